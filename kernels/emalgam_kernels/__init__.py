@@ -1,0 +1,49 @@
+"""The accelerated core of emalgam: kernels for Gaussian mixtures in several backends with one contract.
+
+>>> import numpy as np
+>>> from emalgam_kernels import Packed, log_prob
+>>> unit = Packed("spherical", np.zeros(2), np.ones(2), None, np.array([[-0.5, 0.0, 0.0, -np.log(2 * np.pi)]]))
+>>> out = np.empty(1)
+>>> log_prob(np.zeros((1, 2)), unit, out)
+>>> float(out[0].round(6))
+-1.837877
+
+``from emalgam_kernels import log_prob`` takes the fastest backend that can run on this machine;
+``emalgam_kernels.load("numba_cpu").log_prob`` a certain one. Only the backend that is used gets imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any, Final
+
+from emalgam_kernels.parameters import Direct, Packed, Parameters, statistic_count
+
+BACKENDS: Final = ("reference", "cython_cpu", "numba_cpu", "numba_cuda")
+PREFERRED: Final = ("cython_cpu", "numba_cpu", "reference")
+KERNELS: Final = ("log_prob", "responsibilities", "em_statistics")
+
+__all__ = ["BACKENDS", "KERNELS", "Direct", "Packed", "Parameters", "load", "probe", "statistic_count", *KERNELS]
+
+
+def probe(backend: str) -> str | None:
+    """Why `backend` cannot run here, or None if it can. Imports neither Numba nor a compiled module."""
+    reason: str | None = importlib.import_module(f"emalgam_kernels.{backend}").probe()
+    return reason
+
+
+def load(backend: str) -> ModuleType:
+    """The module that holds the kernels of `backend`; ImportError with the reason if it cannot run here."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
+    reason = probe(backend)
+    if reason is not None:
+        raise ImportError(f"emalgam_kernels.{backend} cannot run here: {reason}")
+    return importlib.import_module(f"emalgam_kernels.{backend}.mixture")
+
+
+def __getattr__(name: str) -> Any:
+    if name in KERNELS:
+        return getattr(load(next(backend for backend in PREFERRED if probe(backend) is None)), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

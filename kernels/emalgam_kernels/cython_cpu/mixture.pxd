@@ -1,0 +1,59 @@
+"""Tile functions for other people's Cython: ``from emalgam_kernels.cython_cpu.mixture cimport logit_tile``.
+
+A tile is feature-major: row d holds feature d of `columns` samples, rows are `stride` elements apart. `columns` is a
+multiple of ``tile_step()`` (``tile_step_float32()`` for the float32 functions). All run without the GIL and validate nothing.
+"""
+
+cdef extern from "tiles.h" nogil:
+    ctypedef struct Problem:
+        const char *x
+        Py_ssize_t rows, D, K, F, x_row_stride, x_column_stride
+        int x_is_float32, map, direct, hard
+        const double *shift
+        const double *scale
+        const double *whitening
+        const double *coefficients
+        Py_ssize_t coefficient_stride
+        const double *mean
+        const double *log_constant
+        const char *weight
+        Py_ssize_t weight_stride
+        char *log_prob
+        Py_ssize_t log_prob_stride
+        char *responsibilities
+        Py_ssize_t responsibility_row_stride, responsibility_column_stride
+        int responsibilities_are_float32
+        double *statistics
+        double *total
+
+
+cpdef Py_ssize_t tile_step() noexcept nogil
+cpdef Py_ssize_t tile_step_float32() noexcept nogil
+
+# Rows [first, last) of φ(z): feature_map 0 full, 1 diag, 2 spherical.
+cdef void feature_tile(int feature_map, const double *z, Py_ssize_t D, Py_ssize_t columns, Py_ssize_t stride,
+                       Py_ssize_t first, Py_ssize_t last, double *phi) noexcept nogil
+cdef void feature_tile_float32(int feature_map, const float *z, Py_ssize_t D, Py_ssize_t columns, Py_ssize_t stride,
+                               Py_ssize_t first, Py_ssize_t last, float *phi) noexcept nogil
+
+# η (K, F) in the order logit_tile reads it; `packed` holds K · F elements.
+cdef void pack_natural(const double *natural, Py_ssize_t K, Py_ssize_t F, double *packed) noexcept nogil
+cdef void pack_natural_float32(const double *natural, Py_ssize_t K, Py_ssize_t F, float *packed) noexcept nogil
+
+# L (K, columns) = η Φᵀ.
+cdef void logit_tile(const double *packed, Py_ssize_t K, Py_ssize_t F, const double *phi, Py_ssize_t columns,
+                     Py_ssize_t stride, double *logits) noexcept nogil
+cdef void logit_tile_float32(const float *packed, Py_ssize_t K, Py_ssize_t F, const float *phi, Py_ssize_t columns,
+                             Py_ssize_t stride, float *logits) noexcept nogil
+
+# L <- weight · softmax_k(L), log_prob <- log Σ_k exp(L_k).
+cdef void softmax_tile(double *logits, Py_ssize_t K, Py_ssize_t columns, Py_ssize_t stride, const double *weight,
+                       double *log_prob) noexcept nogil
+cdef void softmax_tile_float32(float *logits, Py_ssize_t K, Py_ssize_t columns, Py_ssize_t stride,
+                               const float *weight, float *log_prob) noexcept nogil
+
+# S (K, F) float64 += R Φ.
+cdef void statistic_tile(const double *r, Py_ssize_t K, const double *phi, Py_ssize_t F, Py_ssize_t columns,
+                         Py_ssize_t stride, double *statistics) noexcept nogil
+cdef void statistic_tile_float32(const float *r, Py_ssize_t K, const float *phi, Py_ssize_t F, Py_ssize_t columns,
+                                 Py_ssize_t stride, double *statistics) noexcept nogil

@@ -1,0 +1,221 @@
+# cython: language_level=3, binding=True, annotation_typing=False, boundscheck=False, wraparound=False
+"""The E-step and its statistics, compiled: blocks of rows through the tile loop of tile.h, without the GIL.
+
+The functions are specified in `emalgam_kernels.reference.mixture`.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+cimport numpy as cnp
+
+from emalgam_kernels.blocks import for_each_block, native_slices, rows_per_block, sum_over_blocks, workspace
+from emalgam_kernels.parameters import Direct, Packed
+
+cnp.import_array()
+
+cdef extern from "tiles.h" nogil:
+    ctypedef struct Tiles_f64:
+        const char *level
+        Py_ssize_t step
+        Py_ssize_t (*workspace_size)(Py_ssize_t, Py_ssize_t, Py_ssize_t, int, int) noexcept nogil
+        void (*mixture_block)(const Problem *, char *) noexcept nogil
+        void (*feature_tile)(int, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                             double *) noexcept nogil
+        void (*pack_natural)(const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, double *) noexcept nogil
+        void (*logit_tile)(const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, Py_ssize_t,
+                           Py_ssize_t, int, double *) noexcept nogil
+        void (*softmax_tile)(double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, int, int,
+                             double *) noexcept nogil
+        void (*statistic_tile)(const double *, Py_ssize_t, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                               double *, Py_ssize_t) noexcept nogil
+
+    ctypedef struct Tiles_f32:
+        const char *level
+        Py_ssize_t step
+        Py_ssize_t (*workspace_size)(Py_ssize_t, Py_ssize_t, Py_ssize_t, int, int) noexcept nogil
+        void (*mixture_block)(const Problem *, char *) noexcept nogil
+        void (*feature_tile)(int, const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                             float *) noexcept nogil
+        void (*pack_natural)(const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, float *) noexcept nogil
+        void (*logit_tile)(const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, Py_ssize_t,
+                           Py_ssize_t, int, float *) noexcept nogil
+        void (*softmax_tile)(float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, int, int,
+                             float *) noexcept nogil
+        void (*statistic_tile)(const float *, Py_ssize_t, const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+                               double *, Py_ssize_t) noexcept nogil
+
+    int simd_level_of "simd_level"(const char *wanted)
+    const Tiles_f64 *tiles_f64(int level)
+    const Tiles_f32 *tiles_f32(int level)
+
+cdef const Tiles_f64 *_f64
+cdef const Tiles_f32 *_f32
+
+FEATURE_MAP_CODES = {"full": 0, "diag": 1, "spherical": 2}
+
+
+def select_simd_level(wanted: str | None = None) -> str:
+    """Use the code of one SIMD level, and say which: "v4", "v3", "baseline", at most what the processor has."""
+    global _f64, _f32
+    if wanted not in (None, "v4", "v3", "baseline"):
+        raise ValueError(f"SIMD level is {wanted!r}; expected v4, v3 or baseline (EMALGAM_SIMD)")
+    cdef bytes name = (wanted or "v4").encode()
+    cdef int level = simd_level_of(name)
+    _f64, _f32 = tiles_f64(level), tiles_f32(level)
+    return _f64.level.decode()
+
+
+select_simd_level(os.environ.get("EMALGAM_SIMD"))
+
+
+def simd_level() -> str:
+    """The SIMD level whose code runs."""
+    return _f64.level.decode()
+
+
+cdef class _Block:
+    """The part of a Problem that all blocks share, and the arrays that its pointers borrow from."""
+
+    cdef Problem problem
+    cdef bint float32
+    cdef object x, weight, log_prob, responsibilities, arrays
+    cdef Py_ssize_t workspace_size
+
+    def __init__(self, x, parameters, weight=None, log_prob=None, responsibilities=None, bint hard=False):
+        cdef Problem *p = &self.problem
+        cdef cnp.ndarray shift = parameters.shift, scale = parameters.scale, coefficients, mean, constants, whitening
+        self.x, self.weight, self.log_prob, self.responsibilities = x, weight, log_prob, responsibilities
+        self.float32 = parameters.arithmetic == "float32"
+        p.D, p.K, p.F = x.shape[1], parameters.n_components, parameters.n_statistics
+        p.map = FEATURE_MAP_CODES[parameters.feature_map]
+        p.shift, p.scale, p.hard = <double *> shift.data, <double *> scale.data, hard
+        if isinstance(parameters, Direct):
+            coefficients, mean, constants = parameters.precisions_cholesky, parameters.means, parameters.log_constants
+            p.direct, p.coefficient_stride = 1, coefficients.strides[0] // sizeof(double)
+            p.mean, p.log_constant = <double *> mean.data, <double *> constants.data
+        else:
+            coefficients = parameters.natural
+            if parameters.whitening is not None:
+                whitening = parameters.whitening
+                p.whitening = <double *> whitening.data
+        p.coefficients = <double *> coefficients.data
+        self.arrays = parameters
+        cdef Py_ssize_t size
+        if self.float32:
+            size = _f32.workspace_size(p.D, p.K, p.F, p.map, p.direct)
+        else:
+            size = _f64.workspace_size(p.D, p.K, p.F, p.map, p.direct)
+        self.workspace_size = size
+
+    cdef double run(self, Py_ssize_t start, Py_ssize_t stop, cnp.ndarray partial) except? -1:
+        """One block of rows; statistics are added to `partial` if there is one."""
+        cdef Problem p = self.problem
+        cdef cnp.ndarray rows, weight, log_prob, responsibilities, memory = workspace(self.workspace_size)
+        cdef double total = 0
+        for first, last, piece in native_slices(self.x, start, stop):
+            rows = piece
+            p.x, p.rows, p.x_is_float32 = <char *> rows.data, rows.shape[0], rows.itemsize == 4
+            p.x_row_stride, p.x_column_stride = rows.strides[0], rows.strides[1]
+            if self.weight is not None:
+                weight = self.weight[first:last]
+                p.weight, p.weight_stride = <char *> weight.data, weight.strides[0]
+            if self.log_prob is not None:
+                log_prob = self.log_prob[first:last]
+                p.log_prob, p.log_prob_stride = <char *> log_prob.data, log_prob.strides[0]
+            if self.responsibilities is not None:
+                responsibilities = self.responsibilities[first:last]
+                p.responsibilities = <char *> responsibilities.data
+                p.responsibility_row_stride = responsibilities.strides[0]
+                p.responsibility_column_stride = responsibilities.strides[1]
+                p.responsibilities_are_float32 = responsibilities.itemsize == 4
+            if partial is not None:
+                p.statistics, p.total = <double *> partial.data, &total
+            with nogil:
+                if self.float32:
+                    _f32.mixture_block(&p, <char *> memory.data)
+                else:
+                    _f64.mixture_block(&p, <char *> memory.data)
+        return total
+
+    def rows(self, start, stop):
+        self.run(start, stop, None)
+
+    def add(self, start, stop, partial):
+        return self.run(start, stop, partial)
+
+
+def log_prob(x: np.ndarray, parameters: Packed | Direct, out: np.ndarray, n_threads: int = 1) -> None:
+    """log p(x_n); see `emalgam_kernels.reference.mixture.log_prob`."""
+    rows = rows_per_block(parameters.n_components, parameters.n_statistics)
+    for_each_block(_Block(x, parameters, log_prob=out).rows, len(x), rows, n_threads)
+
+
+def responsibilities(x: np.ndarray, parameters: Packed | Direct, out: np.ndarray, n_threads: int = 1) -> None:
+    """r_nk; see `emalgam_kernels.reference.mixture.responsibilities`."""
+    rows = rows_per_block(parameters.n_components, parameters.n_statistics)
+    for_each_block(_Block(x, parameters, responsibilities=out).rows, len(x), rows, n_threads)
+
+
+def em_statistics(
+    x: np.ndarray,
+    sample_weight: np.ndarray | None,
+    parameters: Packed | Direct,
+    out: np.ndarray,
+    hard: bool = False,
+    n_threads: int = 1,
+) -> float:
+    """S and Σ ω log p; see `emalgam_kernels.reference.mixture.em_statistics`."""
+    rows = rows_per_block(parameters.n_components, parameters.n_statistics)
+    block = _Block(x, parameters, weight=sample_weight, hard=hard)
+    return sum_over_blocks(block.add, len(x), rows, out, n_threads)
+
+
+# ---- the tile functions that mixture.pxd offers to other Cython modules
+
+cpdef Py_ssize_t tile_step() noexcept nogil:
+    return _f64.step
+
+cpdef Py_ssize_t tile_step_float32() noexcept nogil:
+    return _f32.step
+
+cdef void feature_tile(int feature_map, const double *z, Py_ssize_t D, Py_ssize_t columns, Py_ssize_t stride,
+                       Py_ssize_t first, Py_ssize_t last, double *phi) noexcept nogil:
+    _f64.feature_tile(feature_map, z, D, columns, stride, first, last, phi)
+
+cdef void feature_tile_float32(int feature_map, const float *z, Py_ssize_t D, Py_ssize_t columns, Py_ssize_t stride,
+                               Py_ssize_t first, Py_ssize_t last, float *phi) noexcept nogil:
+    _f32.feature_tile(feature_map, z, D, columns, stride, first, last, phi)
+
+cdef void pack_natural(const double *natural, Py_ssize_t K, Py_ssize_t F, double *packed) noexcept nogil:
+    _f64.pack_natural(natural, F, 1, K, F, packed)
+
+cdef void pack_natural_float32(const double *natural, Py_ssize_t K, Py_ssize_t F, float *packed) noexcept nogil:
+    _f32.pack_natural(natural, F, 1, K, F, packed)
+
+cdef void logit_tile(const double *packed, Py_ssize_t K, Py_ssize_t F, const double *phi, Py_ssize_t columns,
+                     Py_ssize_t stride, double *logits) noexcept nogil:
+    _f64.logit_tile(packed, K, F, 0, F, phi, columns, stride, 0, logits)
+
+cdef void logit_tile_float32(const float *packed, Py_ssize_t K, Py_ssize_t F, const float *phi, Py_ssize_t columns,
+                             Py_ssize_t stride, float *logits) noexcept nogil:
+    _f32.logit_tile(packed, K, F, 0, F, phi, columns, stride, 0, logits)
+
+cdef void softmax_tile(double *logits, Py_ssize_t K, Py_ssize_t columns, Py_ssize_t stride, const double *weight,
+                       double *log_prob) noexcept nogil:
+    _f64.softmax_tile(logits, K, columns, stride, weight, 0, 1, log_prob)
+
+cdef void softmax_tile_float32(float *logits, Py_ssize_t K, Py_ssize_t columns, Py_ssize_t stride,
+                               const float *weight, float *log_prob) noexcept nogil:
+    _f32.softmax_tile(logits, K, columns, stride, weight, 0, 1, log_prob)
+
+cdef void statistic_tile(const double *r, Py_ssize_t K, const double *phi, Py_ssize_t F, Py_ssize_t columns,
+                         Py_ssize_t stride, double *statistics) noexcept nogil:
+    _f64.statistic_tile(r, K, phi, F, columns, stride, statistics, F)
+
+cdef void statistic_tile_float32(const float *r, Py_ssize_t K, const float *phi, Py_ssize_t F, Py_ssize_t columns,
+                                 Py_ssize_t stride, double *statistics) noexcept nogil:
+    _f32.statistic_tile(r, K, phi, F, columns, stride, statistics, F)

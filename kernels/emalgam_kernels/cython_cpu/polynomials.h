@@ -1,0 +1,22 @@
+/* The numbers of emalgam_kernels/polynomials.py (which says where they come from), highest degree first. */
+#pragma once
+
+#define EXP_COEFFICIENTS_f64 \
+    0x1.af389ecfc4b9cp-26, 0x1.28917c89a43a7p-22, 0x1.71de0db2f6b19p-19, 0x1.a019b9149a41cp-16, \
+    0x1.a01a01a7c2efep-13, 0x1.6c16c17889ef1p-10, 0x1.11111111109b5p-7, 0x1.5555555553d68p-5, \
+    0x1.5555555555556p-3, 0x1.0000000000001p-1
+#define EXP_COEFFICIENTS_f32 0x1.6d10fcp-10f, 0x1.120b62p-7f, 0x1.55551ap-5f, 0x1.5554dep-3f, 0x1.000000p-1f
+
+#define LOG_COEFFICIENTS_f64 \
+    0x1.2b584aae78a57p-3, 0x1.39fe606542ddep-3, 0x1.7462b4ab2ef6bp-3, 0x1.c71c62e5800a1p-3, \
+    0x1.2492492df148dp-2, 0x1.99999999952e2p-2, 0x1.5555555555558p-1
+#define LOG_COEFFICIENTS_f32 0x1.2ee610p-2f, 0x1.997c30p-2f, 0x1.55555cp-1f
+
+#define LOG2_E_f64 0x1.71547652b82fep+0
+#define LOG2_E_f32 0x1.715476p+0f
+#define LN2_HIGH_f64 0x1.62e42fee00000p-1
+#define LN2_HIGH_f32 0x1.62e000p-1f
+#define LN2_LOW_f64 0x1.a39ef35793c76p-33
+#define LN2_LOW_f32 0x1.0bfbe8p-15f
+#define EXP_UNDERFLOW_f64 -708.0
+#define EXP_UNDERFLOW_f32 -87.0f

@@ -1,0 +1,113 @@
+"""What a kernel needs to know about a mixture, as frozen values of plain arrays.
+
+`Packed` is the library's one idea: ``log w_k N(x; μ_k, Σ_k) = ⟨η_k, φ(z)⟩`` with ``z = (x − shift) · scale`` (then
+``z W`` if there is a whitening). `Direct` holds means and precision factors instead, for parameters at which the
+packed inner product would cancel. Letters: N samples, D features, K components, F packed statistics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+FEATURE_MAPS: Final = ("full", "diag", "spherical")
+ARITHMETICS: Final = ("float32", "float64")
+
+
+def statistic_count(feature_map: str, n_features: int) -> int:
+    """Length F of φ(z).
+
+    ===========  =====================================  ===================
+    feature map  φ(z)                                   F
+    ===========  =====================================  ===================
+    full         z_i z_j for i ≥ j (row by row), z, 1   (D + 1)(D + 2) / 2
+    diag         z_i², z, 1                             2 D + 1
+    spherical    ‖z‖², z, 1                             D + 2
+    ===========  =====================================  ===================
+
+    >>> statistic_count("full", 2), statistic_count("diag", 2), statistic_count("spherical", 2)
+    (6, 5, 4)
+    """
+    D = n_features
+    return {"full": (D + 1) * (D + 2) // 2, "diag": 2 * D + 1, "spherical": D + 2}[feature_map]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A mixture as natural parameters in a frame.
+
+    Parameters
+    ----------
+    feature_map : {"full", "diag", "spherical"}
+        Which φ the natural parameters belong to (see `statistic_count`).
+    shift, scale : (D,) float64, C-contiguous
+        The frame: ``z = (x − shift) · scale``.
+    whitening : (D, D) float64, C-contiguous, or None
+        Applied after the frame: ``z W``.
+    natural : (K, F) float64, C-contiguous
+        η: off-diagonal entries doubled, log w_k and every constant in the last column.
+    arithmetic : {"float32", "float64"}
+        The type that a tile is computed in. Statistics are float64 whatever it is.
+    """
+
+    feature_map: str
+    shift: np.ndarray
+    scale: np.ndarray
+    whitening: np.ndarray | None
+    natural: np.ndarray
+    arithmetic: str = "float64"
+
+    @property
+    def n_components(self) -> int:
+        return int(self.natural.shape[0])
+
+    @property
+    def n_statistics(self) -> int:
+        return int(self.natural.shape[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """A mixture as means and precision factors in a frame: ``log w_k N = c_k − ½ ‖P_kᵀ (z − μ_k)‖²``.
+
+    Parameters
+    ----------
+    feature_map : {"full", "diag"}
+        "full": P_k is a triangular matrix. "diag": it is a diagonal.
+    shift, scale : (D,) float64, C-contiguous
+        The frame, as in `Packed`.
+    means : (K, D) float64, C-contiguous
+        μ_k in the frame.
+    precisions_cholesky : (K, D, D) or (K, D) float64
+        P_k, upper triangular with ``P Pᵀ = Σ⁻¹`` in the frame, each C-contiguous; for "diag" the diagonals. A stride of zero along
+        K (`numpy.broadcast_to`) is allowed for "full": one factor shared by all components.
+    log_constants : (K,) float64
+        c_k, log w_k and the log-determinant included.
+    arithmetic : {"float32", "float64"}
+        As in `Packed`.
+
+    Notes
+    -----
+    `em_statistics` then returns statistics about each component's own mean: Σ r φ(z − μ_k).
+    """
+
+    feature_map: str
+    shift: np.ndarray
+    scale: np.ndarray
+    means: np.ndarray
+    precisions_cholesky: np.ndarray
+    log_constants: np.ndarray
+    arithmetic: str = "float64"
+
+    @property
+    def n_components(self) -> int:
+        return int(self.means.shape[0])
+
+    @property
+    def n_statistics(self) -> int:
+        return statistic_count(self.feature_map, self.means.shape[1])
+
+
+Parameters = Packed | Direct

@@ -1,0 +1,65 @@
+"""Coefficients of the exp and log polynomials that every backend evaluates.
+
+``exp(r) = 1 + r + r² q(r)`` on ``|r| ≤ ln 2 / 2`` and ``log(1 + f) = 2 s + s z p(z)`` with ``s = f / (2 + f)``,
+``z = s²`` on ``√½ ≤ 1 + f ≤ √2`` (the range reduction of fdlibm's ``e_log.c``). ``q`` and ``p`` are Chebyshev
+interpolants; ``tests/kernels/test_polynomials.py`` fits them again with mpmath and compares, and holds the C header of
+the Cython backend to these numbers. ``LN2_HIGH`` has so many trailing zero bits that ``n · LN2_HIGH`` is exact
+for every exponent ``n``.
+
+Highest degree first, one tuple per arithmetic dtype.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+EXP: Final[dict[str, tuple[float, ...]]] = {
+    "float64": tuple(
+        map(
+            float.fromhex,
+            (
+                "0x1.af389ecfc4b9cp-26",
+                "0x1.28917c89a43a7p-22",
+                "0x1.71de0db2f6b19p-19",
+                "0x1.a019b9149a41cp-16",
+                "0x1.a01a01a7c2efep-13",
+                "0x1.6c16c17889ef1p-10",
+                "0x1.11111111109b5p-7",
+                "0x1.5555555553d68p-5",
+                "0x1.5555555555556p-3",
+                "0x1.0000000000001p-1",
+            ),
+        )
+    ),
+    "float32": tuple(
+        map(
+            float.fromhex,
+            ("0x1.6d10fcp-10", "0x1.120b62p-7", "0x1.55551ap-5", "0x1.5554dep-3", "0x1.000000p-1"),
+        )
+    ),
+}
+
+LOG: Final[dict[str, tuple[float, ...]]] = {
+    "float64": tuple(
+        map(
+            float.fromhex,
+            (
+                "0x1.2b584aae78a57p-3",
+                "0x1.39fe606542ddep-3",
+                "0x1.7462b4ab2ef6bp-3",
+                "0x1.c71c62e5800a1p-3",
+                "0x1.2492492df148dp-2",
+                "0x1.99999999952e2p-2",
+                "0x1.5555555555558p-1",
+            ),
+        )
+    ),
+    "float32": tuple(map(float.fromhex, ("0x1.2ee610p-2", "0x1.997c30p-2", "0x1.55555cp-1"))),
+}
+
+LOG2_E: Final = {"float64": float.fromhex("0x1.71547652b82fep+0"), "float32": float.fromhex("0x1.715476p+0")}
+LN2_HIGH: Final = {"float64": float.fromhex("0x1.62e42fee00000p-1"), "float32": float.fromhex("0x1.62e000p-1")}
+LN2_LOW: Final = {"float64": float.fromhex("0x1.a39ef35793c76p-33"), "float32": float.fromhex("0x1.0bfbe8p-15")}
+
+# Below this argument exp returns 0: the smallest normal number, so that no subnormal is ever produced.
+EXP_UNDERFLOW: Final = {"float64": -708.0, "float32": -87.0}
