@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Final, cast
 
 import numpy as np
 
@@ -20,6 +20,7 @@ FLOP_PER_EXPONENTIAL: Final = 40
 FEWEST_ROWS: Final = 1024
 MOST_ROWS: Final = 65536
 ROWS_PER_CONVERSION: Final = 2048
+BLOCKS_AHEAD: Final = 4  # per thread: enough that a thread which lost its processor for a while holds up no other
 
 _threads: ThreadPoolExecutor | None = None
 _local = threading.local()
@@ -67,65 +68,89 @@ def native_slices(x: np.ndarray, start: int, stop: int) -> Iterator[tuple[int, i
         yield first, last, x[first:last].astype(dtype)
 
 
-def _on_threads(worker: Callable[[], None], n_threads: int) -> None:
-    """Run `worker` on `n_threads` threads, the caller's among them; the first error is raised when all have ended."""
-    global _threads
-    if n_threads == 1:
-        worker()
-        return
-    if _threads is None:
-        _threads = ThreadPoolExecutor(max_workers=4096, thread_name_prefix="emalgam")
-    others = [_threads.submit(worker) for _ in range(n_threads - 1)]
-    try:
-        worker()
-    finally:
-        errors = [other.exception() for other in others]
-    for error in errors:
-        if error is not None:
-            raise error
+class _Crew:
+    """Threads that share the blocks of one call. The first error ends them all, and is raised when they have ended."""
+
+    def __init__(self, n_blocks: int) -> None:
+        self.indices = iter(range(n_blocks))
+        self.errors: list[BaseException] = []
+        self.changed = threading.Condition()
+
+    def run(self, block: Callable[[int], None], n_threads: int) -> None:
+        """Call ``block(index)`` for every index on `n_threads` threads, the caller's among them."""
+        global _threads
+        others: list[Future[None]] = []
+        try:
+            if n_threads > 1 and _threads is None:
+                _threads = ThreadPoolExecutor(max_workers=4096, thread_name_prefix="emalgam")
+            for _ in range(n_threads - 1):
+                others.append(cast(ThreadPoolExecutor, _threads).submit(self._work, block))
+            self._work(block)
+            wait(others)
+        except BaseException as error:  # an interrupt, or no thread to be had
+            self._fail(error)
+            wait(others)
+        if self.errors:
+            del self.errors[1:]
+            raise self.errors.pop()
+
+    def _work(self, block: Callable[[int], None]) -> None:
+        try:
+            for index in self.indices:
+                if self.errors:
+                    return
+                block(index)
+        except BaseException as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        with self.changed:
+            self.errors.append(error)
+            self.changed.notify_all()
 
 
 def for_each_block(block: Callable[[int, int], None], n_rows: int, rows: int, n_threads: int) -> None:
     """Call ``block(start, stop)`` for every block of `rows` rows."""
     n_blocks = -(-n_rows // rows)
-    indices = iter(range(n_blocks))
-
-    def worker() -> None:
-        for index in indices:
-            block(index * rows, min((index + 1) * rows, n_rows))
-
-    _on_threads(worker, min(n_threads, n_blocks))
+    crew = _Crew(n_blocks)
+    crew.run(lambda index: block(index * rows, min((index + 1) * rows, n_rows)), min(n_threads, n_blocks))
 
 
 def sum_over_blocks(
     block: Callable[[int, int, np.ndarray], float], n_rows: int, rows: int, out: np.ndarray, n_threads: int
 ) -> float:
-    """out ← Σ over blocks of what ``block(start, stop, partial)`` adds to a partial array of zeros, in block order.
+    """out ← Σ over blocks of what ``block(start, stop, partial)`` adds to a C-contiguous array of zeros, in block order.
 
-    Returns the sum of the blocks' return values, in the same order. Memory: `out` a few times per thread.
+    Returns the sum of the blocks' return values, in the same order. Memory: `out` at most a few times per thread, as
+    threads wait rather than run far ahead of a block that takes long.
     """
     n_blocks = -(-n_rows // rows)
-    indices = iter(range(n_blocks))
-    lock = threading.Lock()
+    n_threads = min(n_threads, n_blocks)
+    ahead = BLOCKS_AHEAD * max(n_threads, 1)
+    crew = _Crew(n_blocks)
     finished: dict[int, tuple[np.ndarray, float]] = {}
     spare: list[np.ndarray] = []
     added, total = 0, 0.0
     out[...] = 0.0
 
-    def worker() -> None:
+    def add(index: int) -> None:
         nonlocal added, total
-        for index in indices:
-            partial = spare.pop() if spare else np.empty_like(out)
-            partial[...] = 0.0
-            value = block(index * rows, min((index + 1) * rows, n_rows), partial)
-            with lock:
-                finished[index] = partial, value
-                while added in finished:
-                    partial, value = finished.pop(added)
-                    np.add(out, partial, out=out)
-                    total += value
-                    added += 1
-                    spare.append(partial)
+        with crew.changed:
+            crew.changed.wait_for(lambda: crew.errors or index < added + ahead)
+            if crew.errors:
+                return
+            partial = spare.pop() if spare else np.empty(out.shape)
+        partial[...] = 0.0
+        value = block(index * rows, min((index + 1) * rows, n_rows), partial)
+        with crew.changed:
+            finished[index] = partial, value
+            while added in finished:
+                partial, value = finished.pop(added)
+                np.add(out, partial, out=out)
+                total += value
+                added += 1
+                spare.append(partial)
+            crew.changed.notify_all()
 
-    _on_threads(worker, min(n_threads, n_blocks))
+    crew.run(add, n_threads)
     return total

@@ -1,0 +1,54 @@
+"""emalgam: Gaussian mixtures, divergences and Monte Carlo at the speed of the hardware.
+
+Names are imported when they are first used: ``import emalgam`` loads NumPy and nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+__version__: Final = "0.1.0"
+
+_HOMES: Final = {
+    "GaussianMixture": "estimator",
+    "Mixture": "mixture",
+    "fit": "em",
+    "Fit": "em",
+    "Iteration": "em",
+    "ConvergenceWarning": "em",
+    "DegenerateComponentError": "em",
+    "NumericalError": "em",
+    "BackendUnavailable": "backends",
+    "use_backend": "backends",
+    "save_model": "model_file",
+    "load_model": "model_file",
+    "ModelFileError": "model_file",
+}
+_MODULES: Final = ("backends", "plot")
+
+__all__ = [*_HOMES, *_MODULES]
+
+if TYPE_CHECKING:
+    from emalgam import backends as backends
+    from emalgam import plot as plot
+    from emalgam.backends import BackendUnavailable, use_backend
+    from emalgam.em import ConvergenceWarning, DegenerateComponentError, Fit, Iteration, NumericalError, fit
+    from emalgam.estimator import GaussianMixture
+    from emalgam.mixture import Mixture
+    from emalgam.model_file import ModelFileError, load_model, save_model
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"emalgam.{_HOMES[name]}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"emalgam.{name}")
+    else:
+        raise AttributeError(f"module 'emalgam' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

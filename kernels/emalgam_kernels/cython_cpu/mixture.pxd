@@ -4,29 +4,6 @@ A tile is feature-major: row d holds feature d of `columns` samples, rows are `s
 multiple of ``tile_step()`` (``tile_step_float32()`` for the float32 functions). All run without the GIL and validate nothing.
 """
 
-cdef extern from "tiles.h" nogil:
-    ctypedef struct Problem:
-        const char *x
-        Py_ssize_t rows, D, K, F, x_row_stride, x_column_stride
-        int x_is_float32, map, direct, hard
-        const double *shift
-        const double *scale
-        const double *whitening
-        const double *coefficients
-        Py_ssize_t coefficient_stride
-        const double *mean
-        const double *log_constant
-        const char *weight
-        Py_ssize_t weight_stride
-        char *log_prob
-        Py_ssize_t log_prob_stride
-        char *responsibilities
-        Py_ssize_t responsibility_row_stride, responsibility_column_stride
-        int responsibilities_are_float32
-        double *statistics
-        double *total
-
-
 cpdef Py_ssize_t tile_step() noexcept nogil
 cpdef Py_ssize_t tile_step_float32() noexcept nogil
 

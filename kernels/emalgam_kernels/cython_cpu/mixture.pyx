@@ -18,6 +18,27 @@ from emalgam_kernels.parameters import Direct, Packed
 cnp.import_array()
 
 cdef extern from "tiles.h" nogil:
+    ctypedef struct Problem:
+        const char *x
+        Py_ssize_t rows, D, K, F, x_row_stride, x_column_stride
+        int x_is_float32, map, direct, hard
+        const double *shift
+        const double *scale
+        const double *whitening
+        const double *coefficients
+        Py_ssize_t coefficient_stride
+        const double *mean
+        const double *log_constant
+        const char *weight
+        Py_ssize_t weight_stride
+        char *log_prob
+        Py_ssize_t log_prob_stride
+        char *responsibilities
+        Py_ssize_t responsibility_row_stride, responsibility_column_stride
+        int responsibilities_are_float32
+        double *statistics
+        double *total
+
     ctypedef struct Tiles_f64:
         const char *level
         Py_ssize_t step
@@ -61,7 +82,7 @@ FEATURE_MAP_CODES = {"full": 0, "diag": 1, "spherical": 2}
 def select_simd_level(wanted: str | None = None) -> str:
     """Use the code of one SIMD level, and say which: "v4", "v3", "baseline", at most what the processor has."""
     global _f64, _f32
-    if wanted not in (None, "v4", "v3", "baseline"):
+    if wanted is not None and wanted not in ("v4", "v3", "baseline"):
         raise ValueError(f"SIMD level is {wanted!r}; expected v4, v3 or baseline (EMALGAM_SIMD)")
     cdef bytes name = (wanted or "v4").encode()
     cdef int level = simd_level_of(name)

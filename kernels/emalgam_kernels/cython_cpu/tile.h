@@ -407,7 +407,8 @@ KERNEL Py_ssize_t N_(workspace_size)(Py_ssize_t D, Py_ssize_t K, Py_ssize_t F, i
     N_(tile_shape)(D, K, F, direct, &features, &columns, &stride);
     const Py_ssize_t coefficients = direct ? (map == FULL ? K * D * D : K * D) : K * F;
     const Py_ssize_t whitening = D * D, square = direct ? D * D * sizeof(double) / sizeof(REAL) : 0;
-    return ((features + K + 2 * D + 2) * stride + coefficients + whitening + square) * sizeof(REAL) + 6 * 64;
+    /* up to 63 bytes go to the alignment of the start and of each of the arrays that mixture_block takes */
+    return ((features + K + 2 * D + 2) * stride + coefficients + whitening + square) * sizeof(REAL) + 10 * 64;
 }
 
 /* The coefficients as logit_tile reads them: η; for direct P_kᵀ, or the diagonal of P_k; and the whitening Wᵀ. */

@@ -33,7 +33,7 @@ def log_prob(x: np.ndarray, parameters: Packed | Direct, out: np.ndarray, n_thre
 
     def block(start: int, stop: int) -> None:
         for first, last, rows in _slices(x, start, stop):
-            out[first:last] = _log_sum_exp(_logits(_frame(rows, parameters), parameters))[0]
+            out[first:last] = _log_sum_exp(_logits(into_frame(rows, parameters), parameters))[0]
 
     for_each_block(block, len(x), rows_per_block(parameters.n_components, parameters.n_statistics), n_threads)
 
@@ -51,7 +51,7 @@ def responsibilities(x: np.ndarray, parameters: Packed | Direct, out: np.ndarray
 
     def block(start: int, stop: int) -> None:
         for first, last, rows in _slices(x, start, stop):
-            out[first:last] = _log_sum_exp(_logits(_frame(rows, parameters), parameters))[1]
+            out[first:last] = _log_sum_exp(_logits(into_frame(rows, parameters), parameters))[1]
 
     for_each_block(block, len(x), rows_per_block(parameters.n_components, parameters.n_statistics), n_threads)
 
@@ -92,17 +92,17 @@ def em_statistics(
         total = 0.0
         for first, last, rows in _slices(x, start, stop):
             weight = np.ones(last - first) if sample_weight is None else sample_weight[first:last]
-            z = np.where(weight[:, None] == 0, 0, _frame(rows, parameters))
+            z = np.where(weight[:, None] == 0, 0, into_frame(rows, parameters))
             logits = _logits(z, parameters)
             log_p, r = _log_sum_exp(logits)
             if hard:
                 log_p, r = logits.max(axis=1), (logits.argmax(axis=1)[:, None] == np.arange(logits.shape[1]))
             r = (r * weight[:, None]).astype(logits.dtype)
             if isinstance(parameters, Packed):
-                partial += r.T @ _features(z, parameters.feature_map)
+                partial += r.T @ features(z, parameters.feature_map)
             else:
                 for k, mean in enumerate(parameters.means.astype(z.dtype)):
-                    partial[k] += r[:, k] @ _features(z - mean, parameters.feature_map)
+                    partial[k] += r[:, k] @ features(z - mean, parameters.feature_map)
             total += float(weight @ log_p.astype(np.float64))
         return total
 
@@ -119,7 +119,7 @@ def _slices(x: np.ndarray, start: int, stop: int) -> Iterator[tuple[int, int, np
 
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")
-def _frame(x: np.ndarray, parameters: Packed | Direct) -> np.ndarray:
+def into_frame(x: np.ndarray, parameters: Packed | Direct) -> np.ndarray:
     """z = (x − shift) · scale, then z W, in the arithmetic type."""
     z = ((x.astype(np.float64) - parameters.shift) * parameters.scale).astype(parameters.arithmetic)
     if isinstance(parameters, Packed) and parameters.whitening is not None:
@@ -128,7 +128,7 @@ def _frame(x: np.ndarray, parameters: Packed | Direct) -> np.ndarray:
 
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")
-def _features(z: np.ndarray, feature_map: str) -> np.ndarray:
+def features(z: np.ndarray, feature_map: str) -> np.ndarray:
     """φ(z), (N, F): see `emalgam_kernels.parameters.statistic_count`."""
     one = np.ones((len(z), 1), z.dtype)
     if feature_map == "full":
@@ -142,7 +142,7 @@ def _features(z: np.ndarray, feature_map: str) -> np.ndarray:
 def _logits(z: np.ndarray, parameters: Packed | Direct) -> np.ndarray:
     """L_nk = log w_k N(x_n; μ_k, Σ_k): ⟨η_k, φ(z_n)⟩, or c_k − ½ ‖P_kᵀ (z_n − μ_k)‖²; (N, K)."""
     if isinstance(parameters, Packed):
-        return _features(z, parameters.feature_map) @ parameters.natural.astype(z.dtype).T
+        return features(z, parameters.feature_map) @ parameters.natural.astype(z.dtype).T
     logits = np.empty((len(z), parameters.n_components), z.dtype)
     for k in range(parameters.n_components):
         centred = z - parameters.means[k].astype(z.dtype)

@@ -1,0 +1,402 @@
+"""The command line: ``emalgam fit | score | predict | sample | info``.
+
+Results go to standard output, as text or (``--json``) as one JSON object; progress, warnings and errors go to standard
+error, each on one line. Libraries that a command can do without are imported in the functions that use them: a short
+fit should not wait for pyarrow or rich.
+
+======  ==================================================================
+exit    meaning
+======  ==================================================================
+0       done; a fit that stopped at --max-iter warns and says so in its report
+1       the input, the model file or the fit is at fault
+2       the command line is: an unknown option, a value out of range
+3       the backend that was asked for cannot run here
+130     interrupted
+======  ==================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+import numpy as np
+import typer
+
+from emalgam import __version__
+from emalgam.backends import BackendUnavailable
+from emalgam.tables import check_suffix, read_table, write_table
+
+if TYPE_CHECKING:
+    from emalgam.em import Fit, Iteration
+    from emalgam.mixture import Mixture
+
+EXIT_FAULT: Final = 1
+EXIT_BACKEND: Final = 3
+EPILOG: Final = (
+    "Exit codes: 0 done (a fit that did not converge warns), 1 input, model or fit at fault, 2 command line at fault, "
+    "3 backend unavailable, 130 interrupted."
+)
+
+app = typer.Typer(
+    help="Fit, score and sample Gaussian mixtures.",
+    epilog=EPILOG,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Data = Annotated[Path, typer.Argument(metavar="DATA", help="Table of numbers: .npy, .npz, .csv or .parquet.")]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file that `emalgam fit` wrote.")]
+Backend = Annotated[
+    Literal["auto", "reference", "cython_cpu", "numba_cpu", "numba_cuda"],
+    typer.Option(help="What computes; `emalgam info` lists what can run here."),
+]
+Algorithm = Annotated[
+    Literal["auto", "packed", "direct"], typer.Option(help="auto takes the fastest that is accurate on the data.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="All processors by default; results do not depend on it.")]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"emalgam {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Fit, score and sample Gaussian mixtures."""
+
+
+@app.command(epilog=EPILOG)
+def fit(
+    data: Data,
+    components: Annotated[int, typer.Option("-k", "--components", min=1, help="Number of components K.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Model file to write (safetensors).")] = None,
+    covariance: Annotated[Literal["full", "tied", "diag", "spherical"], typer.Option(help="Covariance type.")] = "full",
+    tol: Annotated[float, typer.Option(min=0.0, help="Stop below this change of the mean log-likelihood.")] = 1e-3,
+    max_iter: Annotated[int, typer.Option(min=1, help="Most iterations of EM.")] = 100,
+    n_init: Annotated[int, typer.Option(min=1, help="Restarts; the best one is kept.")] = 1,
+    init: Annotated[
+        Literal["kmeans", "k-means++", "random", "random_from_data"], typer.Option(help="How to start.")
+    ] = "kmeans",
+    reg_covar: Annotated[
+        str, typer.Option(metavar="auto|FLOAT", help="Added to variances; auto: 1e-6 of each feature's variance.")
+    ] = "auto",
+    seed: Seed = 0,
+    weights: Annotated[Path | None, typer.Option(help="Sample weights: a file like DATA with one column.")] = None,
+    backend: Backend = "auto",
+    algorithm: Algorithm = "auto",
+    threads: Threads = None,
+    on_degenerate: Annotated[
+        Literal["regularize", "reseed", "error"], typer.Option(help="What to do with a component that collapses.")
+    ] = "regularize",
+    as_json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no report, unless --json.")] = False,
+) -> None:
+    """Fit a mixture to the rows of DATA by expectation-maximization."""
+    from emalgam import em
+
+    floor = _reg_covar(reg_covar)
+    _check_folder(output)
+    x = read_table(data)
+    sample_weight = None if weights is None else _column(weights)
+    start = time.perf_counter()
+    with _progress(max_iter, quiet) as callback:
+        fitted = em.fit(
+            x,
+            components,
+            covariance_type=covariance,
+            sample_weight=sample_weight,
+            tol=tol,
+            reg_covar=floor,
+            max_iter=max_iter,
+            n_init=n_init,
+            init_params=init,
+            random_state=seed,
+            on_degenerate=on_degenerate,
+            backend=backend,
+            algorithm=algorithm,
+            n_threads=threads,
+            callback=callback,
+        )
+    seconds = time.perf_counter() - start
+    if output is not None:
+        _save(fitted, output)
+    if as_json or not quiet:
+        report = _fit_report(fitted, x, sample_weight is not None, seconds, threads)
+        _print_report(report | {"output": output}, as_json)
+
+
+@app.command(epilog=EPILOG)
+def score(
+    data: Data,
+    model: Model,
+    each: Annotated[Path | None, typer.Option(help="Write the log-density of each row to this table.")] = None,
+    backend: Backend = "auto",
+    algorithm: Algorithm = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Log-likelihood of DATA under MODEL, in nats, and its AIC and BIC."""
+    from emalgam.model_file import load_model
+
+    _check_table(each)
+    mixture = load_model(model)
+    log_prob = mixture.log_prob(read_table(data), backend=backend, algorithm=algorithm, n_threads=threads)
+    if each is not None:
+        write_table(each, log_prob, name="log_prob")
+    sizes = {"n_samples": len(log_prob), "n_components": mixture.n_components, "n_parameters": mixture.n_parameters}
+    _print_report(sizes | _criteria(mixture, log_prob) | {"each": each}, as_json)
+
+
+@app.command(epilog=EPILOG)
+def predict(
+    data: Data,
+    model: Model,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Table to write: .npy, .npz, .csv or .parquet.")],
+    proba: Annotated[bool, typer.Option("--proba", help="Write the probability of every component instead.")] = False,
+    backend: Backend = "auto",
+    algorithm: Algorithm = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """The component that each row of DATA most probably came from."""
+    from emalgam.model_file import load_model
+
+    _check_table(output)
+    mixture = load_model(model)
+    assign = mixture.responsibilities if proba else mixture.predict
+    assigned = assign(read_table(data), backend=backend, algorithm=algorithm, n_threads=threads)
+    write_table(output, assigned, name="probability" if proba else "label")
+    labels = assigned.argmax(axis=1) if proba else assigned
+    counts = np.bincount(labels, minlength=mixture.n_components).tolist()
+    _print_report({"n_samples": len(assigned), "rows_per_component": counts, "output": output}, as_json)
+
+
+@app.command(epilog=EPILOG)
+def sample(
+    model: Model,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Table to write: .npy, .npz, .csv or .parquet.")],
+    n_samples: Annotated[int, typer.Option("-n", "--samples", min=1, help="Rows to draw.")] = 1000,
+    labels: Annotated[Path | None, typer.Option(help="Write the component of each row to this table.")] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Draw rows from MODEL, grouped by component."""
+    from emalgam.model_file import load_model
+
+    _check_table(output)
+    _check_table(labels)
+    x, drawn = load_model(model).sample(n_samples, seed)
+    write_table(output, x)
+    if labels is not None:
+        write_table(labels, drawn, name="label")
+    _print_report({"n_samples": len(x), "n_features": x.shape[1], "output": output, "labels": labels}, as_json)
+
+
+@app.command(epilog=EPILOG)
+def info(
+    compile_kernels: Annotated[
+        bool,
+        typer.Option("--compile", help="Compile the Numba kernels now, if they are not in the cache, and time it."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """What can compute here, and why not: backends, threads, SIMD level, GPU, versions."""
+    from emalgam.machine import describe
+
+    machine = describe(compile_kernels)
+    if as_json:
+        typer.echo(json.dumps(machine))
+        return
+    for key in ("default_backend", "n_threads", "simd_level", "gpu", "numba_compilation"):
+        typer.echo(f"{key.replace('_', ' '):22}{machine[key]}")
+    typer.echo(f"{'versions':22}{', '.join(f'{name} {version}' for name, version in machine['versions'].items())}")
+    for backend in machine["backends"]:
+        available = "available" if backend["available"] else f"unavailable: {backend['reason']}"
+        typer.echo(f"{backend['name']:22}{available}")
+        if not backend["available"]:
+            typer.echo(f"{'':22}to install it: {backend['install']}")
+
+
+def _reg_covar(text: str) -> float | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise typer.BadParameter(f"{text!r} is neither auto nor a number >= 0", param_hint="--reg-covar")
+    return value
+
+
+def _check_folder(path: Path | None) -> None:
+    """Say before the work, not after it, that a result could not be written."""
+    if path is not None and not path.parent.is_dir():
+        raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
+    if path is not None and path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file to write")
+
+
+def _check_table(path: Path | None) -> None:
+    if path is not None:
+        check_suffix(path)
+        _check_folder(path)
+
+
+def _column(path: Path) -> np.ndarray:
+    """A file's only column, (N,)."""
+    array = read_table(path, names=("weights", "sample_weight"))
+    if array.ndim == 2 and array.shape[1] == 1:
+        return array[:, 0]
+    if array.ndim != 1:
+        raise ValueError(f"{path}: has shape {array.shape}; expected one weight for each row of the data")
+    return array
+
+
+@contextmanager
+def _progress(max_iter: int, quiet: bool) -> Iterator[Callable[[Iteration], bool] | None]:
+    """A callback that shows each iteration on standard error; None if nobody is looking."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("starting", total=max_iter)
+
+        def show(step: Iteration) -> bool:
+            text = f"restart {step.restart}  log-likelihood {step.lower_bound:.6f}  change {step.change:.1e}"
+            progress.update(task, completed=step.iteration, description=text)
+            return False
+
+        yield show
+
+
+def _save(fitted: Fit, path: Path) -> None:
+    from emalgam.model_file import save_model
+
+    metadata = {
+        "writer": f"emalgam {__version__}",
+        "n_iter": str(fitted.n_iter),
+        "converged": str(fitted.converged).lower(),
+        "lower_bound": repr(float(fitted.lower_bound)),
+    }
+    save_model(fitted.mixture, path, metadata=metadata)
+
+
+def _fit_report(fitted: Fit, x: np.ndarray, weighted: bool, seconds: float, threads: int | None) -> dict[str, Any]:
+    """What a fit says about itself; the likelihood of the final mixture costs one more pass, and rows with weights have no BIC."""
+    report: dict[str, Any] = {
+        "n_samples": x.shape[0],
+        "n_features": x.shape[1],
+        "n_components": fitted.mixture.n_components,
+        "covariance_type": fitted.mixture.covariance_type,
+        "backend": fitted.backend,
+        "algorithm": fitted.algorithm,
+        "arithmetic": fitted.arithmetic,
+        "error_bound": fitted.error_bound,
+        "converged": fitted.converged,
+        "n_iter": fitted.n_iter,
+        "seconds": seconds,
+        "effective_components": fitted.effective_components,
+        "lower_bound": fitted.lower_bound,
+    }
+    return (
+        report
+        if weighted
+        else report | _criteria(fitted.mixture, fitted.mixture.log_prob(x, backend=fitted.backend, n_threads=threads))
+    )
+
+
+def _criteria(mixture: Mixture, log_prob: np.ndarray) -> dict[str, float]:
+    """Log-likelihood, AIC and BIC of the rows whose log-densities are given, (N,), in nats."""
+    total = float(log_prob.sum())
+    return {
+        "mean_log_likelihood": total / len(log_prob),
+        "log_likelihood": total,
+        "aic": 2.0 * mixture.n_parameters - 2.0 * total,
+        "bic": math.log(len(log_prob)) * mixture.n_parameters - 2.0 * total,
+    }
+
+
+def _print_report(report: Mapping[str, Any], as_json: bool) -> None:
+    """A result on standard output: a JSON object, or one line for each entry that has a value."""
+    if as_json:
+        typer.echo(json.dumps({key: _plain(value) for key, value in report.items()}))
+    else:
+        for key, value in report.items():
+            if value is not None:
+                typer.echo(f"{key.replace('_', ' '):22}{_text(value)}")
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON has: paths as text, null for what is not finite."""
+    if isinstance(value, Path):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return f"{value:.9g}" if isinstance(value, float) else str(value)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    _say("warning", message)
+
+
+def _say(kind: str, message: object) -> None:
+    """One line on standard error."""
+    print(f"{kind}: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _os_error(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status; `arguments` are those of the process by default."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    warnings.showwarning = _show_warning
+    try:
+        status = app(args=list(arguments) or ["--help"], prog_name="emalgam", standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except typer.TyperException as error:
+        _say("error", f"{error.format_message()} (see emalgam --help)")
+        return error.exit_code
+    except BackendUnavailable as error:
+        _say("error", error)
+        return EXIT_BACKEND
+    except BrokenPipeError:  # whoever read the output has left; a second error at exit would help nobody
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAULT
+    except OSError as error:
+        _say("error", _os_error(error))
+    except MemoryError as error:
+        _say("error", f"out of memory: {error}")
+    except (ValueError, ImportError) as error:
+        _say("error", error)
+    return EXIT_FAULT

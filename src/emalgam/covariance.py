@@ -1,0 +1,345 @@
+"""One class for each covariance type: four feature maps of the same kernel, not four kernels.
+
+A type knows the shape of its covariances, their factors, the natural parameters of its feature map, and how to read new
+covariances off the statistics. `COVARIANCES` is the registry. Arrays below are in a frame, in float64; "shape" means (K, D, D) for
+full, (D, D) for tied, (K, D) for diag and (K,) for spherical, as in scikit-learn.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Final
+
+import numpy as np
+
+from emalgam.packing import (
+    Components,
+    Frame,
+    Moments,
+    log_constants,
+    natural_parameters,
+    pack_precisions,
+    unpack_symmetric,
+)
+from emalgam_kernels import Direct, Packed
+
+
+def invert_triangular(lower: np.ndarray) -> np.ndarray:
+    """L⁻¹ of lower triangular matrices (K, D, D), by forward substitution over all of them at once."""
+    inverse = np.zeros_like(lower)
+    for i in range(lower.shape[-1]):
+        inverse[:, i, i] = 1.0
+        inverse[:, i, :i] = -(lower[:, i : i + 1, :i] @ inverse[:, :i, :i])[:, 0]
+        inverse[:, i, : i + 1] /= lower[:, i, i, None]
+    return inverse
+
+
+class Covariance(ABC):
+    """The algebra of one covariance type."""
+
+    name: str
+    feature_map: str  # of packed kernels
+    direct_map: str  # of direct kernels
+    isotropic_frame = False  # whether one scale must serve all features
+
+    @abstractmethod
+    def shape(self, n_components: int, n_features: int) -> tuple[int, ...]:
+        """Shape of the covariances."""
+
+    @abstractmethod
+    def n_parameters(self, n_components: int, n_features: int) -> int:
+        """Free parameters of the covariances."""
+
+    @abstractmethod
+    def factor(self, covariances: np.ndarray) -> np.ndarray:
+        """P with P Pᵀ = Σ⁻¹ in the type's shape; LinAlgError if some Σ is not positive definite."""
+
+    @abstractmethod
+    def factor_precisions(self, precisions: np.ndarray) -> np.ndarray:
+        """P with P Pᵀ = Λ in the type's shape; LinAlgError if some Λ is not positive definite."""
+
+    @abstractmethod
+    def multiply(self, factor: np.ndarray) -> np.ndarray:
+        """P Pᵀ: precisions of the type's shape from their factors."""
+
+    @abstractmethod
+    def covariances(self, factor: np.ndarray) -> np.ndarray:
+        """P⁻ᵀ P⁻¹: covariances of the type's shape from precision factors."""
+
+    @abstractmethod
+    def matrices(self, shaped: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
+        """Covariances or factors of the type's shape as matrices (K, D, D); a view where one will do."""
+
+    @abstractmethod
+    def rescale(self, covariances: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """Σ_ij · s_i s_j: covariances of x · s from those of x."""
+
+    @abstractmethod
+    def rescale_factor(self, factor: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """P_ij / s_i: precision factors of x · s from those of x."""
+
+    @abstractmethod
+    def log_det(self, factor: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
+        """log |P_k| = ½ log |Λ_k|, (K,)."""
+
+    @abstractmethod
+    def packed(self, components: Components, frame: Frame, arithmetic: str) -> Packed:
+        """Natural parameters η for the packed kernels."""
+
+    @abstractmethod
+    def direct(self, components: Components, frame: Frame, arithmetic: str) -> Direct:
+        """Means and factors for the direct kernels."""
+
+    @abstractmethod
+    def moments(self, statistics: np.ndarray, components: Components, algorithm: str) -> Moments:
+        """The statistics of a pass, undone from the whitening if there is one."""
+
+    @abstractmethod
+    def estimate(self, moments: Moments, algorithm: str, scatter: np.ndarray | None) -> np.ndarray:
+        """The M-step: covariances of the type's shape. `scatter` (D, D) is Σ ω z zᵀ over all data (tied, packed only)."""
+
+    @abstractmethod
+    def regularize(self, covariances: np.ndarray, floor: np.ndarray) -> np.ndarray:
+        """Σ + diag(floor), `floor` (D,) or (K, D)."""
+
+    @abstractmethod
+    def cancellation(self, components: Components) -> float:
+        """c = max_k Σ_ij |Λ_ij| s_i s_j with s_i² = Σ_ii + μ_i²: how large the terms of ⟨η_k, φ⟩ are near component k.
+
+        For a diagonal Σ this is m² = max_k (μ_k − c)ᵀ Σ_k⁻¹ (μ_k − c) + D; correlations add what they cancel.
+        """
+
+    def _constants(self, components: Components, frame: Frame) -> np.ndarray:
+        K, D = components.means.shape
+        log_det = self.log_det(components.precisions_cholesky, K, D)
+        return log_constants(components.log_weights, log_det, D, frame)
+
+
+class _Matrix(Covariance):
+    """Full and tied: factors are triangular matrices. Each handles its own axis K through `_batch`."""
+
+    direct_map = "full"
+
+    @staticmethod
+    def _batch(matrices: np.ndarray) -> np.ndarray:
+        return matrices if matrices.ndim == 3 else matrices[None]
+
+    def factor(self, covariances: np.ndarray) -> np.ndarray:
+        # Σ = L Lᵀ, so Λ = L⁻ᵀ L⁻¹ and P = L⁻ᵀ
+        inverse = invert_triangular(np.linalg.cholesky(self._batch(covariances)))
+        return np.ascontiguousarray(inverse.swapaxes(1, 2)).reshape(covariances.shape)
+
+    def factor_precisions(self, precisions: np.ndarray) -> np.ndarray:
+        # The upper factor of Λ is the lower factor of Λ with rows and columns in reverse order, reversed back.
+        reverse = (Ellipsis, slice(None, None, -1), slice(None, None, -1))
+        return np.ascontiguousarray(np.linalg.cholesky(precisions[reverse])[reverse])
+
+    def multiply(self, factor: np.ndarray) -> np.ndarray:
+        product: np.ndarray = factor @ factor.swapaxes(-1, -2)
+        return product
+
+    def covariances(self, factor: np.ndarray) -> np.ndarray:
+        lower = invert_triangular(self._batch(factor).swapaxes(1, 2)).reshape(factor.shape)
+        product: np.ndarray = lower @ lower.swapaxes(-1, -2)
+        return product
+
+    def matrices(self, shaped: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
+        return np.broadcast_to(shaped, (n_components, n_features, n_features))
+
+    def rescale(self, covariances: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        return covariances * scale[:, None] * scale
+
+    def rescale_factor(self, factor: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        return factor / scale[:, None]
+
+    def log_det(self, factor: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
+        diagonal = np.einsum("...ii->...i", factor)
+        return np.broadcast_to(np.log(diagonal).sum(axis=-1), (n_components,))
+
+    def direct(self, components: Components, frame: Frame, arithmetic: str) -> Direct:
+        K, D = components.means.shape
+        factors = self.matrices(components.precisions_cholesky, K, D)
+        means = np.ascontiguousarray(components.means)
+        return Direct("full", frame.shift, frame.scale, means, factors, self._constants(components, frame), arithmetic)
+
+    def regularize(self, covariances: np.ndarray, floor: np.ndarray) -> np.ndarray:
+        return covariances + floor[..., None] * np.eye(floor.shape[-1])
+
+    def cancellation(self, components: Components) -> float:
+        K, D = components.means.shape
+        covariances = self.matrices(components.covariances, K, D)
+        size = np.sqrt(np.einsum("kii->ki", covariances) + components.means**2)
+        precisions = np.abs(self.matrices(self.multiply(components.precisions_cholesky), K, D))
+        terms = ((precisions @ size[:, :, None])[:, :, 0] * size).sum(axis=1)
+        return float(terms.max(where=components.weights > 0, initial=D))
+
+
+class Full(_Matrix):
+    """Σ_k for every component: φ(z) = (z_i z_j, z_i, 1)."""
+
+    name = feature_map = "full"
+
+    def shape(self, n_components: int, n_features: int) -> tuple[int, ...]:
+        return n_components, n_features, n_features
+
+    def n_parameters(self, n_components: int, n_features: int) -> int:
+        return n_components * n_features * (n_features + 1) // 2
+
+    def packed(self, components: Components, frame: Frame, arithmetic: str) -> Packed:
+        # −½ zᵀΛz + (Λμ)ᵀz + c − ½ ‖Pᵀμ‖²
+        P = components.precisions_cholesky
+        whitened = (components.means[:, None] @ P)[:, 0]
+        linear = (P @ whitened[:, :, None])[:, :, 0]
+        constants = self._constants(components, frame) - 0.5 * (whitened**2).sum(axis=1)
+        natural = natural_parameters(pack_precisions(self.multiply(P)), linear, constants)
+        return Packed("full", frame.shift, frame.scale, None, natural, arithmetic)
+
+    def moments(self, statistics: np.ndarray, components: Components, algorithm: str) -> Moments:
+        return Moments.of(statistics, components.means if algorithm == "direct" else np.zeros_like(components.means))
+
+    def estimate(self, moments: Moments, algorithm: str, scatter: np.ndarray | None) -> np.ndarray:
+        # Σ_k = Σ r (z − a)(z − a)ᵀ / N_k − δδᵀ
+        offset = moments.offset()
+        second = unpack_symmetric(moments.mean_of(moments.second), offset.shape[1])
+        return second - offset[:, :, None] * offset[:, None]
+
+
+class Tied(_Matrix):
+    """One Σ for all components: the feature map of spherical, in the frame whitened by it; z̃ = z P."""
+
+    name, feature_map = "tied", "spherical"
+
+    def shape(self, n_components: int, n_features: int) -> tuple[int, ...]:
+        return n_features, n_features
+
+    def n_parameters(self, n_components: int, n_features: int) -> int:
+        return n_features * (n_features + 1) // 2
+
+    def packed(self, components: Components, frame: Frame, arithmetic: str) -> Packed:
+        # −½ ‖z̃‖² + μ̃ᵀz̃ + c − ½ ‖μ̃‖²
+        P = np.ascontiguousarray(components.precisions_cholesky)
+        means = components.means @ P
+        constants = self._constants(components, frame) - 0.5 * (means**2).sum(axis=1)
+        natural = natural_parameters(np.full((len(means), 1), -0.5), means, constants)
+        return Packed("spherical", frame.shift, frame.scale, P, natural, arithmetic)
+
+    def moments(self, statistics: np.ndarray, components: Components, algorithm: str) -> Moments:
+        if algorithm == "direct":
+            return Moments.of(statistics, components.means)
+        whitened = Moments.of(statistics, np.zeros_like(components.means))
+        # Σ r z = (Σ r z̃) P⁻¹
+        first = whitened.first @ invert_triangular(components.precisions_cholesky.T[None])[0].T
+        return Moments(whitened.mass, first, whitened.second, whitened.centres)
+
+    def estimate(self, moments: Moments, algorithm: str, scatter: np.ndarray | None) -> np.ndarray:
+        # Σ = (Σ_n ω z zᵀ − Σ_k N_k μ_k μ_kᵀ) / Σ ω, the first term constant; direct: about the centres, summed over k
+        if algorithm == "direct" or scatter is None:
+            scatter = unpack_symmetric(moments.second.sum(axis=0)[None], moments.first.shape[1])[0]
+        offset = moments.offset()
+        return (scatter - (offset * moments.mass[:, None]).T @ offset) / moments.mass.sum()
+
+
+class Diag(Covariance):
+    """A variance for each feature of every component: φ(z) = (z_i², z_i, 1)."""
+
+    name = feature_map = direct_map = "diag"
+
+    def shape(self, n_components: int, n_features: int) -> tuple[int, ...]:
+        return n_components, n_features
+
+    def n_parameters(self, n_components: int, n_features: int) -> int:
+        return n_components * n_features
+
+    def factor(self, covariances: np.ndarray) -> np.ndarray:
+        if not (covariances > 0).all():
+            raise np.linalg.LinAlgError("a variance is not positive")
+        return np.asarray(1.0 / np.sqrt(covariances))
+
+    def factor_precisions(self, precisions: np.ndarray) -> np.ndarray:
+        if not (precisions > 0).all():
+            raise np.linalg.LinAlgError("a precision is not positive")
+        return np.asarray(np.sqrt(precisions))
+
+    def multiply(self, factor: np.ndarray) -> np.ndarray:
+        return np.asarray(factor**2)
+
+    def covariances(self, factor: np.ndarray) -> np.ndarray:
+        return np.asarray(1.0 / factor**2)
+
+    def matrices(self, shaped: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
+        return self._diagonals(shaped, n_features)[:, :, None] * np.eye(n_features)
+
+    def _diagonals(self, shaped: np.ndarray, n_features: int) -> np.ndarray:
+        return shaped
+
+    def rescale(self, covariances: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        return covariances * scale * scale
+
+    def rescale_factor(self, factor: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        return factor / scale
+
+    def log_det(self, factor: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
+        return np.asarray(np.log(self._diagonals(factor, n_features)).sum(axis=1))
+
+    def packed(self, components: Components, frame: Frame, arithmetic: str) -> Packed:
+        # −½ Σ λ_i z_i² + Σ λ_i μ_i z_i + c − ½ Σ λ_i μ_i²
+        precisions = self.multiply(self._diagonals(components.precisions_cholesky, components.means.shape[1]))
+        linear = precisions * components.means
+        constants = self._constants(components, frame) - 0.5 * (linear * components.means).sum(axis=1)
+        quadratic = -0.5 * (precisions if self.feature_map == "diag" else precisions[:, :1])
+        natural = natural_parameters(quadratic, linear, constants)
+        return Packed(self.feature_map, frame.shift, frame.scale, None, natural, arithmetic)
+
+    def direct(self, components: Components, frame: Frame, arithmetic: str) -> Direct:
+        factors = np.ascontiguousarray(self._diagonals(components.precisions_cholesky, components.means.shape[1]))
+        means = np.ascontiguousarray(components.means)
+        return Direct("diag", frame.shift, frame.scale, means, factors, self._constants(components, frame), arithmetic)
+
+    def moments(self, statistics: np.ndarray, components: Components, algorithm: str) -> Moments:
+        return Moments.of(statistics, components.means if algorithm == "direct" else np.zeros_like(components.means))
+
+    def estimate(self, moments: Moments, algorithm: str, scatter: np.ndarray | None) -> np.ndarray:
+        # σ_i² = Σ r (z_i − a_i)² / N_k − δ_i²
+        return np.asarray(moments.mean_of(moments.second) - moments.offset() ** 2)
+
+    def regularize(self, covariances: np.ndarray, floor: np.ndarray) -> np.ndarray:
+        return covariances + floor
+
+    def cancellation(self, components: Components) -> float:
+        factors = self._diagonals(components.precisions_cholesky, components.means.shape[1])
+        distances = ((factors * components.means) ** 2).sum(axis=1)
+        return float(distances.max(where=components.weights > 0, initial=0.0)) + components.means.shape[1]
+
+
+class Spherical(Diag):
+    """One variance for every component: φ(z) = (‖z‖², z_i, 1). The frame has one scale for all features."""
+
+    name, feature_map, direct_map = "spherical", "spherical", "diag"
+    isotropic_frame = True
+
+    def shape(self, n_components: int, n_features: int) -> tuple[int, ...]:
+        return (n_components,)
+
+    def n_parameters(self, n_components: int, n_features: int) -> int:
+        return n_components
+
+    def _diagonals(self, shaped: np.ndarray, n_features: int) -> np.ndarray:
+        return np.broadcast_to(shaped[:, None], (len(shaped), n_features))
+
+    def rescale(self, covariances: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        return covariances * scale[0] * scale[0]
+
+    def rescale_factor(self, factor: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        return factor / scale[0]
+
+    def estimate(self, moments: Moments, algorithm: str, scatter: np.ndarray | None) -> np.ndarray:
+        # σ² = (Σ r ‖z − a‖² / N_k − ‖δ‖²) / D
+        D = moments.first.shape[1]
+        second = moments.mean_of(moments.second).sum(axis=1)
+        return np.asarray((second - (moments.offset() ** 2).sum(axis=1)) / D)
+
+    def regularize(self, covariances: np.ndarray, floor: np.ndarray) -> np.ndarray:
+        return covariances + floor.mean(axis=-1)
+
+
+COVARIANCES: Final[dict[str, Covariance]] = {kind.name: kind for kind in (Full(), Tied(), Diag(), Spherical())}

@@ -1,0 +1,484 @@
+"""Expectation maximization as a function: arrays in, a frozen `Mixture` and the trace of its likelihood out.
+
+Each iteration is one pass over the data: `em_statistics` gives the statistics S of the E-step and the log-likelihood
+together, and the M-step is algebra on S. What is done when a component collapses is the policy `on_degenerate`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+from emalgam.covariance import COVARIANCES, Covariance
+from emalgam.initialization import INITIALIZATIONS, Given, draw_by_weight
+from emalgam.mixture import ALGORITHMS, Mixture, check_numbers, check_weights, parameters_of
+from emalgam.observations import Observations
+from emalgam.packing import Components, Evaluation, Frame, Moments, choose_evaluation
+from emalgam.validation import check_choice, check_integer, check_number, generator
+
+RELATIVE_FLOOR: Final = 1e-6  # of each feature's variance: reg_covar="auto", and what repairs a collapsed component
+NO_MASS: Final = 10 * np.finfo(np.float64).eps  # share of the weight below which a component is without data
+LARGEST_FLOAT32: Final = 1e9  # squares of rows further out than this could overflow a float32 tile
+RESEEDS_PER_COMPONENT: Final = 10
+POLICIES: Final = ("regularize", "reseed", "error")
+
+
+class ConvergenceWarning(UserWarning):
+    """EM stopped at `max_iter` before the change of the lower bound fell below `tol`."""
+
+
+class DegenerateComponentError(ValueError):
+    """A component collapsed under ``on_degenerate="error"``; `component` is its index (None: the tied covariance)."""
+
+    def __init__(self, component: int | None, iteration: int, reason: str) -> None:
+        which = "the tied covariance" if component is None else f"component {component}"
+        super().__init__(
+            f"{which} collapsed in iteration {iteration}: {reason}; use fewer components, a larger reg_covar, "
+            'or on_degenerate="regularize" or "reseed"'
+        )
+        self.component, self.iteration = component, iteration
+
+
+class NumericalError(ValueError):
+    """A fit met NaN or infinity, or a covariance that no floor could mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Iteration:
+    """What a callback sees after each iteration: the mean log-likelihood in nats and its change."""
+
+    restart: int
+    iteration: int
+    lower_bound: float
+    change: float
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """The result of `fit`.
+
+    Attributes
+    ----------
+    mixture : Mixture
+    converged : bool
+    n_iter : int
+    lower_bound : float
+        Mean log-likelihood of the last pass, nats per unit of weight.
+    lower_bounds : list of float
+        Of every iteration of the best restart.
+    effective_components : int
+        Components that have weight and differ from all others.
+    backend, algorithm, arithmetic : str
+        What ran last.
+    error_bound : float
+        Bound on the absolute error of a log-density near the components, in nats.
+    """
+
+    mixture: Mixture
+    converged: bool
+    n_iter: int
+    lower_bound: float
+    lower_bounds: list[float]
+    effective_components: int
+    backend: str
+    algorithm: str
+    arithmetic: str
+    error_bound: float
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to fit; checked. See `fit`."""
+
+    tol: float = 1e-3
+    reg_covar: float | str = "auto"
+    max_iter: int = 100
+    n_init: int = 1
+    init_params: str = "kmeans"
+    on_degenerate: str = "regularize"
+    algorithm: str = "auto"
+    callback: Callable[[Iteration], Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_number("tol", self.tol)
+        check_integer("max_iter", self.max_iter, 0)
+        check_integer("n_init", self.n_init, 1)
+        check_choice("init_params", self.init_params, tuple(INITIALIZATIONS))
+        check_choice("on_degenerate", self.on_degenerate, POLICIES)
+        check_choice("algorithm", self.algorithm, ALGORITHMS)
+        if self.reg_covar != "auto":
+            check_number("reg_covar (unless it is 'auto')", self.reg_covar)
+        if self.callback is not None and not callable(self.callback):
+            raise ValueError(f"callback is {self.callback!r}; expected a function of one Iteration")
+
+
+def fit(
+    x: Any,
+    n_components: int,
+    *,
+    covariance_type: str = "full",
+    sample_weight: Any = None,
+    tol: float = 1e-3,
+    reg_covar: float | str = "auto",
+    max_iter: int = 100,
+    n_init: int = 1,
+    init_params: str = "kmeans",
+    weights_init: Any = None,
+    means_init: Any = None,
+    precisions_init: Any = None,
+    random_state: Any = None,
+    on_degenerate: str = "regularize",
+    backend: str = "auto",
+    algorithm: str = "auto",
+    n_threads: int | None = None,
+    callback: Callable[[Iteration], Any] | None = None,
+) -> Fit:
+    """Fit a Gaussian mixture by expectation maximization.
+
+    Parameters
+    ----------
+    x : (N, D) array of real numbers
+        Any dtype and strides, memory-mapped too; read where it lies.
+    n_components : int
+        K.
+    covariance_type : {"full", "tied", "diag", "spherical"}
+    sample_weight : (N,) array, optional
+        ω_n ≥ 0: weight 2 counts a row twice, weight 0 leaves it out.
+    tol : float
+        Stop when the mean log-likelihood changes by less, in nats.
+    reg_covar : float or "auto"
+        Added to the diagonal of every covariance; "auto" adds 1e-6 of each feature's variance.
+    max_iter, n_init : int
+        Iterations of a restart at most; restarts, of which the best is kept.
+    init_params : {"kmeans", "k-means++", "random", "random_from_data"}
+    weights_init : (K,) array, optional
+    means_init : (K, D) array, optional
+    precisions_init : array in the shape of the covariance type, optional
+        Parameters to begin with; what is not given comes from `init_params`.
+    random_state : None, int or NumPy generator
+    on_degenerate : {"regularize", "reseed", "error"}
+        A collapsed component is kept positive definite, started again at a random row, or an error that names it.
+    backend : str
+        See `emalgam.backends`.
+    algorithm : {"auto", "packed", "direct"}
+        See `emalgam.packing.choose_evaluation`.
+    n_threads : int, optional
+        None means all processors; the result does not depend on it.
+    callback : function of one `Iteration`, optional
+        Called after every iteration; the fit stops when it returns True.
+
+    Returns
+    -------
+    Fit
+
+    Raises
+    ------
+    ValueError
+        For bad data or arguments; `DegenerateComponentError` and `NumericalError` are among them.
+    BackendUnavailable
+        If the backend cannot run here.
+
+    References
+    ----------
+    Dempster, Laird, Rubin (1977), "Maximum likelihood from incomplete data via the EM algorithm"; Bishop (2006), section 9.2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import emalgam
+    >>> rng = np.random.default_rng(0)
+    >>> x = np.concatenate([rng.normal(-5, 1, (500, 2)), rng.normal(5, 1, (500, 2))])
+    >>> result = emalgam.fit(x, 2, random_state=0)
+    >>> result.converged, sorted(result.mixture.means[:, 0].round().tolist())
+    (True, [-5.0, 5.0])
+    """
+    covariance = COVARIANCES[check_choice("covariance_type", covariance_type, tuple(COVARIANCES))]
+    settings = Settings(tol, reg_covar, max_iter, n_init, init_params, on_degenerate, algorithm, callback)
+    K = check_integer("n_components", n_components, 1)
+    data = Observations.of(x, sample_weight, covariance, backend, n_threads)
+    given = given_parameters(covariance, K, data.frame, weights_init, means_init, precisions_init)
+    result = fit_observations(data, covariance, K, settings, given, generator(random_state))
+    if not result.converged and settings.max_iter > 0:
+        warnings.warn(not_converged(result, settings), ConvergenceWarning, stacklevel=2)
+    return result
+
+
+def not_converged(result: Fit, settings: Settings) -> str:
+    """The text of the warning."""
+    return (
+        f"EM did not converge in {result.n_iter} iterations (tol={settings.tol:g}); increase max_iter or tol, or try "
+        "another initialization"
+    )
+
+
+def given_parameters(
+    covariance: Covariance, K: int, frame: Frame, weights: Any, means: Any, precisions: Any
+) -> Given:
+    """The user's initial parameters, checked and brought into the frame; ValueError naming the argument."""
+    D = len(frame.shift)
+    checked: dict[str, np.ndarray] = {}
+    if weights is not None:
+        checked["weights"] = check_weights(check_numbers("weights_init", weights, (K,)))
+    if means is not None:
+        checked["means"] = frame.apply(check_numbers("means_init", means, (K, D)))
+    if precisions is not None:
+        values = check_numbers("precisions_init", precisions, covariance.shape(K, D))
+        try:
+            factor = covariance.factor_precisions(values)
+        except np.linalg.LinAlgError:
+            raise ValueError("precisions_init is not positive definite; expected inverse covariances") from None
+        checked["precisions_cholesky"] = covariance.rescale_factor(factor, frame.scale)
+    return Given(**checked)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A mixture to begin with (warm start) and the lower bound that it had."""
+
+    mixture: Mixture
+    lower_bound: float
+
+
+def fit_observations(
+    data: Observations,
+    covariance: Covariance,
+    K: int,
+    settings: Settings,
+    given: Given,
+    rng: np.random.Generator,
+    start: Start | None = None,
+) -> Fit:
+    """`fit` on checked data: the best of the restarts. A restart that meets NaN loses; ValueError if all do."""
+    if data.rows_with_weight() < K:
+        raise ValueError(
+            f"there are {data.rows_with_weight()} samples (with positive weight) for n_components={K}; "
+            "expected at least as many samples as components"
+        )
+    best: Fit | None = None
+    failures: list[str] = []
+    for restart in range(1 if start is not None else settings.n_init):
+        try:
+            result = _Restart(data, covariance, K, settings, rng, restart).run(given, start)
+        except NumericalError as error:
+            failures.append(f"restart {restart}: {error}")
+            continue
+        if best is None or result.lower_bound > best.lower_bound:
+            best = result
+    if best is None:
+        raise NumericalError("no restart gave a finite likelihood; " + "; ".join(failures))
+    return best
+
+
+class _Restart:
+    """One run of EM from one start."""
+
+    def __init__(
+        self,
+        data: Observations,
+        covariance: Covariance,
+        K: int,
+        settings: Settings,
+        rng: np.random.Generator,
+        number: int,
+    ) -> None:
+        self.data, self.covariance, self.K, self.settings, self.rng = data, covariance, K, settings, rng
+        self.number = number
+        self.reseeds_left = RESEEDS_PER_COMPONENT * K
+        # Floors in the frame; a constant feature has no scale of its own and takes the frame's unit.
+        self.floor = RELATIVE_FLOOR * np.where(data.variance > 0, data.variance, 1.0)
+        absolute = settings.reg_covar
+        self.added = self.floor if absolute == "auto" else float(absolute) * data.frame.scale**2
+
+    def run(self, given: Given, start: Start | None) -> Fit:
+        components = start.mixture.components(self.data.frame) if start is not None else self.first(given)
+        lower_bound = start.lower_bound if start is not None else -np.inf
+        trace: list[float] = []
+        converged = False
+        how = self.evaluation(components)
+        for iteration in range(1, self.settings.max_iter + 1):
+            how = self.evaluation(components)
+            parameters = parameters_of(self.covariance, components, self.data.frame, how)
+            statistics, bound = self.data.statistics(parameters)
+            if not np.isfinite(bound):
+                raise NumericalError(f"the log-likelihood became {bound} in iteration {iteration}")
+            moments = self.covariance.moments(statistics, components, how.algorithm)
+            components = self.m_step(moments, components, how.algorithm, iteration)
+            change, lower_bound = bound - lower_bound, bound
+            trace.append(bound)
+            stop = self.report(iteration, bound, change)
+            converged = abs(change) < self.settings.tol
+            if converged or stop:
+                break
+        return Fit(
+            mixture=Mixture.from_components(components, self.data.frame, self.covariance),
+            converged=converged,
+            n_iter=len(trace),
+            lower_bound=lower_bound,
+            lower_bounds=trace,
+            effective_components=effective_components(components, self.covariance),
+            backend=self.data.backend,
+            algorithm=how.algorithm,
+            arithmetic=how.arithmetic,
+            error_bound=how.error_bound,
+        )
+
+    def report(self, iteration: int, lower_bound: float, change: float) -> bool:
+        callback = self.settings.callback
+        return callback is not None and callback(Iteration(self.number, iteration, lower_bound, change)) is True
+
+    def evaluation(self, components: Components) -> Evaluation:
+        """The guard, before each pass."""
+        dtype = self.data.x.dtype if self.data.largest < LARGEST_FLOAT32 else np.dtype(np.float64)
+        return choose_evaluation(self.settings.algorithm, dtype, self.covariance.cancellation(components))
+
+    def first(self, given: Given) -> Components:
+        """The components to begin with: given, or the M-step of the initialization's responsibilities."""
+        D = self.data.n_features
+        if given.complete:
+            components = Components(np.ones(self.K) / self.K, np.zeros((self.K, D)), np.empty(0), np.empty(0))
+        else:
+            initialize = INITIALIZATIONS[self.settings.init_params]
+            statistics = initialize(self.data, self.covariance, self.K, self.rng)
+            moments = Moments.of(statistics, np.zeros((self.K, D)))
+            components = self.m_step(moments, self.broadest(moments), "packed", 0)
+        changes = {
+            name: value
+            for name in ("weights", "means", "precisions_cholesky")
+            if (value := getattr(given, name)) is not None
+        }
+        if given.precisions_cholesky is not None:
+            changes["covariances"] = self.covariance.covariances(given.precisions_cholesky)
+        return replace(components, **changes)
+
+    def broadest(self, moments: Moments) -> Components:
+        """Components as wide as all data, for those that get no data of their own."""
+        variance = np.where(self.data.variance > 0, self.data.variance, 1.0)
+        K, D = self.K, len(variance)
+        covariances = {
+            "full": np.broadcast_to(np.diag(variance), (K, D, D)),
+            "tied": np.diag(variance),
+            "diag": np.broadcast_to(variance, (K, D)),
+            "spherical": np.full(K, variance.mean()),
+        }[self.covariance.name]
+        factors = self.covariance.factor(np.ascontiguousarray(covariances))
+        return Components(np.full(K, 1.0 / K), moments.means(), covariances, factors)
+
+    # ---- the M-step and its policy
+
+    def m_step(self, moments: Moments, old: Components, algorithm: str, iteration: int) -> Components:
+        """w_k = N_k / Σ N, μ_k and Σ_k from the moments, regularized; then the policy for collapsed components."""
+        total = moments.mass.sum()
+        if not (np.isfinite(total) and total > 0):
+            raise NumericalError(f"the responsibilities of iteration {iteration} sum to {total}")
+        empty = moments.mass <= NO_MASS * total
+        # An empty component stays where it was, without weight.
+        weights = np.where(empty, 0.0, moments.mass) / total
+        means = np.where(empty[:, None], old.means, moments.means())
+        estimate = self.covariance.estimate(moments, algorithm, self.data.scatter)
+        covariances = self.covariance.regularize(estimate, self.added)
+        if self.covariance.name != "tied" and empty.any():
+            covariances[empty] = old.covariances[empty]
+        if self.settings.on_degenerate != "regularize":
+            collapsed = empty | self.collapsed(estimate)
+            if collapsed.any():
+                return self.handle(np.flatnonzero(collapsed), weights, means, covariances, moments, iteration)
+        covariances, factors = self.factor(covariances, iteration)
+        return Components(weights, means, covariances, factors)
+
+    def collapsed(self, estimate: np.ndarray) -> np.ndarray:
+        """Whose estimate, somewhere, is narrower than 1e-6 of what all data are in that direction; (K,) bool.
+
+        The smallest eigenvalue of Σ_k relative to the total covariance, both with the floor added: a direction in which
+        all data are flat does not count.
+        """
+        variance = np.where(self.data.variance > 0, self.data.variance, 1.0)
+        if self.covariance.name == "tied":
+            return np.zeros(self.K, bool)
+        if self.covariance.name == "spherical":
+            return np.asarray(estimate < RELATIVE_FLOOR * variance.mean())
+        if self.covariance.name == "diag":
+            return np.asarray(((estimate < self.floor) & (self.data.variance > 0)).any(axis=1))
+        total = self.data.total_covariance() + np.diag(self.floor)
+        lower = np.linalg.cholesky(total)
+        relative = np.linalg.solve(lower, np.linalg.solve(lower, estimate + np.diag(self.floor)).swapaxes(1, 2))
+        return np.asarray(np.linalg.eigvalsh(relative)[:, 0] < 2 * RELATIVE_FLOOR)
+
+    def handle(
+        self,
+        collapsed: np.ndarray,
+        weights: np.ndarray,
+        means: np.ndarray,
+        covariances: np.ndarray,
+        moments: Moments,
+        iteration: int,
+    ) -> Components:
+        """on_degenerate "error" raises; "reseed" starts the collapsed components again at random rows, broad."""
+        k = int(collapsed[0])
+        if self.settings.on_degenerate == "error":
+            reason = "it has no data left" if weights[k] == 0 else "its data have (almost) no spread in some direction"
+            raise DegenerateComponentError(k, iteration, f"{reason} (weight {weights[k]:.3g})")
+        if len(collapsed) <= self.reseeds_left:
+            self.reseeds_left -= len(collapsed)
+            rows = draw_by_weight(self.data, self.rng.random(len(collapsed)))
+            means[collapsed] = self.data.frame.apply(self.data.x[rows].astype(np.float64))
+            covariances[collapsed] = self.broadest(moments).covariances[collapsed]
+            weights[collapsed] = 1.0 / self.K
+            weights /= weights.sum()
+        covariances, factors = self.factor(covariances, iteration)
+        return Components(weights, means, covariances, factors)
+
+    def factor(self, covariances: np.ndarray, iteration: int) -> tuple[np.ndarray, np.ndarray]:
+        """Covariances and their factors; those that are not positive definite get the floor, growing until they are."""
+        if not np.isfinite(covariances).all():
+            raise NumericalError(f"a covariance became NaN or infinite in iteration {iteration}")
+        try:
+            return covariances, self.covariance.factor(covariances)
+        except np.linalg.LinAlgError:
+            if self.settings.on_degenerate == "error":
+                raise DegenerateComponentError(
+                    self.first_indefinite(covariances), iteration, "its covariance is not positive definite"
+                ) from None
+        if self.covariance.name == "tied":
+            return self.lift(covariances, iteration)
+        pairs = [self.lift(covariances[k : k + 1], iteration) for k in range(self.K)]
+        return np.concatenate([c for c, _ in pairs]), np.concatenate([f for _, f in pairs])
+
+    def first_indefinite(self, covariances: np.ndarray) -> int | None:
+        if self.covariance.name == "tied":
+            return None
+        for k in range(self.K):
+            try:
+                self.covariance.factor(covariances[k : k + 1])
+            except np.linalg.LinAlgError:
+                return k
+        return None
+
+    def lift(self, covariances: np.ndarray, iteration: int) -> tuple[np.ndarray, np.ndarray]:
+        """Add 1, 100, 10⁴, 10⁶ floors until the factorization succeeds."""
+        for times in (0.0, 1.0, 1e2, 1e4, 1e6):
+            lifted = self.covariance.regularize(covariances, times * self.floor)
+            try:
+                return lifted, self.covariance.factor(lifted)
+            except np.linalg.LinAlgError:
+                continue
+        raise NumericalError(f"a covariance of iteration {iteration} is not positive definite, whatever is added to it")
+
+
+def effective_components(components: Components, covariance: Covariance) -> int:
+    """How many components have weight and differ from every earlier one by more than rounding."""
+    alive = np.flatnonzero(components.weights > 0)
+    K, D = components.means.shape
+    features = [components.means]
+    if covariance.name != "tied":
+        features.append(components.covariances.reshape(K, -1))
+    signature = np.hstack(features)[alive]
+    size = np.maximum(np.abs(signature), np.sqrt(RELATIVE_FLOOR))
+    count = 0
+    for k in range(len(alive)):
+        difference = np.abs(signature[:k] - signature[k]) > 1e-6 * size[k]
+        count += bool(difference.any(axis=1).all())
+    return count

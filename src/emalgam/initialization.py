@@ -1,0 +1,215 @@
+"""Where EM begins: k-means, k-means++, rows of the data, random responsibilities, or given parameters.
+
+All are passes of the same kernels. k-means is EM with hard responsibilities and equal, spherical covariances; the distances of
+k-means++ are log-densities of a unit Gaussian. Distances are taken between standardized features (between raw ones for
+spherical covariances), so that the start does not depend on units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from emalgam.covariance import COVARIANCES, Covariance
+from emalgam.observations import Observations
+from emalgam.packing import Components, Frame
+from emalgam_kernels import Direct, statistic_count
+from emalgam_kernels.reference.mixture import features
+
+KMEANS_TOLERANCE: Final = 1e-4  # of the mean variance, as in scikit-learn's KMeans
+KMEANS_ITERATIONS: Final = 300
+ROWS_OF_TRIALS: Final = 65536
+ELEMENTS_OF_TRIALS: Final = 2**20
+ROWS_AT_ONCE: Final = 4096
+
+
+@dataclass(frozen=True)
+class Given:
+    """Parameters that the user fixed, in the frame; None where the initialization decides."""
+
+    weights: np.ndarray | None = None
+    means: np.ndarray | None = None
+    precisions_cholesky: np.ndarray | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self.weights is not None and self.means is not None and self.precisions_cholesky is not None
+
+
+def metric_frame(data: Observations, covariance: Covariance) -> Frame:
+    """The frame whose Euclidean distance compares rows: exactly standardized, or the data's own units for spherical."""
+    if covariance.isotropic_frame:
+        return data.frame
+    deviation = np.where(data.variance > 0, np.sqrt(data.variance), 1.0)
+    return Frame(data.frame.shift, data.frame.scale / deviation)
+
+
+def unit_components(centres: np.ndarray) -> Components:
+    """Equal, spherical components about `centres` (K, D): the nearest centre has the largest density."""
+    K = len(centres)
+    return Components(np.full(K, 1.0 / K), centres, np.ones(K), np.ones(K))
+
+
+# ---- seeds
+
+
+def draw(mass: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Indices i with probability proportional to mass_i ≥ 0, from uniforms u: the inverse of the cumulative sum.
+
+    An index without mass is never drawn, and leaving it out changes no draw. Memory: a block beyond the arguments.
+    """
+    starts = np.arange(0, len(mass), ROWS_AT_ONCE)
+    ends = np.cumsum(np.add.reduceat(mass, starts))
+    chosen = np.empty(len(u), np.int64)
+    for n, target in enumerate(np.asarray(u) * ends[-1]):
+        block = min(int(np.searchsorted(ends, target, side="right")), len(ends) - 1)
+        part = mass[starts[block] : starts[block] + ROWS_AT_ONCE]
+        inside = int(np.searchsorted(np.cumsum(part), target - (ends[block - 1] if block else 0.0), side="right"))
+        chosen[n] = starts[block] + (inside if inside < len(part) else int(np.flatnonzero(part)[-1]))
+    return chosen
+
+
+def draw_by_weight(data: Observations, u: np.ndarray) -> np.ndarray:
+    """Rows drawn with probability proportional to their weight."""
+    return (u * len(data.x)).astype(np.int64) if data.weight is None else draw(data.weight, u)
+
+
+class _Distances:
+    """Squared distances of rows to points, in the metric frame, by the direct kernel."""
+
+    def __init__(self, data: Observations, frame: Frame, x: np.ndarray) -> None:
+        self.data, self.frame, self.x = data, frame, x
+
+    def to(self, point: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """‖z_n − z‖² = −2 log N(z_n; z, 1) but for a constant; `out` (N,) float64."""
+        D = len(point)
+        unit = Direct("diag", self.frame.shift, self.frame.scale, point[None], np.ones((1, D)), np.zeros(1))
+        self.data.kernels.log_prob(self.x, unit, out, n_threads=self.data.n_threads)
+        out *= -2.0
+        return out
+
+
+def plus_plus_rows(data: Observations, frame: Frame, n_seeds: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows chosen by greedy k-means++: each next one with probability ω d², the best of 2 + log K candidates.
+
+    Candidates are compared by the potential they leave on all rows, or on 65 536 rows drawn by weight if there are more.
+
+    References
+    ----------
+    Arthur, Vassilvitskii (2007), "k-means++: the advantages of careful seeding", section 2.2.
+    """
+    N = len(data.x)
+    most = max(min(ROWS_OF_TRIALS, ELEMENTS_OF_TRIALS // data.n_features), 1)
+    sampled = N > most
+    sample = np.sort(draw_by_weight(data, rng.random(most))) if sampled else np.arange(N)
+    all_rows = _Distances(data, frame, data.x)
+    trial_rows = _Distances(data, frame, data.x[sample]) if sampled else all_rows
+    trial_weight = None if sampled else data.weight
+
+    seeds = draw_by_weight(data, rng.random(1))
+    nearest = all_rows.to(_point(data, frame, seeds[0]), np.empty(N))
+    if data.weight is not None:
+        nearest[data.weight == 0] = 0.0
+    spare, trial = np.empty(N), np.empty(len(sample))
+    while len(seeds) < n_seeds:
+        mass = nearest if data.weight is None else np.multiply(nearest, data.weight, out=spare)
+        u = rng.random(2 + int(np.log(n_seeds)))
+        candidates = draw(mass, u) if mass.any() else draw_by_weight(data, u)
+        so_far = nearest[sample] if sampled else nearest
+        potentials = []
+        for row in candidates:
+            np.fmin(so_far, trial_rows.to(_point(data, frame, row), trial), out=trial)
+            potentials.append(float(trial.sum() if trial_weight is None else trial @ trial_weight))
+        best = candidates[int(np.argmin(potentials))]
+        np.fmin(nearest, all_rows.to(_point(data, frame, best), spare), out=nearest)
+        seeds = np.append(seeds, best)
+    return seeds
+
+
+def _point(data: Observations, frame: Frame, row: int) -> np.ndarray:
+    return frame.apply(data.x[row].astype(np.float64))
+
+
+def data_rows(data: Observations, n_seeds: int, rng: np.random.Generator) -> np.ndarray:
+    """Different rows, drawn by weight."""
+    mass = np.ones(len(data.x)) if data.weight is None else data.weight.copy()
+    seeds = []
+    for _ in range(n_seeds):
+        seeds.append(int(draw(mass, rng.random(1))[0]))
+        mass[seeds[-1]] = 0.0
+    return np.array(seeds)
+
+
+# ---- from centres to the statistics of a first M-step
+
+
+def kmeans(data: Observations, frame: Frame, centres: np.ndarray) -> np.ndarray:
+    """Lloyd's algorithm from `centres` (K, D) in the metric frame; a centre without rows stays where it is."""
+    spherical = COVARIANCES["spherical"]
+    spread = float(np.mean(data.variance * (frame.scale / data.frame.scale) ** 2))
+    for _ in range(KMEANS_ITERATIONS):
+        components = unit_components(centres)
+        statistics, _ = data.statistics(spherical.packed(components, frame, "float64"), hard=True)
+        moments = spherical.moments(statistics, components, "packed")
+        moved = np.where(moments.mass[:, None] > 0, moments.means(), centres)
+        shift = ((moved - centres) ** 2).sum()
+        centres = moved
+        if shift <= KMEANS_TOLERANCE * spread:
+            break
+    return centres
+
+
+def hard_statistics(data: Observations, covariance: Covariance, frame: Frame, centres: np.ndarray) -> np.ndarray:
+    """S in the data's frame with every row given to its nearest centre; `centres` in the metric frame."""
+    K, D = centres.shape
+    ratio = frame.scale / data.frame.scale
+    means = data.frame.apply(frame.undo(centres))
+    if covariance.feature_map == "full":
+        factors = np.broadcast_to(np.diag(ratio), (K, D, D))
+    else:
+        factors = {"tied": np.diag(ratio), "diag": np.tile(ratio, (K, 1)), "spherical": np.ones(K)}[covariance.name]
+    components = Components(np.full(K, 1.0 / K), means, covariance.covariances(factors), np.ascontiguousarray(factors))
+    statistics, _ = data.statistics(covariance.packed(components, data.frame, "float64"), hard=True)
+    if covariance.name == "tied":  # out of the metric that took the place of the whitening
+        statistics[:, 1:-1] /= ratio
+    return statistics
+
+
+def random_statistics(
+    data: Observations, covariance: Covariance, n_components: int, rng: np.random.Generator
+) -> np.ndarray:
+    """S for responsibilities drawn uniformly and normalized, row by row."""
+    out = np.zeros((n_components, statistic_count(covariance.feature_map, data.n_features)))
+    for start in range(0, len(data.x), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        r = rng.random((len(data.x[rows]), n_components))
+        r /= r.sum(axis=1, keepdims=True)
+        if data.weight is not None:
+            r *= data.weight[rows, None]
+        out += r.T @ features(data.frame.apply(data.x[rows].astype(np.float64)), covariance.feature_map)
+    return out
+
+
+def _seeded(choose_rows: Callable[[Observations, Frame, int, np.random.Generator], np.ndarray], lloyd: bool) -> Start:
+    def start(data: Observations, covariance: Covariance, K: int, rng: np.random.Generator) -> np.ndarray:
+        frame = metric_frame(data, covariance)
+        centres = frame.apply(data.x[choose_rows(data, frame, K, rng)].astype(np.float64))
+        if lloyd:
+            centres = kmeans(data, frame, centres)
+        return hard_statistics(data, covariance, frame, centres)
+
+    return start
+
+
+Start = Callable[[Observations, Covariance, int, np.random.Generator], np.ndarray]
+
+# Each gives the statistics S (K, F), about zero in the data's frame, of the responsibilities it begins with.
+INITIALIZATIONS: Final[dict[str, Start]] = {
+    "kmeans": _seeded(plus_plus_rows, lloyd=True),
+    "k-means++": _seeded(plus_plus_rows, lloyd=False),
+    "random_from_data": _seeded(lambda data, frame, K, rng: data_rows(data, K, rng), lloyd=False),
+    "random": random_statistics,
+}

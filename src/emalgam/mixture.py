@@ -1,0 +1,376 @@
+"""`Mixture`: the frozen value that every part of emalgam exchanges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from emalgam import arrays, backends
+from emalgam.covariance import COVARIANCES, Covariance
+from emalgam.packing import LOG_2_PI, Components, Evaluation, Frame, choose_evaluation, power_of_two
+from emalgam.validation import check_choice, check_data, check_finite, check_integer, check_threads, generator
+from emalgam_kernels import Parameters
+
+ROWS_AT_ONCE = 16384
+ALGORITHMS = ("auto", "packed", "direct")
+WEIGHT_SUM_TOLERANCE = 1e-6
+
+
+def parameters_of(covariance: Covariance, components: Components, frame: Frame, how: Evaluation) -> Parameters:
+    """What the kernels of `how.algorithm` need to know about `components`."""
+    make = covariance.direct if how.algorithm == "direct" else covariance.packed
+    return make(components, frame, how.arithmetic)
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """A Gaussian mixture: Σ_k w_k N(μ_k, Σ_k).
+
+    Parameters
+    ----------
+    weights : (K,) float64
+        w_k ≥ 0, summing to one.
+    means : (K, D) float64
+        μ_k.
+    covariances : float64
+        (K, D, D) for "full", (D, D) for "tied", (K, D) for "diag", (K,) for "spherical".
+    covariance_type : {"full", "tied", "diag", "spherical"}
+
+    Attributes
+    ----------
+    precisions_cholesky : float64, shape of the covariances
+        P with ``P Pᵀ = Σ⁻¹``, upper triangular. Log-densities are computed from these.
+
+    Raises
+    ------
+    ValueError
+        Naming the field, if a shape is wrong, a number is not finite, the weights are negative or do not sum to one, or a
+        covariance is not symmetric and positive definite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from emalgam import Mixture
+    >>> coin = Mixture(np.array([0.5, 0.5]), np.array([[-1.0], [1.0]]), np.array([1.0, 1.0]), "spherical")
+    >>> coin.log_prob(np.array([[0.0]])).round(6)
+    array([-1.418939])
+    >>> coin.responsibilities(np.array([[0.0]]))
+    array([[0.5, 0.5]])
+    """
+
+    weights: np.ndarray
+    means: np.ndarray
+    covariances: np.ndarray
+    covariance_type: str = "full"
+    precisions_cholesky: np.ndarray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        covariance = COVARIANCES[check_choice("covariance_type", self.covariance_type, tuple(COVARIANCES))]
+        means = check_numbers("means", self.means)
+        if means.ndim != 2 or 0 in means.shape:
+            raise ValueError(f"means has shape {means.shape}; expected (components, features)")
+        K, D = means.shape
+        weights = check_weights(check_numbers("weights", self.weights, (K,)))
+        covariances = check_numbers("covariances", self.covariances, covariance.shape(K, D))
+        self._set(weights, means, covariances, factor_covariances(covariance, covariances))
+
+    def _set(self, *values: np.ndarray) -> None:
+        for name, value in zip(("weights", "means", "covariances", "precisions_cholesky"), values, strict=True):
+            value = np.array(value, dtype=np.float64)
+            value.setflags(write=False)
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def from_components(cls, components: Components, frame: Frame, covariance: Covariance) -> Mixture:
+        """A mixture in a frame, brought back to the data's units.
+
+        Factors are rescaled, not computed again: they are right even where the covariances overflow.
+        """
+        mixture = object.__new__(cls)
+        object.__setattr__(mixture, "covariance_type", covariance.name)
+        with np.errstate(over="ignore", under="ignore"):
+            covariances = covariance.rescale(components.covariances, 1.0 / frame.scale)
+        factors = covariance.rescale_factor(components.precisions_cholesky, 1.0 / frame.scale)
+        mixture._set(components.weights, frame.undo(components.means), covariances, factors)
+        return mixture
+
+    # ---- sizes
+
+    @property
+    def n_components(self) -> int:
+        """K."""
+        return int(self.means.shape[0])
+
+    @property
+    def n_features(self) -> int:
+        """D."""
+        return int(self.means.shape[1])
+
+    @property
+    def n_parameters(self) -> int:
+        """Free parameters: of the covariances, the means and the weights less one."""
+        K, D = self.means.shape
+        return int(self.covariance.n_parameters(K, D) + K * D + K - 1)
+
+    @property
+    def covariance(self) -> Covariance:
+        """The algebra of the covariance type."""
+        return COVARIANCES[self.covariance_type]
+
+    @property
+    def precisions(self) -> np.ndarray:
+        """Σ⁻¹ in the shape of the covariances."""
+        return self.covariance.multiply(self.precisions_cholesky)
+
+    # ---- evaluation
+
+    def own_frame(self) -> Frame:
+        """A frame in which means and spreads are near one; the choice of scale (a power of two) changes no bits."""
+        shift = self.weights @ self.means
+        diagonal = np.einsum("kii->ki", self._factor_matrices())
+        spread = np.maximum(np.abs(self.means - shift), 1.0 / diagonal).max(axis=0)
+        return Frame(shift, power_of_two(np.full_like(spread, spread.max()) if self.covariance.isotropic_frame else spread))
+
+    def components(self, frame: Frame) -> Components:
+        """This mixture in a frame."""
+        with np.errstate(over="ignore", under="ignore"):
+            covariances = self.covariance.rescale(self.covariances, frame.scale)
+        factors = self.covariance.rescale_factor(self.precisions_cholesky, frame.scale)
+        if not np.isfinite(covariances).all():
+            covariances = self.covariance.covariances(factors)
+        return Components(self.weights, frame.apply(self.means), covariances, factors)
+
+    def log_prob(
+        self, x: Any, *, backend: str = "auto", algorithm: str = "auto", n_threads: int | None = None
+    ) -> Any:
+        """log p(x_n) = log Σ_k w_k N(x_n; μ_k, Σ_k).
+
+        Parameters
+        ----------
+        x : (N, D) array of real numbers
+            Any dtype and strides, memory-mapped too; read where it lies. A torch tensor gives a torch tensor.
+        backend : str
+            See `emalgam.backends`.
+        algorithm : {"auto", "packed", "direct"}
+            "auto" keeps the absolute error below 1e-9 nats (1e-3 for float32 data); see `emalgam.packing`.
+        n_threads : int, optional
+            None means all processors; the result does not depend on it.
+
+        Returns
+        -------
+        (N,) float64
+            In nats; finite, however far from every component x lies.
+
+        Raises
+        ------
+        ValueError
+            For data of a wrong shape or type, NaN or infinity.
+        BackendUnavailable
+            If the backend cannot run here.
+        """
+        name = backends.resolve(backend, x)
+        data = self._check(x)
+        out = np.empty(len(data))
+        self._call(name, "log_prob", data, out, algorithm, n_threads)
+        bad = np.flatnonzero(~np.isfinite(out))
+        if len(bad):
+            out[bad] = _far_log_prob(self, data[bad])[0]
+        return arrays.like(out, x)
+
+    def responsibilities(
+        self, x: Any, *, backend: str = "auto", algorithm: str = "auto", n_threads: int | None = None
+    ) -> Any:
+        """r_nk = w_k N(x_n; μ_k, Σ_k) / p(x_n); (N, K), float32 for float32 data, else float64. See `log_prob`."""
+        name = backends.resolve(backend, x)
+        return arrays.like(self._responsibilities(name, self._check(x), algorithm, n_threads), x)
+
+    def predict(
+        self, x: Any, *, backend: str = "auto", algorithm: str = "auto", n_threads: int | None = None
+    ) -> Any:
+        """The component with the largest responsibility for each row, (N,) int64. See `log_prob`."""
+        name = backends.resolve(backend, x)
+        data = self._check(x)
+        labels = np.empty(len(data), np.int64)
+        for start in range(0, len(data), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            labels[rows] = self._responsibilities(name, data[rows], algorithm, n_threads).argmax(axis=1)
+        return arrays.like(labels, x)
+
+    def aic(self, x: Any, **how: Any) -> float:
+        """Akaike's criterion of x, −2 Σ log p + 2 · parameters, in nats; keywords as in `log_prob`."""
+        return float(-2.0 * self.log_prob(x, **how).sum() + 2.0 * self.n_parameters)
+
+    def bic(self, x: Any, **how: Any) -> float:
+        """Schwarz's criterion of x, −2 Σ log p + parameters · log N, in nats; keywords as in `log_prob`."""
+        log_prob = self.log_prob(x, **how)
+        return float(-2.0 * log_prob.sum() + self.n_parameters * np.log(len(log_prob)))
+
+    def _check(self, x: Any) -> np.ndarray:
+        data = check_data(x, n_features=self.n_features)
+        check_finite(data)
+        return data
+
+    def _responsibilities(self, name: str, data: np.ndarray, algorithm: str, n_threads: int | None) -> np.ndarray:
+        out = np.empty((len(data), self.n_components), np.float32 if data.dtype == np.float32 else np.float64)
+        self._call(name, "responsibilities", data, out, algorithm, n_threads)
+        bad = np.flatnonzero(~np.isfinite(out[:, 0]))
+        if len(bad):
+            out[bad] = _far_log_prob(self, data[bad])[1]
+        return out
+
+    def _call(
+        self, name: str, kernel: str, data: np.ndarray, out: np.ndarray, algorithm: str, n_threads: int | None
+    ) -> None:
+        check_choice("algorithm", algorithm, ALGORITHMS)
+        frame = self.own_frame()
+        components = self.components(frame)
+        how = choose_evaluation(algorithm, data.dtype, self.covariance.cancellation(components))
+        parameters = parameters_of(self.covariance, components, frame, how)
+        getattr(backends.kernels(name), kernel)(data, parameters, out, n_threads=check_threads(n_threads))
+
+    # ---- sampling, marginals, conditionals
+
+    def sample(self, n_samples: int = 1, random_state: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """Draw x ~ Σ_k w_k N(μ_k, Σ_k).
+
+        Parameters
+        ----------
+        n_samples : int
+        random_state : None, int or NumPy generator
+
+        Returns
+        -------
+        x : (n_samples, D) float64
+            Grouped by component, as in scikit-learn.
+        labels : (n_samples,) int64
+        """
+        rng = generator(random_state)
+        counts = rng.multinomial(check_integer("n_samples", n_samples, 1), self.weights / self.weights.sum())
+        labels = np.repeat(np.arange(self.n_components), counts)
+        x = rng.standard_normal((int(n_samples), self.n_features))
+        # y = Pᵀ (x − μ) is standard normal, so x = μ + P⁻ᵀ y
+        factors = self._factor_matrices()
+        ends = np.cumsum(counts)
+        for k in np.flatnonzero(counts):
+            rows = slice(ends[k] - counts[k], ends[k])
+            x[rows] = self.means[k] + np.linalg.solve(factors[k].T, x[rows].T).T
+        return x, labels
+
+    def marginal(self, features: Sequence[int]) -> Mixture:
+        """The mixture of some of the features, in the order given; ValueError for a feature that is not there."""
+        kept = self._features(features)
+        kind = self.covariance_type
+        if kind in ("full", "tied"):
+            covariances = self.covariances[..., kept[:, None], kept]
+        else:
+            covariances = self.covariances[:, kept] if kind == "diag" else self.covariances
+        return Mixture(self.weights, self.means[:, kept], covariances, kind)
+
+    def conditional(self, features: Sequence[int], values: Sequence[float] | np.ndarray) -> Mixture:
+        """The mixture of the other features, given that `features` have `values`.
+
+        Each component becomes N(μ_a + Σ_ab Σ_bb⁻¹ (x_b − μ_b), Σ_aa − Σ_ab Σ_bb⁻¹ Σ_ba) with weight w_k p_k(x_b).
+
+        Parameters
+        ----------
+        features : sequence of int
+            The features b that are known.
+        values : sequence of float, one for each
+            x_b.
+
+        References
+        ----------
+        Bishop (2006), eq. 2.81-2.82.
+        """
+        given = self._features(features)
+        point = check_numbers("values", values, (len(given),))
+        rest = np.setdiff1d(np.arange(self.n_features), given)
+        if len(rest) == 0:
+            raise ValueError(f"features is {list(features)}, all {self.n_features} of them; leave at least one unknown")
+        weights = self.marginal(given.tolist()).responsibilities(point[None])[0]
+        if self.covariance_type in ("diag", "spherical"):
+            covariances = self.covariances[:, rest] if self.covariance_type == "diag" else self.covariances
+            return Mixture(weights / weights.sum(), self.means[:, rest], covariances, self.covariance_type)
+        across = self.covariances[..., rest[:, None], given]
+        gain = np.linalg.solve(self.covariances[..., given[:, None], given], across.swapaxes(-1, -2)).swapaxes(-1, -2)
+        means = self.means[:, rest] + (gain @ (point - self.means[:, given])[:, :, None])[:, :, 0]
+        covariances = self.covariances[..., rest[:, None], rest] - gain @ across.swapaxes(-1, -2)
+        covariances = 0.5 * (covariances + covariances.swapaxes(-1, -2))
+        return Mixture(weights / weights.sum(), means, covariances, self.covariance_type)
+
+    def _features(self, features: Sequence[int]) -> np.ndarray:
+        chosen = np.asarray(features)
+        legal = chosen.ndim == 1 and chosen.dtype.kind in "iu" and len(chosen) > 0
+        if not legal or len(set(chosen.tolist())) < len(chosen) or chosen.min() < 0 or chosen.max() >= self.n_features:
+            raise ValueError(f"features is {features!r}; expected different integers from 0 to {self.n_features - 1}")
+        return chosen.astype(np.int64)
+
+    def _factor_matrices(self) -> np.ndarray:
+        return self.covariance.matrices(self.precisions_cholesky, self.n_components, self.n_features)
+
+
+def check_numbers(name: str, values: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """`values` as finite float64 numbers of a shape; ValueError naming the field."""
+    array = arrays.to_numpy(values, name)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers")
+    if shape is not None and array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}; expected {shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} contains NaN or infinity; expected finite numbers")
+    return array.astype(np.float64)
+
+
+def check_weights(weights: np.ndarray) -> np.ndarray:
+    """Mixing weights, checked and divided by their sum."""
+    if weights.min() < 0 or abs(weights.sum() - 1) > WEIGHT_SUM_TOLERANCE:
+        raise ValueError(
+            f"weights have minimum {weights.min():g} and sum {weights.sum():.9g}; expected weights >= 0 that sum to one"
+        )
+    return np.asarray(weights / weights.sum())
+
+
+def factor_covariances(covariance: Covariance, covariances: np.ndarray) -> np.ndarray:
+    """P of each covariance; ValueError naming the first that is not symmetric and positive definite."""
+    if covariances.ndim >= 2 and covariance.direct_map == "full":
+        size = np.sqrt(np.abs(np.einsum("...ii->...i", covariances)))
+        skew = np.abs(covariances - covariances.swapaxes(-1, -2)) > 1e-8 * size[..., None] * size[..., None, :]
+        if skew.any():
+            raise ValueError(f"covariances are not symmetric (type {covariance.name}); pass 0.5 * (c + c.T)")
+    try:
+        return covariance.factor(covariances)
+    except np.linalg.LinAlgError:
+        if covariance.name == "tied":
+            raise ValueError("covariances is not positive definite (type tied); add to its diagonal") from None
+        smallest = [float(np.linalg.eigvalsh(c)[0] if np.ndim(c) == 2 else np.min(c)) for c in covariances]
+        k = int(np.argmin(smallest))
+        raise ValueError(
+            f"covariances of component {k} are not positive definite (smallest eigenvalue {smallest[k]:g}); add to the diagonal"
+        ) from None
+
+
+def _far_log_prob(mixture: Mixture, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Log-density and responsibilities where squares overflow: distances with their scale taken out.
+
+    −½ d² is cut off at the most negative float64; the nearest components share the responsibility.
+    """
+    frame = mixture.own_frame()
+    components = mixture.components(frame)
+    factors = mixture.covariance.matrices(components.precisions_cholesky, mixture.n_components, mixture.n_features)
+    # z − μ in halves, so that the difference of the largest numbers is finite, and relative to the largest entry.
+    half = (x.astype(np.float64) / 2 - frame.shift / 2)[:, None]
+    size = np.maximum(np.abs(half).max(axis=2, keepdims=True), 0.5)
+    centred = half / size * frame.scale - components.means / size / 2
+    distance = np.linalg.norm((centred[:, :, None] @ factors)[:, :, 0], axis=2)
+    with np.errstate(over="ignore", divide="ignore"):
+        square = np.minimum((2 * size[:, :, 0] * distance) ** 2, np.finfo(np.float64).max)
+        log_det = mixture.covariance.log_det(components.precisions_cholesky, *mixture.means.shape)
+        constants = components.log_weights + log_det + np.log(frame.scale).sum() - 0.5 * mixture.n_features * LOG_2_PI
+    alive = mixture.weights > 0
+    log_prob = np.where(alive, constants - 0.5 * square, -np.inf).max(axis=1)
+    nearest = np.where(alive, distance, np.inf)
+    shared = (nearest <= nearest.min(axis=1, keepdims=True)) * mixture.weights
+    return log_prob, shared / shared.sum(axis=1, keepdims=True)

@@ -1,0 +1,167 @@
+"""The data of a fit: checked, weighed, and seen through their frame. Nothing here is as large as the data."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from emalgam import arrays, backends
+from emalgam.covariance import Covariance
+from emalgam.packing import Frame, power_of_two, unpack_symmetric
+from emalgam.validation import check_data, check_finite, check_threads, check_weight
+from emalgam_kernels import Packed, Parameters, statistic_count
+from emalgam_kernels.blocks import for_each_block
+
+ROWS_AT_ONCE = 16384
+
+
+@dataclass(frozen=True, eq=False)
+class Observations:
+    """N rows of D features with weights, and how kernels see them.
+
+    Attributes
+    ----------
+    x : (N, D) any real dtype
+        The caller's memory.
+    weight : (N,) float64 or None
+    total_weight : float
+        Σ ω, N without weights.
+    frame : Frame
+        Shift and scale from the weighted mean and standard deviation.
+    variance : (D,) float64
+        Weighted variances in the frame; zero for a constant feature.
+    largest : float
+        max |z| over rows with weight.
+    scatter : (D, D) float64 or None
+        Σ ω z zᵀ, for the tied type.
+    """
+
+    x: np.ndarray
+    weight: np.ndarray | None
+    total_weight: float
+    frame: Frame
+    variance: np.ndarray
+    largest: float
+    scatter: np.ndarray | None
+    backend: str
+    kernels: ModuleType
+    n_threads: int
+
+    @classmethod
+    def of(
+        cls, x: Any, sample_weight: Any, covariance: Covariance, backend: str = "auto", n_threads: int | None = None
+    ) -> Observations:
+        """Check `x` and its weights, and find the frame; a warning names constant features.
+
+        Raises
+        ------
+        ValueError
+            For data or weights of a wrong shape or type, NaN or infinity.
+        BackendUnavailable
+            If the backend cannot run here.
+        """
+        name = backends.resolve(backend, x)
+        arrays.same_device(x=x, sample_weight=sample_weight)
+        data, threads = check_data(x), check_threads(n_threads)
+        check_finite(data)
+        weight = check_weight(sample_weight, len(data))
+        kernels = backends.kernels(name)
+        low, high = _ranges(data, weight, threads)
+        frame, variance, total = _frame(data, weight, low, high, kernels, threads)
+        if covariance.isotropic_frame:
+            scale = np.full_like(frame.scale, frame.scale[variance > 0].min(initial=np.inf) if variance.any() else 1.0)
+            variance, frame = variance * (scale / frame.scale) ** 2, Frame(frame.shift, scale)
+        _warn_of_constants(low, high)
+        largest = float(np.abs(frame.apply(np.stack([low, high]))).max())
+        scatter = None
+        if covariance.name == "tied":
+            statistics = _total_statistics("full", data, weight, frame, kernels, threads)
+            scatter = unpack_symmetric(statistics[None, : -1 - data.shape[1]], data.shape[1])[0]
+        return cls(data, weight, total, frame, variance, largest, scatter, name, kernels, threads)
+
+    @property
+    def n_features(self) -> int:
+        return int(self.x.shape[1])
+
+    def rows_with_weight(self) -> int:
+        """How many rows take part."""
+        return len(self.x) if self.weight is None else int(np.count_nonzero(self.weight))
+
+    def total_covariance(self) -> np.ndarray:
+        """The covariance of all data in the frame, (D, D)."""
+        statistics = _total_statistics("full", self.x, self.weight, self.frame, self.kernels, self.n_threads)
+        D = self.n_features
+        mean = statistics[-1 - D : -1] / self.total_weight
+        covariance: np.ndarray = unpack_symmetric(statistics[None, : -1 - D] / self.total_weight, D)[0]
+        return covariance - np.outer(mean, mean)
+
+    def statistics(self, parameters: Parameters, hard: bool = False) -> tuple[np.ndarray, float]:
+        """One pass of `em_statistics`: S (K, F) and the mean Σ ω log p / Σ ω."""
+        out = np.empty((parameters.n_components, parameters.n_statistics))
+        total = self.kernels.em_statistics(self.x, self.weight, parameters, out, hard=hard, n_threads=self.n_threads)
+        return out, total / self.total_weight
+
+
+def _ranges(x: np.ndarray, weight: np.ndarray | None, n_threads: int) -> tuple[np.ndarray, np.ndarray]:
+    """Least and greatest value of each feature over the rows with weight; (D,) float64 each."""
+    n_blocks = -(-len(x) // ROWS_AT_ONCE)
+    low, high = np.full((n_blocks, x.shape[1]), np.inf), np.full((n_blocks, x.shape[1]), -np.inf)
+
+    def block(start: int, stop: int) -> None:
+        rows = x[start:stop]
+        if weight is not None:
+            rows = rows[weight[start:stop] > 0]
+        if len(rows):
+            low[start // ROWS_AT_ONCE], high[start // ROWS_AT_ONCE] = rows.min(axis=0), rows.max(axis=0)
+
+    for_each_block(block, len(x), ROWS_AT_ONCE, n_threads)
+    return low.min(axis=0), high.max(axis=0)
+
+
+def _total_statistics(
+    feature_map: str, x: np.ndarray, weight: np.ndarray | None, frame: Frame, kernels: ModuleType, n_threads: int
+) -> np.ndarray:
+    """Σ ω φ(z) over all data: the statistics of a single component; (F,)."""
+    natural = np.zeros((1, statistic_count(feature_map, x.shape[1])))
+    out = np.empty_like(natural)
+    kernels.em_statistics(
+        x, weight, Packed(feature_map, frame.shift, frame.scale, None, natural), out, n_threads=n_threads
+    )
+    return out[0]
+
+
+def _frame(
+    x: np.ndarray, weight: np.ndarray | None, low: np.ndarray, high: np.ndarray, kernels: ModuleType, n_threads: int
+) -> tuple[Frame, np.ndarray, float]:
+    """The frame, the variances in it, and Σ ω.
+
+    Moments are taken in the frame of the range, where nothing overflows; a constant feature keeps its own value as
+    shift, so that it is exactly zero in the frame.
+    """
+    D = x.shape[1]
+    middle, half = low / 2 + high / 2, high / 2 - low / 2
+    middle = np.where(half > 0, middle, low)
+    rough = Frame(middle, power_of_two(half))
+    statistics = _total_statistics("diag", x, weight, rough, kernels, n_threads)
+    total = float(statistics[-1])
+    mean = np.where(half > 0, statistics[D:-1] / total, 0.0)
+    variance = np.where(half > 0, np.maximum(statistics[:D] / total - mean**2, np.finfo(float).tiny), 0.0)
+    fine = power_of_two(np.sqrt(variance))
+    scale = np.ldexp(rough.scale, np.frexp(fine)[1] - 1)
+    return Frame(rough.undo(mean), scale), variance * fine**2, total
+
+
+def _warn_of_constants(low: np.ndarray, high: np.ndarray) -> None:
+    columns = np.flatnonzero(low == high)
+    if len(columns) and len(low) > 0:
+        names = ", ".join(map(str, columns[:10])) + (", ..." if len(columns) > 10 else "")
+        warnings.warn(
+            f"constant feature{'s' if len(columns) > 1 else ''}: column {names} has one value in all rows and cannot tell "
+            "components apart; consider leaving it out",
+            UserWarning,
+            stacklevel=4,
+        )

@@ -1,0 +1,317 @@
+"""Pictures of mixtures and of fits, with matplotlib.
+
+Every function draws into `ax`, or into a new figure, and returns the Axes. Components have the colours of Okabe and Ito, which
+people with any kind of colour vision can tell apart, and their number as a label; beyond seven, colours are steps
+of the colour map cividis and the label is what tells them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from emalgam.arrays import to_numpy
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from emalgam.mixture import Mixture
+
+OKABE_ITO: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+INK: Final = "#333333"
+ROWS_AT_ONCE: Final = 16384
+
+__all__ = ["bic_curve", "component_colors", "ellipses", "likelihood_trace", "responsibilities"]
+
+
+def ellipses(
+    mixture: Mixture,
+    ax: Axes | None = None,
+    *,
+    features: tuple[int, int] = (0, 1),
+    n_std: Sequence[float] = (1, 2),
+    colors: Sequence[Any] | None = None,
+    labels: bool = True,
+) -> Axes:
+    """Each component as ellipses of constant Mahalanobis distance from its mean.
+
+    Parameters
+    ----------
+    mixture : Mixture
+        K components of at least two features.
+    ax : matplotlib Axes, optional
+        Where to draw; a new figure by default.
+    features : (int, int)
+        The features on the horizontal and the vertical axis; the others are integrated out.
+    n_std : sequence of float
+        The distances, in standard deviations. In two dimensions 1 holds 39 % of a component, 2 hold 86 %.
+    colors : K matplotlib colours, optional
+        `component_colors` by default.
+    labels : bool
+        Whether to write the number of each component at its mean.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    ValueError
+        If `features` are not two different features of the mixture, `n_std` is not positive, or `colors` are not K.
+
+    Examples
+    --------
+    >>> import matplotlib
+    >>> matplotlib.use("Agg")
+    >>> from emalgam import Mixture, plot
+    >>> mixture = Mixture([0.5, 0.5], [[0.0, 0.0], [3.0, 1.0]], [[1.0, 0.2], [0.5, 0.5]], "diag")
+    >>> len(plot.ellipses(mixture, n_std=(1, 2)).patches)
+    4
+    """
+    pyplot = _pyplot()
+    from matplotlib.patches import Ellipse
+
+    means, covariances = _two_features(mixture, features)
+    colors = component_colors(mixture.n_components) if colors is None else colors
+    if len(colors) != mixture.n_components:
+        raise ValueError(f"colors has {len(colors)} entries; expected {mixture.n_components}, one for each component")
+    if not all(distance > 0 for distance in n_std):
+        raise ValueError(f"n_std is {tuple(n_std)}; expected positive distances in standard deviations")
+    ax = pyplot.subplots()[1] if ax is None else ax
+    variances, axes = np.linalg.eigh(covariances)  # Σ = V diag(variances) Vᵀ, ascending
+    angles = np.degrees(np.arctan2(axes[:, 1, 1], axes[:, 0, 1]))
+    for mean, spread, angle, color in zip(means, np.sqrt(variances), angles, colors, strict=True):
+        for distance in sorted(n_std, reverse=True):
+            width, height = 2 * distance * spread[::-1]
+            shape = Ellipse(tuple(mean), width, height, angle=angle, linewidth=1.5)
+            shape.set(facecolor=(*_rgb(color), 0.12), edgecolor=color)
+            ax.add_patch(shape)
+    if labels:
+        _label(ax, means)
+    _frame(ax, features)
+    ax.autoscale_view()
+    return ax
+
+
+def responsibilities(
+    x: Any,
+    mixture: Mixture,
+    ax: Axes | None = None,
+    *,
+    features: tuple[int, int] = (0, 1),
+    max_points: int = 5000,
+    colors: Sequence[Any] | None = None,
+    **how: Any,
+) -> Axes:
+    """Points in the colour Σ_k r_nk · colour_k: pure where one component is responsible, mixed where several are.
+
+    Parameters
+    ----------
+    x : (N, D) array of real numbers
+        The points.
+    mixture : Mixture
+        K components of D features.
+    ax, features, colors
+        As in `ellipses`.
+    max_points : int
+        The most points to draw. Of more, that many are drawn at random (always the same ones), and the title says so.
+    **how
+        `backend`, `algorithm` and `n_threads` of `Mixture.responsibilities`.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    ValueError
+        As in `ellipses`, or for data that `Mixture.responsibilities` refuses.
+    """
+    pyplot = _pyplot()
+    _two_features(mixture, features)
+    if max_points < 1:
+        raise ValueError(f"max_points is {max_points}; expected at least 1")
+    points = to_numpy(x)
+    n_samples = len(points)
+    if n_samples > max_points:
+        points = points[np.sort(np.random.default_rng(0).choice(n_samples, max_points, replace=False))]
+    colors = component_colors(mixture.n_components) if colors is None else colors
+    shares = mixture.responsibilities(points, **how)
+    mixed = np.clip(shares @ np.array([_rgb(color) for color in colors]), 0, 1)
+    ax = pyplot.subplots()[1] if ax is None else ax
+    horizontal, vertical = points[:, list(features)].T
+    ax.scatter(horizontal, vertical, c=mixed, s=8, linewidths=0, alpha=0.8)
+    if n_samples > max_points:
+        ax.set_title(f"{max_points:,} of {n_samples:,} points".replace(",", "\N{NO-BREAK SPACE}"), fontsize="medium")
+    _frame(ax, features)
+    return ax
+
+
+def likelihood_trace(trace: Any, ax: Axes | None = None) -> Axes:
+    """The mean log-likelihood after each iteration of a fit.
+
+    Parameters
+    ----------
+    trace : Fit, fitted GaussianMixture, or sequence of float
+        Something with `lower_bounds` or `lower_bounds_`, or the numbers themselves, in nats per sample.
+    ax : matplotlib Axes, optional
+        Where to draw; a new figure by default.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    ValueError
+        If there are no numbers.
+    """
+    pyplot = _pyplot()
+    values = np.asarray(getattr(trace, "lower_bounds", getattr(trace, "lower_bounds_", trace)), np.float64)
+    if values.ndim != 1 or len(values) == 0:
+        raise ValueError(f"the trace has shape {values.shape}; expected one number for each iteration")
+    ax = pyplot.subplots()[1] if ax is None else ax
+    iterations = np.arange(1, len(values) + 1)
+    ax.plot(iterations, values, color=OKABE_ITO[0], marker="o", markersize=3, linewidth=1.5)
+    ax.annotate(
+        f"{values[-1]:.6g}",
+        (iterations[-1], values[-1]),
+        xytext=(0, -14),
+        textcoords="offset points",
+        ha="right",
+        color=INK,
+    )
+    ax.set(xlabel="iteration", ylabel="log-likelihood (nats per sample)")
+    _whole_numbers(ax)
+    _tidy(ax)
+    return ax
+
+
+def bic_curve(
+    x: Any, n_components_range: Iterable[int], ax: Axes | None = None, **fit_arguments: Any
+) -> tuple[Axes, np.ndarray]:
+    """Fit a mixture for each number of components and draw Schwarz's criterion over it; the lowest is marked.
+
+    Parameters
+    ----------
+    x : (N, D) array of real numbers
+        The data.
+    n_components_range : iterable of int
+        The numbers of components K to try.
+    ax : matplotlib Axes, optional
+        Where to draw; a new figure by default.
+    **fit_arguments
+        Any argument of `emalgam.fit`, the same for every K; without sample weights, which the criterion has no place for.
+
+    Returns
+    -------
+    ax : matplotlib Axes
+    values : (len(n_components_range),) float64
+        −2 Σ log p + parameters · log N, in nats, in the order of `n_components_range`.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    ValueError
+        If there is no K to try, sample weights are given, or `emalgam.fit` refuses the data or an argument.
+
+    References
+    ----------
+    Schwarz (1978), Estimating the dimension of a model.
+    """
+    from emalgam.em import fit
+
+    pyplot = _pyplot()
+    candidates = list(n_components_range)
+    if not candidates:
+        raise ValueError("n_components_range is empty; expected numbers of components, such as range(1, 11)")
+    if fit_arguments.get("sample_weight") is not None:
+        raise ValueError("BIC counts samples and has no place for sample_weight; leave it out")
+    how = {key: fit_arguments[key] for key in ("backend", "algorithm", "n_threads") if key in fit_arguments}
+    values = np.array([fit(x, K, **fit_arguments).mixture.bic(x, **how) for K in candidates])
+    ax = pyplot.subplots()[1] if ax is None else ax
+    best = int(values.argmin())
+    order = np.argsort(candidates)
+    ax.plot(np.take(candidates, order), values[order], color=OKABE_ITO[0], marker="o", markersize=4, linewidth=1.5)
+    ax.plot(candidates[best], values[best], "o", color=OKABE_ITO[1], markersize=9)
+    ax.annotate(
+        f"lowest at K = {candidates[best]}",
+        (candidates[best], values[best]),
+        xytext=(0, 12),
+        textcoords="offset points",
+        ha="center",
+        color=INK,
+    )
+    ax.set(xlabel="number of components K", ylabel="BIC (nats)")
+    _whole_numbers(ax)
+    _tidy(ax)
+    return ax, values
+
+
+def component_colors(n_components: int) -> list[Any]:
+    """A colour for each component: those of Okabe and Ito, or steps of cividis if there are more than seven."""
+    if n_components <= len(OKABE_ITO):
+        return list(OKABE_ITO[:n_components])
+    _pyplot()
+    from matplotlib import colormaps
+
+    return [tuple(color) for color in colormaps["cividis"](np.linspace(0, 1, n_components))]
+
+
+def _pyplot() -> Any:
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ImportError(
+            f'emalgam.plot needs matplotlib ({error}); to install it: pip install "emalgam[plot]"'
+        ) from error
+    return pyplot
+
+
+def _rgb(color: Any) -> tuple[float, float, float]:
+    from matplotlib.colors import to_rgb
+
+    return to_rgb(color)
+
+
+def _two_features(mixture: Mixture, features: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Means (K, 2) and covariances (K, 2, 2) of two features, the others integrated out."""
+    if len(features) != 2:
+        raise ValueError(f"features is {features!r}; expected two of the {mixture.n_features} features")
+    pair = mixture.marginal(features)
+    return pair.means, pair.covariance.matrices(pair.covariances, pair.n_components, 2)
+
+
+def _label(ax: Axes, means: np.ndarray) -> None:
+    """The number of each component at its mean, on white so that it can be read on any colour."""
+    backing = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
+    for k, (horizontal, vertical) in enumerate(means):
+        ax.text(horizontal, vertical, str(k), ha="center", va="center", fontsize="small", color=INK, bbox=backing)
+
+
+def _frame(ax: Axes, features: tuple[int, int]) -> None:
+    ax.set(xlabel=ax.get_xlabel() or f"feature {features[0]}", ylabel=ax.get_ylabel() or f"feature {features[1]}")
+    _tidy(ax)
+
+
+def _whole_numbers(ax: Axes) -> None:
+    """Ticks of the horizontal axis at whole numbers only: there is no half an iteration."""
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _tidy(ax: Axes) -> None:
+    """No frame on the sides that carry no scale, and a grid that stays behind."""
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(visible=True, color="#DDDDDD", linewidth=0.6)
+    ax.set_axisbelow(True)

@@ -1,0 +1,246 @@
+"""Tables of numbers in files: .npy (memory-mapped), .npz, .csv and .parquet.
+
+pyarrow reads and writes the last two and is imported only then. Nothing is unpickled, and what a header promises is held
+against the size of its file before memory is taken for it.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import math
+import os
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any, BinaryIO, Final
+
+import numpy as np
+
+from emalgam.files import replacing
+
+LONGEST_LINE: Final = 2**24
+DEFLATE_RATIO: Final = 1032  # a byte of a deflate stream stands for no more bytes than this
+INDEX_COLUMN: Final = "__index_level_"  # where pandas keeps a row index in Parquet
+
+__all__ = ["check_suffix", "read_table", "write_table"]
+
+
+def read_table(path: str | os.PathLike[str], *, names: Sequence[str] = ("x", "X")) -> np.ndarray:
+    """The array or table of numbers in a file.
+
+    Parameters
+    ----------
+    path : path-like
+        ``.npy``: memory-mapped, so that only what is used gets read. ``.npz``: its only array, or the one called one of
+        `names`. ``.csv``: comma-separated; the first line is a header if any of its fields is not a number.
+        ``.parquet``: every column but the row index of pandas.
+    names : sequence of str
+        The arrays of an ``.npz`` to look for if it holds several.
+
+    Returns
+    -------
+    array
+        What ``.npy`` and ``.npz`` hold, of any real dtype and shape; from the others (N, D) float32 if every column
+        is float32, else float64, with NaN where a value is missing.
+
+    Raises
+    ------
+    ValueError
+        Naming the file: missing, unsupported, cut short or forged; not numbers (naming the column).
+    ImportError
+        If pyarrow is needed and missing.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> from emalgam.tables import read_table
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = pathlib.Path(folder, "data.csv").write_text("height,weight\\n1.5,60\\n1.8,75\\n")
+    ...     read_table(f"{folder}/data.csv").tolist()
+    [[1.5, 60.0], [1.8, 75.0]]
+    """
+    file = Path(path)
+    read, _ = FORMATS[check_suffix(file)]
+    if not file.exists():
+        raise ValueError(f"{file}: there is no such file")
+    if not file.is_file():  # a pipe would block, a device may never end
+        raise ValueError(f"{file}: is not a regular file")
+    try:
+        array = read(file, names)
+    except ImportError:
+        raise
+    except Exception as error:  # a damaged file makes zipfile, NumPy and pyarrow raise a dozen types
+        raise ValueError(f"{file}: {' '.join(str(error).split()) or type(error).__name__}") from error
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{file}: has dtype {array.dtype}; expected real numbers")
+    return array
+
+
+def write_table(path: str | os.PathLike[str], array: np.ndarray, *, name: str = "x") -> None:
+    """Write an array of one or two dimensions; the suffix of `path` says how: .npy, .npz, .csv or .parquet.
+
+    Parameters
+    ----------
+    path : path-like
+        The file; an existing one is replaced, at once and whole.
+    array : (N,) or (N, D) any real dtype
+        What to write.
+    name : str
+        The array's name in an ``.npz``, and the column's in a table; two dimensions give columns name0, name1, ...
+
+    Raises
+    ------
+    ValueError
+        For any other suffix or number of dimensions.
+    OSError
+        If the file cannot be written.
+    ImportError
+        If pyarrow is needed and missing.
+    """
+    _, write = FORMATS[check_suffix(path)]
+    if array.ndim not in (1, 2):
+        raise ValueError(f"{os.fspath(path)}: shape {array.shape} is no table; expected one or two dimensions")
+    with replacing(path) as file:
+        write(file, array, name)
+
+
+def check_suffix(path: str | os.PathLike[str]) -> str:
+    """The suffix of `path` in lower case; ValueError listing those that are supported if it is none of them."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        ending = f"{suffix} files are" if suffix else "a name without a suffix is"
+        raise ValueError(f"{os.fspath(path)}: {ending} not supported; supported are {', '.join(FORMATS)}")
+    return suffix
+
+
+def _read_npy(path: Path, names: Sequence[str]) -> np.ndarray:
+    with open(path, "rb") as file:
+        _check_header(file, path.stat().st_size)
+    return np.lib.format.open_memmap(path, mode="r")
+
+
+def _read_npz(path: Path, names: Sequence[str]) -> np.ndarray:
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        chosen = list(members) if len(members) == 1 else [name for name in names if name in members][:1]
+        if not chosen:
+            wanted = " or ".join(map(repr, names))
+            raise ValueError(f"holds the arrays {list(members)}; expected exactly one, or one called {wanted}")
+        info = members[chosen[0]]
+        possible = info.compress_size <= path.stat().st_size
+        if not possible or info.file_size > DEFLATE_RATIO * (info.compress_size + 1):
+            raise ValueError(f"array {chosen[0]!r} of {info.file_size} bytes does not fit in the file (forged?)")
+        with archive.open(info) as member:
+            _check_header(member, info.file_size)
+            member.seek(0)
+            return np.asarray(np.lib.format.read_array(member, allow_pickle=False))
+
+
+def _check_header(file: IO[bytes], size: int) -> None:
+    """ValueError if the header of a .npy file promises objects, or more numbers than `size` bytes hold."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"has version {version} of the .npy format; expected (1, 0) or (2, 0)")
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError(f"has dtype {dtype}; expected real numbers")
+    held = size - file.tell()
+    if math.prod(shape) * dtype.itemsize > held:
+        raise ValueError(f"shape {shape} and dtype {dtype} do not fit in {held} bytes of data (cut short, forged?)")
+
+
+def _read_csv(path: Path, names: Sequence[str]) -> np.ndarray:
+    arrow_csv = _pyarrow("pyarrow.csv")
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        first = next(csv.reader([file.readline(LONGEST_LINE)]), [])
+    has_header = not all(_is_number(field) for field in first)
+    options = arrow_csv.ReadOptions(autogenerate_column_names=not has_header)
+    return _numbers(arrow_csv.read_csv(path, read_options=options), has_header)
+
+
+def _is_number(field: str) -> bool:
+    """Whether a field of a CSV file is a number; an empty one is a missing number."""
+    try:
+        float(field or "nan")
+    except ValueError:
+        return False
+    return True
+
+
+def _read_parquet(path: Path, names: Sequence[str]) -> np.ndarray:
+    with _pyarrow("pyarrow.parquet").ParquetFile(path) as file:
+        columns = [name for name in file.schema_arrow.names if not name.startswith(INDEX_COLUMN)]
+        return _numbers(file.read(columns=columns), True)
+
+
+def _numbers(table: Any, has_header: bool) -> np.ndarray:
+    """The columns of a pyarrow.Table side by side, (N, D), NaN where a value is missing."""
+    arrow = _pyarrow("pyarrow")
+    for index, field in enumerate(table.schema):
+        if not any(map(field.type.__eq__, _number_types(arrow))):
+            name = repr(field.name) if has_header else str(index)
+            raise ValueError(f"column {name} holds {_first_not_number(table.column(index))}; expected numbers")
+    wanted = arrow.float32() if all(field.type == arrow.float32() for field in table.schema) else arrow.float64()
+    out = np.empty(table.shape, np.dtype(wanted.to_pandas_dtype()))
+    for index in range(table.num_columns):
+        out[:, index] = table.column(index).cast(wanted, safe=False).to_numpy()
+    return out
+
+
+def _number_types(arrow: Any) -> list[Any]:
+    """The types of columns that are read as numbers; a column without any value is of the null type."""
+    integers = [getattr(arrow, f"{sign}int{bits}")() for sign in ("", "u") for bits in (8, 16, 32, 64)]
+    return [*integers, arrow.float16(), arrow.float32(), arrow.float64(), arrow.bool_(), arrow.null()]
+
+
+def _first_not_number(column: Any) -> str:
+    """What a pyarrow.ChunkedArray of another type holds: the first text that is no number and its row, or the type's name."""
+    for row, value in enumerate(column):
+        text = value.as_py()
+        if isinstance(text, str) and not _is_number(text):
+            return f"{text[:40]!r} at row {row}"
+    return f"values of type {column.type}"
+
+
+def _pyarrow(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f".csv and .parquet files need pyarrow ({error}); to install it: pip install pyarrow"
+        ) from error
+
+
+def _write_npy(file: BinaryIO, array: np.ndarray, name: str) -> None:
+    np.save(file, array, allow_pickle=False)
+
+
+def _write_npz(file: BinaryIO, array: np.ndarray, name: str) -> None:
+    arrays: dict[str, Any] = {name: array}
+    np.savez(file, **arrays)
+
+
+def _write_csv(file: BinaryIO, array: np.ndarray, name: str) -> None:
+    _pyarrow("pyarrow.csv").write_csv(_table(array, name), file)
+
+
+def _write_parquet(file: BinaryIO, array: np.ndarray, name: str) -> None:
+    _pyarrow("pyarrow.parquet").write_table(_table(array, name), file)
+
+
+def _table(array: np.ndarray, name: str) -> Any:
+    if array.ndim == 1:
+        return _pyarrow("pyarrow").table({name: array})
+    return _pyarrow("pyarrow").table({f"{name}{index}": column for index, column in enumerate(array.T)})
+
+
+Reader = Callable[[Path, Sequence[str]], np.ndarray]
+Writer = Callable[[BinaryIO, np.ndarray, str], None]
+FORMATS: Final[dict[str, tuple[Reader, Writer]]] = {
+    ".npy": (_read_npy, _write_npy),
+    ".npz": (_read_npz, _write_npz),
+    ".csv": (_read_csv, _write_csv),
+    ".parquet": (_read_parquet, _write_parquet),
+}

@@ -1,0 +1,118 @@
+"""What comes in from users is checked here, once; everything below may trust it."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import numpy as np
+
+from emalgam.arrays import to_numpy
+from emalgam_kernels.blocks import default_threads
+
+ROWS_AT_ONCE = 16384
+
+
+def check_data(x: Any, *, n_features: int | None = None, name: str = "x") -> np.ndarray:
+    """`x` as a two-dimensional real array with at least one row and column, wherever it lies in memory.
+
+    Raises
+    ------
+    ValueError
+        Stating the shape or type received and what is wanted.
+    """
+    array = to_numpy(x, name)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers (float, int or bool), e.g. x.astype(float)")
+    if array.ndim != 2:
+        hint = " (for one feature: x.reshape(-1, 1))" if array.ndim == 1 else ""
+        raise ValueError(f"{name} has shape {array.shape}; expected two dimensions: (samples, features){hint}")
+    if 0 in array.shape:
+        raise ValueError(f"{name} has shape {array.shape}; expected at least one sample and one feature")
+    if n_features is not None and array.shape[1] != n_features:
+        raise ValueError(f"{name} has {array.shape[1]} features; the mixture has {n_features}")
+    return array
+
+
+def check_finite(x: np.ndarray, name: str = "x") -> None:
+    """ValueError naming the first row and column that hold NaN or infinity."""
+    if x.dtype.kind != "f":
+        return
+    for start in range(0, len(x), ROWS_AT_ONCE):
+        rows = x[start : start + ROWS_AT_ONCE]
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = np.add.reduce(rows, axis=None, dtype=np.float64) * 0.0
+        if total == 0 or (finite := np.isfinite(rows)).all():
+            continue
+        row, column = np.argwhere(~finite)[0]
+        value = "NaN" if np.isnan(rows[row, column]) else "inf"
+        raise ValueError(
+            f"{name} contains {value} at row {start + row}, column {column}; "
+            "remove or impute such rows first (missing values are not supported)"
+        )
+
+
+def check_weight(sample_weight: Any, n_samples: int) -> np.ndarray | None:
+    """Sample weights as (N,) float64, or None; finite, not negative, not all zero."""
+    if sample_weight is None:
+        return None
+    given = to_numpy(sample_weight, "sample_weight")
+    if given.ndim == 0 and given.dtype.kind in "fiub":
+        given = np.full(n_samples, given)
+    if given.shape != (n_samples,) or given.dtype.kind not in "fiub":
+        raise ValueError(
+            f"sample_weight has shape {given.shape} and dtype {given.dtype}; expected one number per sample: ({n_samples},)"
+        )
+    weight = given.astype(np.float64, copy=False)
+    low, high = weight.min(), weight.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        row = int(np.argmax(~np.isfinite(weight)))
+        raise ValueError(f"sample_weight contains {weight[row]} at row {row}; expected finite numbers (no NaN, no inf)")
+    if low < 0:
+        row = int(np.argmin(weight))
+        raise ValueError(f"sample_weight is {weight[row]} at row {row}; expected weights >= 0")
+    if high == 0:
+        raise ValueError("sample_weight is zero for every sample; expected at least one positive weight")
+    return weight
+
+
+def check_threads(n_threads: int | None) -> int:
+    """A number of threads; None means every processor that this process may use."""
+    if n_threads is None:
+        return default_threads()
+    return check_integer("n_threads", n_threads, 1)
+
+
+def check_integer(name: str, value: Any, least: int) -> int:
+    """`value` as an int that is at least `least`."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} is {value!r}; expected an integer >= {least}")
+    return int(value)
+
+
+def check_number(name: str, value: Any, least: float = 0.0) -> float:
+    """`value` as a finite float that is at least `least`."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not least <= float(value) < np.inf:
+        raise ValueError(f"{name} is {value!r}; expected a finite number >= {least:g}")
+    return float(value)
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """`value` as one of `choices`."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+    return value
+
+
+def generator(random_state: Any) -> np.random.Generator:
+    """A random generator from None, an int, a Generator, a SeedSequence or a RandomState (which it advances)."""
+    if isinstance(random_state, np.random.RandomState):
+        return np.random.default_rng(random_state.randint(0, 2**32, size=4, dtype=np.uint64))
+    if random_state is np.random:  # NumPy's global state, as scikit-learn allows
+        return np.random.default_rng(np.random.randint(0, 2**31, size=4))
+    try:
+        return np.random.default_rng(random_state)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"random_state is {random_state!r}; expected None, an integer >= 0, or a NumPy random generator ({error})"
+        ) from None

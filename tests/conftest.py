@@ -1,0 +1,130 @@
+"""Which combinations the tests run over, and what happens to a backend that is absent.
+
+``EMALGAM_REQUIRED_BACKENDS=cython_cpu,numba_cpu`` makes the absence of a listed backend a failure. Without it, an absent
+backend's tests are skipped one by one, each with the backend's name and reason, and the report's header says so too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from types import ModuleType
+from typing import Final
+
+import emalgam_kernels
+import hypothesis
+import pytest
+
+CPU_BACKENDS: Final = ("reference", "cython_cpu", "numba_cpu")
+DTYPES: Final = ("float64", "float32")
+COVARIANCE_TYPES: Final = ("full", "tied", "diag", "spherical")
+ALGORITHMS: Final = ("packed", "direct")
+
+hypothesis.settings.register_profile(
+    "emalgam", deadline=None, derandomize=True, database=None, max_examples=20, print_blob=False
+)
+hypothesis.settings.load_profile("emalgam")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One combination: a backend, the dtype of the data, a covariance type, and for kernels how and in what they compute."""
+
+    backend: str
+    dtype: str
+    covariance_type: str
+    algorithm: str = "packed"
+    arithmetic: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "arithmetic", self.arithmetic or self.dtype)
+
+    def __str__(self) -> str:
+        arithmetic = self.dtype if self.arithmetic == self.dtype else f"{self.dtype} in {self.arithmetic}"
+        return f"{self.backend}-{arithmetic}-{self.covariance_type}-{self.algorithm}"
+
+    @property
+    def kernels(self) -> ModuleType:
+        """The backend's kernels."""
+        return emalgam_kernels.load(self.backend)
+
+
+def variants(algorithms: tuple[str, ...] = ALGORITHMS, backends: tuple[str, ...] = CPU_BACKENDS) -> list[Variant]:
+    """Every combination that the kernels know; ``parametrize("variant", variants(), indirect=True, ids=str)``."""
+    arithmetics = [("float64", "float64"), ("float32", "float32"), ("float32", "float64")]
+    return [
+        Variant(backend, dtype, covariance_type, algorithm, arithmetic)
+        for backend, (dtype, arithmetic), covariance_type, algorithm in product(
+            backends, arithmetics, COVARIANCE_TYPES, algorithms
+        )
+    ]
+
+
+def required_backends() -> list[str]:
+    """The names in EMALGAM_REQUIRED_BACKENDS; one that no version of emalgam has is an error."""
+    names = [name.strip() for name in os.environ.get("EMALGAM_REQUIRED_BACKENDS", "").split(",") if name.strip()]
+    unknown = sorted(set(names) - set(emalgam_kernels.BACKENDS))
+    if unknown:
+        raise pytest.UsageError(
+            f"EMALGAM_REQUIRED_BACKENDS names {', '.join(unknown)}; expected some of {', '.join(emalgam_kernels.BACKENDS)}"
+        )
+    return names
+
+
+def need(backend: str) -> None:
+    """Go on if `backend` runs here; else fail if it is required, or skip the one test and say why."""
+    reason = emalgam_kernels.probe(backend)
+    if reason is None:
+        return
+    if backend in required_backends():
+        pytest.fail(f"{backend} is in EMALGAM_REQUIRED_BACKENDS and cannot run here: {reason}", pytrace=False)
+    pytest.skip(f"{backend} cannot run here: {reason}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    required_backends()
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    required = required_backends()
+    return [
+        f"{backend}: {emalgam_kernels.probe(backend) or 'available'}{' (required)' if backend in required else ''}"
+        for backend in emalgam_kernels.BACKENDS
+    ]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "required_backend" in metafunc.fixturenames:
+        metafunc.parametrize("required_backend", required_backends() or ["reference"])
+
+
+@pytest.fixture(
+    scope="session", params=[Variant(*each) for each in product(CPU_BACKENDS, DTYPES, COVARIANCE_TYPES)], ids=str
+)
+def variant(request: pytest.FixtureRequest) -> Variant:
+    """Backend × dtype × covariance type; a test may parametrize it indirectly with `variants(...)`."""
+    need(request.param.backend)
+    return request.param
+
+
+@pytest.fixture(scope="session", params=CPU_BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """The name of a backend that runs here."""
+    need(request.param)
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def cython_cpu() -> ModuleType:
+    """The compiled kernels."""
+    need("cython_cpu")
+    return emalgam_kernels.load("cython_cpu")
+
+
+@pytest.fixture
+def simd_level(request: pytest.FixtureRequest, cython_cpu: ModuleType) -> Iterator[str]:
+    """Runs the test on one SIMD level of the compiled kernels (parametrize it indirectly), and restores the best."""
+    yield cython_cpu.select_simd_level(request.param)
+    cython_cpu.select_simd_level(os.environ.get("EMALGAM_SIMD"))

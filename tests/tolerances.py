@@ -1,0 +1,83 @@
+"""The one table of tolerances: how far a result may be from its oracle, and why.
+
+The dtype is the one that the arithmetic is done in. "eps" below is that of the dtype (2⁻⁵² or 2⁻²³), and a bound that
+says "of the scale" is multiplied by the quantity that the test states, which says how much of the digits the problem
+itself costs. Never enlarge a number here without the reason beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+EPS: Final = {"float64": 2.0**-52, "float32": 2.0**-23}
+
+
+class Tolerance(NamedTuple):
+    """The bound, and why it is neither smaller nor larger."""
+
+    value: float
+    reason: str
+
+
+def _both(operation: str, multiple_of_eps: float, reason: str) -> dict[tuple[str, str], Tolerance]:
+    return {(operation, dtype): Tolerance(multiple_of_eps * eps, reason) for dtype, eps in EPS.items()}
+
+
+def _ulp(operation: str, ulp: float, reason: str) -> dict[tuple[str, str], Tolerance]:
+    return {(operation, dtype): Tolerance(ulp, reason) for dtype in EPS}
+
+
+TOLERANCES: Final[dict[tuple[str, str], Tolerance]] = {
+    # logits and what follows from them; scale: kernels/problems.py, Problem.logit_scale
+    **_both(
+        "packed log_prob",
+        4,
+        "the guard's own promise: 4 eps of m² plus the squared distance (1 to 2.5 were measured over all sizes)",
+    ),
+    **_both(
+        "direct log_prob",
+        2,
+        "no cancellation: the rounding of z, of P and of the sum of squares (0.6 to 0.7 of the scale were measured)",
+    ),
+    **_both(
+        "packed responsibilities",
+        4,
+        "relative: exp turns the absolute error of L_nk − log p(x_n) into a relative one, which is that of log_prob",
+    ),
+    **_both("direct responsibilities", 2, "relative: as for packed, with the error of the direct logits"),
+    **_both(
+        "packed em_statistics",
+        4,
+        "of Σ |ω r φ| scale: each term carries the relative error of its responsibility; the order of the sums adds less",
+    ),
+    **_both("direct em_statistics", 2, "as for packed, with the error of the direct logits"),
+    **_both(
+        "packed log-likelihood",
+        4,
+        "of Σ ω scale: the sum of what log_prob is allowed; the rounding of the sum itself, in float64, grows like √N",
+    ),
+    **_both(
+        "direct log-likelihood",
+        4,
+        "as for packed: the direct terms are so accurate that the order of the sum decides (2 of the scale were measured)",
+    ),
+    **_both("sum of responsibilities", 4, "one division and one rounding per component; K of them partly cancel"),
+    **_both("same mixture", 8, "of the scale: two results that may each be wrong by the packed tolerance of 4"),
+    # exp and log as the kernels evaluate them, in units of the last place
+    **_ulp("exp", 2, "DESIGN section 2 asks for 2 ulp; the polynomial, its reduction and two roundings need 1 to 1.5"),
+    **_ulp(
+        "exp by ratio",
+        3,
+        "2 for exp, and half a unit for each of the two roundings that r_1 / r_0 contains (product or quotient, twice)",
+    ),
+    **_ulp("log", 2, "DESIGN section 2 asks for 2 ulp; fdlibm's arrangement stays below 1"),
+    # what the oracles owe each other
+    ("long double log_prob", "float64"): Tolerance(
+        2.0**-56, "of the scale: sixteen times finer than the float64 results that it judges (64 bits of mantissa)"
+    ),
+}
+
+
+def tolerance(operation: str, dtype: str) -> float:
+    """The bound for an operation whose arithmetic is done in `dtype`."""
+    return TOLERANCES[operation, dtype].value
