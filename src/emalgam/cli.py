@@ -138,7 +138,10 @@ def fit(
     if output is not None:
         _save(fitted, output)
     if as_json or not quiet:
-        report = _fit_report(fitted, x, sample_weight is not None, seconds, threads)
+        report = _fit_report(fitted, x, seconds)
+        if sample_weight is None:  # the criteria count rows and have no place for weights; they cost one more pass
+            log_prob = fitted.mixture.log_prob(x, backend=backend, algorithm=algorithm, n_threads=threads)
+            report |= _criteria(fitted.mixture, log_prob)
         _print_report(report | {"output": output}, as_json)
 
 
@@ -303,9 +306,8 @@ def _save(fitted: Fit, path: Path) -> None:
     save_model(fitted.mixture, path, metadata=metadata)
 
 
-def _fit_report(fitted: Fit, x: np.ndarray, weighted: bool, seconds: float, threads: int | None) -> dict[str, Any]:
-    """What a fit says about itself; the likelihood of the final mixture costs one more pass, and rows with weights have no BIC."""
-    report: dict[str, Any] = {
+def _fit_report(fitted: Fit, x: np.ndarray, seconds: float) -> dict[str, Any]:
+    return {
         "n_samples": x.shape[0],
         "n_features": x.shape[1],
         "n_components": fitted.mixture.n_components,
@@ -320,11 +322,6 @@ def _fit_report(fitted: Fit, x: np.ndarray, weighted: bool, seconds: float, thre
         "effective_components": fitted.effective_components,
         "lower_bound": fitted.lower_bound,
     }
-    return (
-        report
-        if weighted
-        else report | _criteria(fitted.mixture, fitted.mixture.log_prob(x, backend=fitted.backend, n_threads=threads))
-    )
 
 
 def _criteria(mixture: Mixture, log_prob: np.ndarray) -> dict[str, float]:

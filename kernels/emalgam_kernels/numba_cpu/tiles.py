@@ -35,25 +35,24 @@ COMPONENTS_AT_ONCE: Final = 2
 STATISTICS_AT_ONCE: Final = 4
 
 
-def tile_function(function: Function) -> Function:
-    """Compile for callers without the GIL; "contract" lets a product and a sum become one fused instruction."""
-    return numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})(function)  # type: ignore[no-any-return]
+def _compiled(**options: Any) -> Callable[[Function], Function]:
+    """Numba's njit with this backend's options, and the function's own type for the type checker.
 
-
-def reduction(function: Function) -> Function:
-    """As `tile_function`, and sums over samples may be split into the lanes of a register ("reassoc").
-
-    Without that permission a sum is one chain of additions and cannot vectorise. NaN, infinities and signed zeros
-    keep their meaning.
+    "contract" lets a product and the sum it goes into become one fused instruction. NaN, infinities, signed zeros and
+    the order of operations keep their meaning.
     """
-    options: Any = numba.njit(nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
-    return options(function)  # type: ignore[no-any-return]
+    decorator: Any = numba.njit(**{"nogil": True, "error_model": "numpy", "fastmath": {"contract"}, **options})
+
+    def decorate(function: Function) -> Function:
+        return decorator(function)  # type: ignore[no-any-return]
+
+    return decorate
 
 
-def inlined(function: Function) -> Function:
-    """As `tile_function`, and always inlined: a loop around a call would not vectorise."""
-    options: Any = numba.njit(nogil=True, error_model="numpy", fastmath={"contract"}, forceinline=True)
-    return options(function)  # type: ignore[no-any-return]
+tile_function = _compiled()
+inlined = _compiled(forceinline=True)  # a loop around a call would not vectorise
+# A sum over samples is one chain of additions and cannot vectorise unless it may be split into lanes.
+reduction = _compiled(fastmath={"contract", "reassoc"})
 
 
 def padded(count: int, multiple: int) -> int:
@@ -102,7 +101,7 @@ def _exp_of(dtype: str, integer: type[np.int32] | type[np.int64], mantissa_bits:
     zero, one = real(0), real(1)
 
     @inlined
-    def exp(x):  # type: ignore[no-untyped-def]
+    def exp(x: Any) -> Any:
         # n = round(x log2 e), r = x − n ln 2, exp(x) = 2ⁿ (1 + r + r² q(r)).
         shifted = real(x * log2_e + round_to_integer)
         n = shifted - round_to_integer
@@ -128,7 +127,7 @@ def _log_of(dtype: str, integer: type[np.int32] | type[np.int64], mantissa_bits:
     one, two, half_of_one = real(1), real(2), real(0.5)
 
     @inlined
-    def log(x):  # type: ignore[no-untyped-def]
+    def log(x: Any) -> Any:
         # x = 2ᵉ (1 + f) with a mantissa 1 + f in [√½, √2).
         bits = real(x).view(integer)
         e = integer(integer(bits - sqrt_half_bits) >> mantissa_bits)
@@ -183,23 +182,353 @@ def _log_in_numba(x: Any) -> Any:
 
 
 @tile_function
-def load_tile(x, sample_weight, start, rows, columns, shift, scale, weight, z):  # type: ignore[no-untyped-def]
-    real = z.dtype.type
+def load_tile(
+    x: np.ndarray,
+    sample_weight: np.ndarray,
+    start: int,
+    rows: int,
+    columns: int,
+    shift: np.ndarray,
+    scale: np.ndarray,
+    weight: np.ndarray,
+    z: np.ndarray,
+) -> None:
+    """z ← (x − shift) · scale for rows [start, start + rows) of x.
+
+    z is zero in columns beyond `rows`, in rows beyond D, and where the weight is zero: such a sample may hold anything
+    finite, and 0 · φ must be 0.
+
+    Parameters
+    ----------
+    x : (N, D) float32 or float64, any strides
+    sample_weight : (N,) float64, or empty for ones
+    shift, scale : (D,) float64
+    weight : (≥ columns,)
+        Receives ω_n, zero beyond `rows`.
+    z : (≥ D, ≥ columns)
+        Receives the samples, feature-major.
+    """
+    D = len(shift)
+    z[:, :columns] = 0
+    weight[:columns] = 0
     for n in range(rows):
         weight[n] = sample_weight[start + n] if len(sample_weight) > 0 else 1.0
-    for n in range(rows, columns):
-        weight[n] = 0
-    for d in range(len(shift)):
+    for d in range(D):
         for n in range(rows):
             z[d, n] = (x[start + n, d] - shift[d]) * scale[d]
-        for n in range(rows, columns):
-            z[d, n] = 0
-    for d in range(len(shift), len(z)):
-        for n in range(columns):
-            z[d, n] = 0
-    if len(sample_weight) == 0:
-        return
     for n in range(rows):
         if weight[n] == 0:
-            for d in range(len(shift)):
+            for d in range(D):
                 z[d, n] = 0
+
+
+# ---- features ------------------------------------------------------------------------------------------------------
+
+
+@inlined
+def _multiply(a: np.ndarray, b: np.ndarray, columns: int, out: np.ndarray) -> None:
+    for n in range(columns):
+        out[n] = a[n] * b[n]
+
+
+@inlined
+def _sum_of_squares(y: np.ndarray, columns: int, out: np.ndarray) -> None:
+    """Σ_d y_d², (D, T) → (T,)."""
+    out[:columns] = 0
+    for d in range(len(y)):
+        row = y[d]
+        for n in range(columns):
+            out[n] += row[n] * row[n]
+
+
+@tile_function
+def feature_tile(feature_map: int, z: np.ndarray, columns: int, first: int, phi: np.ndarray) -> None:
+    """Rows [first, first + len(phi)) of φ(z): full z_i z_j (i ≥ j), z_i, 1; diag z_i², z_i, 1; spherical ‖z‖², z_i, 1.
+
+    Parameters
+    ----------
+    feature_map : int
+        `FULL`, `DIAG` or `SPHERICAL`.
+    z : (D, ≥ columns)
+    phi : (rows, ≥ columns)
+        Receives the features; rows beyond F are zero.
+    """
+    D = len(z)
+    quadratic = D * (D + 1) // 2 if feature_map == FULL else D if feature_map == DIAG else 1
+    i, j = 0, first  # full: the pair of the row, counted along the triangle
+    while feature_map == FULL and j > i:
+        i, j = i + 1, j - i - 1
+    for row in range(len(phi)):
+        f, out = first + row, phi[row]
+        if f >= quadratic + D:
+            out[:columns] = 1 if f == quadratic + D else 0
+        elif f >= quadratic:
+            out[:columns] = z[f - quadratic, :columns]
+        elif feature_map == SPHERICAL:
+            _sum_of_squares(z, columns, out)
+        elif feature_map == DIAG:
+            _multiply(z[f], z[f], columns, out)
+        else:
+            _multiply(z[i], z[j], columns, out)
+            i, j = (i, j + 1) if j < i else (i + 1, 0)
+
+
+# ---- L = η Φᵀ ------------------------------------------------------------------------------------------------------
+
+
+@tile_function
+def logit_tile(
+    natural: np.ndarray, first: int, phi: np.ndarray, columns: int, accumulate: bool, logits: np.ndarray
+) -> None:
+    """L ← η[:, first : first + len(phi)] Φᵀ (+ L), in nats.
+
+    Parameters
+    ----------
+    natural : (padded K, padded F)
+        What `pack_natural` returns.
+    phi : (rows, ≥ columns)
+        `rows` is a multiple of `STATISTICS_AT_ONCE`.
+    accumulate : bool
+        Add to L, for all but the first of several blocks of features.
+    logits : (padded K, ≥ columns)
+        Receives L_kn.
+    """
+    for k in range(0, len(natural), 2):
+        a, b = logits[k], logits[k + 1]
+        if not accumulate:
+            a[:columns] = 0
+            b[:columns] = 0
+        for row in range(0, len(phi), 4):
+            p, q, r, s = phi[row], phi[row + 1], phi[row + 2], phi[row + 3]
+            f = first + row
+            ap, aq, ar, as_ = natural[k, f], natural[k, f + 1], natural[k, f + 2], natural[k, f + 3]
+            bp, bq, br, bs = natural[k + 1, f], natural[k + 1, f + 1], natural[k + 1, f + 2], natural[k + 1, f + 3]
+            for n in range(columns):
+                a[n] = a[n] + ap * p[n] + aq * q[n] + ar * r[n] + as_ * s[n]
+                b[n] = b[n] + bp * p[n] + bq * q[n] + br * r[n] + bs * s[n]
+
+
+# ---- log-sum-exp ---------------------------------------------------------------------------------------------------
+
+
+@inlined
+def _maximum(logits: np.ndarray, n_components: int, columns: int, out: np.ndarray) -> None:
+    """max_k L_k."""
+    out[:columns] = logits[0, :columns]
+    for k in range(1, n_components):
+        row = logits[k]
+        for n in range(columns):
+            out[n] = row[n] if row[n] > out[n] else out[n]
+
+
+@inlined
+def _choose_maximum(
+    logits: np.ndarray, n_components: int, columns: int, weight: np.ndarray, top: np.ndarray, chosen: np.ndarray
+) -> None:
+    """L_k ← ω where L_k is the first to equal the maximum, else 0."""
+    real = logits.dtype.type
+    zero, one = real(0), real(1)
+    chosen[:columns] = 0
+    for k in range(n_components):
+        row = logits[k]
+        for n in range(columns):
+            is_first = row[n] == top[n] and chosen[n] == zero
+            chosen[n] = one if is_first else chosen[n]
+            row[n] = weight[n] if is_first else zero
+
+
+@tile_function
+def softmax_tile(
+    logits: np.ndarray,
+    n_components: int,
+    columns: int,
+    weight: np.ndarray,
+    hard: bool,
+    log_prob: np.ndarray,
+    total: np.ndarray,
+) -> None:
+    """L ← ω softmax_k(L) and log p ← log Σ_k exp(L_k), with the maximum taken out.
+
+    Parameters
+    ----------
+    logits : (≥ K, ≥ columns)
+        L on entry, weighted responsibilities on return.
+    n_components : int
+        K; further rows are left alone.
+    weight : (≥ columns,)
+        ω.
+    hard : bool
+        Put ω at the (first) maximum of L instead; log p is that maximum.
+    log_prob : (≥ columns,)
+        Receives log p, in nats.
+    total : (≥ columns,)
+        Scratch.
+    """
+    top = log_prob
+    _maximum(logits, n_components, columns, top)
+    if hard:
+        _choose_maximum(logits, n_components, columns, weight, top, total)
+        return
+    total[:columns] = 0
+    for k in range(n_components):
+        row = logits[k]
+        for n in range(columns):
+            exponential = exp(row[n] - top[n])
+            row[n] = exponential
+            total[n] += exponential
+    for n in range(columns):
+        log_prob[n] = top[n] + log(total[n])
+        total[n] = weight[n] / total[n]
+    for k in range(n_components):
+        row = logits[k]
+        for n in range(columns):
+            row[n] *= total[n]
+
+
+# ---- S += R Φ ------------------------------------------------------------------------------------------------------
+
+
+@reduction
+def statistic_tile(r: np.ndarray, phi: np.ndarray, columns: int, first: int, statistics: np.ndarray) -> None:
+    """S[:, first : first + len(phi)] += R Φ over one tile: summed in the arithmetic type, added in float64.
+
+    Parameters
+    ----------
+    r : (padded K, ≥ columns)
+        Weighted responsibilities.
+    phi : (rows, ≥ columns)
+        `rows` is a multiple of `STATISTICS_AT_ONCE`.
+    statistics : (padded K, padded F) float64
+        Added to.
+    """
+    zero = r.dtype.type(0)
+    for row in range(0, len(phi), 4):
+        p, q, s, t = phi[row], phi[row + 1], phi[row + 2], phi[row + 3]
+        f = first + row
+        for k in range(0, len(r), 2):
+            a, b = r[k], r[k + 1]
+            ap = aq = as_ = at = bp = bq = bs = bt = zero
+            for n in range(columns):
+                ap += a[n] * p[n]
+                aq += a[n] * q[n]
+                as_ += a[n] * s[n]
+                at += a[n] * t[n]
+                bp += b[n] * p[n]
+                bq += b[n] * q[n]
+                bs += b[n] * s[n]
+                bt += b[n] * t[n]
+            statistics[k, f] += ap
+            statistics[k, f + 1] += aq
+            statistics[k, f + 2] += as_
+            statistics[k, f + 3] += at
+            statistics[k + 1, f] += bp
+            statistics[k + 1, f + 1] += bq
+            statistics[k + 1, f + 2] += bs
+            statistics[k + 1, f + 3] += bt
+
+
+# ---- the same two steps about each component's own mean ------------------------------------------------------------
+
+
+@inlined
+def _centre_tile(z: np.ndarray, mean: np.ndarray, columns: int, y: np.ndarray) -> None:
+    """y ← (z − μ, 1, 0 …), (≥ D + 1, T)."""
+    D = len(mean)
+    for d in range(D):
+        row, out = z[d], y[d]
+        for n in range(columns):
+            out[n] = row[n] - mean[d]
+    for d in range(D, len(y)):
+        y[d, :columns] = 1 if d == D else 0
+
+
+@tile_function
+def direct_logit_tile(
+    feature_map: int,
+    factors: np.ndarray,
+    means: np.ndarray,
+    log_constants: np.ndarray,
+    z: np.ndarray,
+    columns: int,
+    y: np.ndarray,
+    whitened: np.ndarray,
+    logits: np.ndarray,
+) -> None:
+    """L_k ← c_k − ½ ‖P_kᵀ (z − μ_k)‖², in nats: the logits without features, for parameters that would cancel.
+
+    Parameters
+    ----------
+    feature_map : int
+        `FULL` or `DIAG`.
+    factors : (K or 1, padded D, padded D) or (K, 1, D)
+        Full: `pack_natural` of the P_kᵀ, or of one that all components share. Diag: the diagonals of the P_k.
+    means : (K, D)
+    log_constants : (K,)
+    z : (D, ≥ columns)
+    y, whitened : (padded D + 1, ≥ columns), (padded D, ≥ columns)
+        Scratch.
+    logits : (≥ K, ≥ columns)
+        Receives L_kn.
+    """
+    D = len(z)
+    half = z.dtype.type(0.5)
+    for k in range(len(means)):
+        factor, row, constant = factors[min(k, len(factors) - 1)], logits[k], log_constants[k]
+        _centre_tile(z, means[k], columns, y)
+        if feature_map == FULL:
+            logit_tile(factor, 0, y[: factor.shape[1]], columns, False, whitened)
+        else:
+            for d in range(D):
+                for n in range(columns):
+                    whitened[d, n] = y[d, n] * factor[0, d]
+        _sum_of_squares(whitened[:D], columns, row)
+        for n in range(columns):
+            row[n] = constant - half * row[n]
+
+
+@tile_function
+def direct_statistic_tile(
+    feature_map: int,
+    means: np.ndarray,
+    z: np.ndarray,
+    r: np.ndarray,
+    columns: int,
+    y: np.ndarray,
+    weighted: np.ndarray,
+    products: np.ndarray,
+    statistics: np.ndarray,
+) -> None:
+    """S_k += Σ_n r_nk φ(z_n − μ_k): statistics about each component's own mean.
+
+    With y = (z − μ_k, 1), the lower triangle of Σ r y yᵀ, row by row, is the full feature map's S_k.
+
+    Parameters
+    ----------
+    feature_map : int
+        `FULL` or `DIAG`.
+    means : (K, D)
+    z : (D, ≥ columns)
+    r : (≥ K, ≥ columns)
+        Weighted responsibilities.
+    y, weighted : (D + 1 padded to 4, ≥ columns), (D + 1 padded to 2, ≥ columns)
+        Scratch.
+    products : (D + 1 padded to 2, D + 1 padded to 4) float64
+        Scratch.
+    statistics : (≥ K, ≥ F) float64
+        Added to.
+    """
+    D = len(z)
+    for k in range(len(means)):
+        _centre_tile(z, means[k], columns, y)
+        for d in range(len(weighted)):
+            _multiply(y[min(d, D)], r[k], columns, weighted[d])
+        products[:] = 0
+        if feature_map == FULL:
+            statistic_tile(weighted, y, columns, 0, products)
+            f = 0
+            for i in range(D + 1):
+                for j in range(i + 1):
+                    statistics[k, f] += products[i, j]
+                    f += 1
+        else:
+            pass

@@ -1,0 +1,323 @@
+"""`GaussianMixture`: scikit-learn's estimator over `emalgam.em`. This module imports scikit-learn; nothing below it does."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from emalgam import arrays
+from emalgam.covariance import COVARIANCES
+from emalgam.em import Fit, Iteration, Settings, Start, fit_observations, given_parameters, not_converged
+from emalgam.mixture import Mixture
+from emalgam.observations import Observations
+from emalgam.validation import check_choice, check_integer, generator
+
+
+class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is not typed
+    """Gaussian mixture fitted by EM, in place of `sklearn.mixture.GaussianMixture`.
+
+    Parameters
+    ----------
+    n_components : int, default=1
+    covariance_type : {"full", "tied", "diag", "spherical"}, default="full"
+    tol : float, default=1e-3
+        EM stops when the mean log-likelihood changes by less, in nats.
+    reg_covar : float or "auto", default="auto"
+        Added to the diagonal of the covariances. "auto" adds 1e-6 of each feature's variance; scikit-learn's default is the absolute 1e-6.
+    max_iter : int, default=100
+    n_init : int, default=1
+    init_params : {"kmeans", "k-means++", "random", "random_from_data"}, default="kmeans"
+    weights_init : (K,) array, default=None
+    means_init : (K, D) array, default=None
+    precisions_init : array in the shape of the covariance type, default=None
+    random_state : int, RandomState, Generator or None, default=None
+    warm_start : bool, default=False
+        Begin from the last fit's parameters.
+    verbose : int, default=0
+        1 prints each restart and every `verbose_interval`-th iteration, 2 the change and the time too.
+    verbose_interval : int, default=10
+    backend : str, default="auto"
+        See `emalgam.backends`.
+    algorithm : {"auto", "packed", "direct"}, default="auto"
+        See `emalgam.packing.choose_evaluation`.
+    on_degenerate : {"regularize", "reseed", "error"}, default="regularize"
+        What happens to a component that collapses.
+    n_threads : int or None, default=None
+        None means all processors; results do not depend on it.
+
+    Attributes
+    ----------
+    weights_ : (K,) array
+    means_ : (K, D) array
+    covariances_, precisions_, precisions_cholesky_ : array
+        (K, D, D), (D, D), (K, D) or (K,); float32 if the data were, else float64, as are all array attributes.
+    converged_ : bool
+    n_iter_ : int
+    lower_bound_ : float
+        Mean log-likelihood of the last iteration, in nats.
+    lower_bounds_ : list of float
+        Of every iteration of the best restart.
+    effective_components_ : int
+        Components that have weight and differ from all others.
+    backend_, algorithm_, arithmetic_ : str
+        What ran.
+    error_bound_ : float
+        Bound on the absolute error of a log-density near the components, in nats.
+    mixture_ : Mixture
+        The parameters in float64, as the rest of emalgam takes them.
+    n_features_in_, feature_names_in_
+        As in scikit-learn.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from emalgam import GaussianMixture
+    >>> x = np.array([[1.0, 2], [1, 4], [1, 0], [10, 2], [10, 4], [10, 0]])
+    >>> model = GaussianMixture(2, random_state=0, reg_covar=1e-6).fit(x)
+    >>> sorted(model.means_[:, 0].round().tolist())
+    [1.0, 10.0]
+    """
+
+    def __init__(
+        self,
+        n_components: int = 1,
+        *,
+        covariance_type: str = "full",
+        tol: float = 1e-3,
+        reg_covar: float | str = "auto",
+        max_iter: int = 100,
+        n_init: int = 1,
+        init_params: str = "kmeans",
+        weights_init: Any = None,
+        means_init: Any = None,
+        precisions_init: Any = None,
+        random_state: Any = None,
+        warm_start: bool = False,
+        verbose: int = 0,
+        verbose_interval: int = 10,
+        backend: str = "auto",
+        algorithm: str = "auto",
+        on_degenerate: str = "regularize",
+        n_threads: int | None = None,
+    ) -> None:
+        self.n_components = n_components
+        self.covariance_type = covariance_type
+        self.tol = tol
+        self.reg_covar = reg_covar
+        self.max_iter = max_iter
+        self.n_init = n_init
+        self.init_params = init_params
+        self.weights_init = weights_init
+        self.means_init = means_init
+        self.precisions_init = precisions_init
+        self.random_state = random_state
+        self.warm_start = warm_start
+        self.verbose = verbose
+        self.verbose_interval = verbose_interval
+        self.backend = backend
+        self.algorithm = algorithm
+        self.on_degenerate = on_degenerate
+        self.n_threads = n_threads
+
+    @classmethod
+    def from_parameters(cls, weights: Any, means: Any, covariances: Any, **constructor_arguments: Any) -> Self:
+        """A mixture that was never fitted: predicts, scores and samples as if it had been.
+
+        Parameters
+        ----------
+        weights : (K,) array
+        means : (K, D) array
+        covariances : array
+            In the shape of ``covariance_type``, a constructor argument ("full" unless given).
+
+        Raises
+        ------
+        ValueError
+            Naming the parameter that is not valid.
+
+        Examples
+        --------
+        >>> GaussianMixture.from_parameters([1.0], [[0.0]], [[[1.0]]]).score([[0.0]]).round(6)
+        np.float64(-0.918939)
+        """
+        mixture = Mixture(weights, means, covariances, constructor_arguments.get("covariance_type", "full"))
+        constructor_arguments.setdefault("n_components", mixture.n_components)
+        if constructor_arguments["n_components"] != mixture.n_components:
+            raise ValueError(
+                f"n_components is {constructor_arguments['n_components']}; the parameters have {mixture.n_components}"
+            )
+        return cls(**constructor_arguments)._adopt(mixture, np.dtype(np.float64))
+
+    # ---- fitting
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Fit by EM.
+
+        Parameters
+        ----------
+        X : (N, D) array, data frame or tensor
+            Any real dtype; floating-point and integer arrays are read where they lie.
+        y : ignored
+        sample_weight : (N,) array, optional
+
+        Raises
+        ------
+        ValueError
+            For bad data or parameters; `emalgam.DegenerateComponentError` and `emalgam.NumericalError` are among them.
+        BackendUnavailable
+            If `backend` cannot run here.
+        """
+        covariance = COVARIANCES[check_choice("covariance_type", self.covariance_type, tuple(COVARIANCES))]
+        K = check_integer("n_components", self.n_components, 1)
+        settings = self._settings()
+        arrays.same_device(X=X, sample_weight=sample_weight)
+        data = Observations.of(
+            self._read(X, reset=True), sample_weight, covariance, self.backend, self.n_threads
+        )
+        given = given_parameters(
+            covariance, K, data.frame, self.weights_init, self.means_init, self.precisions_init
+        )
+        start = None
+        if self.warm_start and hasattr(self, "mixture_"):
+            if self.mixture_.means.shape != (K, data.n_features) or self.mixture_.covariance_type != covariance.name:
+                raise ValueError(
+                    f"warm_start: the last fit has means of shape {self.mixture_.means.shape} and type "
+                    f"{self.mixture_.covariance_type!r}; this one wants ({K}, {data.n_features}) and {covariance.name!r}; "
+                    "set warm_start=False or clone the estimator"
+                )
+            start = Start(self.mixture_, self.lower_bound_)
+        result = fit_observations(data, covariance, K, settings, given, generator(self.random_state), start)
+        if not result.converged and settings.max_iter > 0:
+            warnings.warn(not_converged(result, settings), ConvergenceWarning, stacklevel=2)
+        dtype = np.dtype(np.float32 if data.x.dtype == np.float32 else np.float64)
+        return self._adopt(result.mixture, dtype, result)
+
+    def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        """Fit, and the component of each row: the same as ``fit(X).predict(X)``."""
+        return self.fit(X, sample_weight=sample_weight).predict(X)
+
+    def _settings(self) -> Settings:
+        check_integer("verbose", self.verbose, 0)
+        return Settings(
+            tol=self.tol,
+            reg_covar=self.reg_covar,
+            max_iter=self.max_iter,
+            n_init=self.n_init,
+            init_params=self.init_params,
+            on_degenerate=self.on_degenerate,
+            algorithm=self.algorithm,
+            callback=_printer(self.verbose, check_integer("verbose_interval", self.verbose_interval, 1)),
+        )
+
+    def _adopt(self, mixture: Mixture, dtype: np.dtype, result: Fit | None = None) -> Self:
+        """Take over a mixture, and what a fit says of it."""
+        self.mixture_ = mixture
+        with np.errstate(over="ignore"):
+            self.weights_ = mixture.weights.astype(dtype)
+            self.means_ = mixture.means.astype(dtype)
+            self.covariances_ = mixture.covariances.astype(dtype)
+            self.precisions_ = mixture.precisions.astype(dtype)
+            self.precisions_cholesky_ = mixture.precisions_cholesky.astype(dtype)
+        self.n_features_in_ = mixture.n_features
+        self.converged_ = result.converged if result else False
+        self.n_iter_ = result.n_iter if result else 0
+        self.lower_bound_ = result.lower_bound if result else -np.inf
+        self.lower_bounds_ = result.lower_bounds if result else []
+        if result:
+            self.effective_components_ = result.effective_components
+            self.backend_, self.algorithm_, self.arithmetic_ = result.backend, result.algorithm, result.arithmetic
+            self.error_bound_ = result.error_bound
+        return self
+
+    def _read(self, X: Any, *, reset: bool) -> Any:
+        """X by scikit-learn's conventions (data frames, names and number of features), neither copied nor converted."""
+        if arrays.on_gpu(X):
+            return X
+        X = arrays.to_numpy(X) if type(X).__module__.startswith("torch") else X
+        return validate_data(self, X, reset=reset, dtype="numeric", order=None, ensure_all_finite=False)
+
+    # ---- a fitted mixture
+
+    def score_samples(self, X: Any) -> Any:
+        """log p(x_n), (N,), in nats."""
+        return self._evaluate("log_prob", X)
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Mean of log p(x_n) over the rows of X, weighted if there are weights, in nats."""
+        return np.average(self.score_samples(X), weights=sample_weight)  # type: ignore[no-any-return]
+
+    def predict(self, X: Any) -> Any:
+        """The component with the largest responsibility for each row, (N,) int64."""
+        return self._evaluate("predict", X)
+
+    def predict_proba(self, X: Any) -> Any:
+        """Responsibilities r_nk, (N, K); each row sums to one."""
+        return self._evaluate("responsibilities", X)
+
+    def _evaluate(self, method: str, X: Any) -> Any:
+        check_is_fitted(self)
+        result = getattr(self.mixture_, method)(
+            self._read(X, reset=False), backend=self.backend, algorithm=self.algorithm, n_threads=self.n_threads
+        )
+        return arrays.like(result, X)
+
+    def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """n_samples points of the mixture and their components, grouped by component."""
+        check_is_fitted(self)
+        return self.mixture_.sample(n_samples, self.random_state)
+
+    def bic(self, X: Any) -> float:
+        """Schwarz's criterion −2 Σ log p + parameters · log N: the lower the better."""
+        log_prob = self.score_samples(X)
+        return float(-2.0 * log_prob.sum() + self.mixture_.n_parameters * np.log(len(log_prob)))
+
+    def aic(self, X: Any) -> float:
+        """Akaike's criterion −2 Σ log p + 2 · parameters: the lower the better."""
+        return float(-2.0 * self.score_samples(X).sum() + 2.0 * self.mixture_.n_parameters)
+
+    def marginal(self, features: Sequence[int]) -> GaussianMixture:
+        """The mixture of some of the features; see `Mixture.marginal`."""
+        check_is_fitted(self)
+        return self._derived(self.mixture_.marginal(features))
+
+    def conditional(self, features: Sequence[int], values: Any) -> GaussianMixture:
+        """The mixture of the other features given that `features` have `values`; see `Mixture.conditional`."""
+        check_is_fitted(self)
+        return self._derived(self.mixture_.conditional(features, values))
+
+    def _derived(self, mixture: Mixture) -> GaussianMixture:
+        arguments = self.get_params()
+        for name in ("weights_init", "means_init", "precisions_init"):
+            arguments[name] = None
+        arguments["n_components"] = mixture.n_components
+        return type(self)(**arguments)._adopt(mixture, self.means_.dtype)
+
+
+def _printer(verbose: int, interval: int) -> Callable[[Iteration], None] | None:
+    """scikit-learn's verbose output, as a callback."""
+    if not verbose:
+        return None
+    last = perf_counter()
+
+    def show(event: Iteration) -> None:
+        nonlocal last
+        if event.iteration == 1:
+            print(f"Initialization {event.restart}", file=sys.stdout)
+        if event.iteration % interval:
+            return
+        line = f"  Iteration {event.iteration}"
+        if verbose > 1:
+            now = perf_counter()
+            line += f"\t time lapse {now - last:.5f}s\t ll change {event.change:.5f}"
+            last = now
+        print(line, file=sys.stdout)
+
+    return show
