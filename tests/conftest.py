@@ -1,7 +1,7 @@
 """Which combinations the tests run over, and what happens to a backend that is absent.
 
-``EMALGAM_REQUIRED_BACKENDS=cython_cpu,numba_cpu`` makes the absence of a listed backend a failure. Without it, an absent
-backend's tests are skipped one by one, each with the backend's name and reason, and the report's header says so too.
+``EMALGAM_REQUIRED_BACKENDS=cython_cpu,numba_cpu`` makes the absence of a listed backend a failure. Without it, an
+absent backend's tests are skipped one by one, each with its name and the reason, and the report's header says so too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ hypothesis.settings.load_profile("emalgam")
 
 @dataclass(frozen=True)
 class Variant:
-    """One combination: a backend, the dtype of the data, a covariance type, and for kernels how and in what they compute."""
+    """One combination: backend, dtype of the data, covariance type, and for kernels how and in what they compute."""
 
     backend: str
     dtype: str
@@ -67,9 +67,8 @@ def required_backends() -> list[str]:
     names = [name.strip() for name in os.environ.get("EMALGAM_REQUIRED_BACKENDS", "").split(",") if name.strip()]
     unknown = sorted(set(names) - set(emalgam_kernels.BACKENDS))
     if unknown:
-        raise pytest.UsageError(
-            f"EMALGAM_REQUIRED_BACKENDS names {', '.join(unknown)}; expected some of {', '.join(emalgam_kernels.BACKENDS)}"
-        )
+        known = ", ".join(emalgam_kernels.BACKENDS)
+        raise pytest.UsageError(f"EMALGAM_REQUIRED_BACKENDS names {', '.join(unknown)}; expected some of {known}")
     return names
 
 

@@ -1,7 +1,7 @@
 """What the answers should be, from NumPy, SciPy and mpmath alone: nothing here may import what it judges.
 
-Two precisions. Long double (64 bits of mantissa on x86-64) covers thousands of rows; mpmath, at 60 digits, some hundred,
-and shows that long double was enough. Letters: N samples, D features, K components, F packed statistics.
+Two precisions. Long double (64 bits of mantissa on x86-64) covers thousands of rows; mpmath, at 60 digits, some
+hundred, and shows that long double was enough. Letters: N samples, D features, K components, F packed statistics.
 """
 
 from __future__ import annotations
@@ -272,6 +272,6 @@ def chebyshev_coefficients(
 ) -> list[float]:
     """Chebyshev interpolant of `function` with `count` coefficients, highest degree first, each rounded to `dtype`."""
     with mpmath.workdps(DIGITS):
-        fitted = mpmath.chebyfit(function, [mpmath.mpf(end) for end in interval], count)
+        fitted = mpmath.chebyfit(function, [mpmath.mpf(end) for end in interval], count, asc=True)
         bits = np.finfo(dtype).nmant + 1
-        return [float(mpmath.mpf(c, prec=bits, rounding="n")) for c in fitted]
+        return [float(mpmath.mpf(c, prec=bits, rounding="n")) for c in reversed(fitted)]

@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 
 from tests import oracles
+from tests.conftest import COVARIANCE_TYPES
 from tests.kernels.problems import problem, random_mixture
 from tests.oracles import LONG, Frame, Gaussians
-from tests.conftest import COVARIANCE_TYPES
 from tests.tolerances import tolerance
 
 
@@ -60,15 +60,15 @@ def test_statistics_by_hand() -> None:
     np.testing.assert_array_equal(oracles.features(z, "full"), [[1, 2, 4, 1, 2, 1], [9, 15, 25, 3, 5, 1]])
     np.testing.assert_array_equal(oracles.features(z, "diag"), [[1, 4, 1, 2, 1], [9, 25, 3, 5, 1]])
     np.testing.assert_array_equal(oracles.features(z, "spherical"), [[5, 1, 2, 1], [34, 3, 5, 1]])
-    np.testing.assert_array_equal(
-        oracles.statistics(r, z, "spherical"), [[2.5, 0.5, 1, 0.5], [70.5, 6.5, 11, 2.5]]
-    )
+    np.testing.assert_array_equal(oracles.statistics(r, z, "spherical"), [[2.5, 0.5, 1, 0.5], [70.5, 6.5, 11, 2.5]])
     about_means = oracles.statistics(r, z, "diag", np.array([[1.0, 2.0], [2.0, 2.0]]))
     np.testing.assert_array_equal(about_means, [[0, 0, 0, 0, 0.5], [2.5, 18, 1.5, 6, 2.5]])
 
 
 def test_hard_responsibilities_take_the_first_of_equals() -> None:
-    np.testing.assert_array_equal(oracles.hard_responsibilities(np.array([[1, 2, 2], [3, 1, 3]])), [[0, 1, 0], [1, 0, 0]])
+    np.testing.assert_array_equal(
+        oracles.hard_responsibilities(np.array([[1, 2, 2], [3, 1, 3]])), [[0, 1, 0], [1, 0, 0]]
+    )
 
 
 def test_ulp_errors_count_units_of_the_last_place() -> None:

@@ -54,15 +54,20 @@ def rows_per_block(n_components: int, n_statistics: int) -> int:
     return min(max(FLOP_PER_BLOCK // flop // 512 * 512, FEWEST_ROWS), MOST_ROWS)
 
 
+def tile_dtype(x: np.ndarray) -> np.dtype:
+    """The type that kernels read x as: float32 for float32 of either byte order, else float64."""
+    return np.dtype(np.float32 if x.dtype.newbyteorder("=") == np.float32 else np.float64)
+
+
 def native_slices(x: np.ndarray, start: int, stop: int) -> Iterator[tuple[int, int, np.ndarray]]:
     """Rows [start, stop) of x as float32 or float64 in this machine's byte order: a view, or a few rows at a time.
 
-    Yields (first row, last row + 1, rows). float32 stays; every other type becomes float64.
+    Yields (first row, last row + 1, rows), the rows in the type of `tile_dtype`.
     """
-    if x.dtype in (np.float32, np.float64) and x.dtype.isnative and x.flags.aligned:
+    dtype = tile_dtype(x)
+    if x.dtype == dtype and x.flags.aligned:
         yield start, stop, x[start:stop]
         return
-    dtype = np.float32 if x.dtype == np.float32 else np.float64
     for first in range(start, stop, ROWS_PER_CONVERSION):
         last = min(first + ROWS_PER_CONVERSION, stop)
         yield first, last, x[first:last].astype(dtype)

@@ -227,14 +227,31 @@ def info(
     if as_json:
         typer.echo(json.dumps(machine))
         return
-    for key in ("default_backend", "n_threads", "simd_level", "gpu", "numba_compilation"):
-        typer.echo(f"{key.replace('_', ' '):22}{machine[key]}")
-    typer.echo(f"{'versions':22}{', '.join(f'{name} {version}' for name, version in machine['versions'].items())}")
+    for key in ("default_backend", "n_threads", "simd_level", "gpu"):
+        _print_line(key.replace("_", " "), machine[key])
+    _print_line("versions", ", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
+    _print_line("numba kernels", *_compilation(machine["numba_kernels"]))
     for backend in machine["backends"]:
-        available = "available" if backend["available"] else f"unavailable: {backend['reason']}"
-        typer.echo(f"{backend['name']:22}{available}")
-        if not backend["available"]:
-            typer.echo(f"{'':22}to install it: {backend['install']}")
+        remedy = f"unavailable: {backend['reason']}", f"to install it: {backend['install']}"
+        _print_line(backend["name"], *(("available",) if backend["available"] else remedy))
+
+
+def _compilation(kernels: Mapping[str, Any]) -> list[str]:
+    """Where compiled Numba kernels are, and how long each took to compile."""
+    folder = f"on disk in {kernels['cache']}" if kernels["cache"] else "not compiled yet"
+    if kernels["compile_seconds"] is None:
+        return [folder, "emalgam info --compile compiles and times those that are not on disk"]
+    took = {
+        name: f"compiled in {value:.1f} s" if value else "was on disk"
+        for name, value in kernels["compile_seconds"].items()
+    }
+    return [folder, *(f"{name}: {text}" for name, text in took.items())]
+
+
+def _print_line(label: str, *texts: object) -> None:
+    """Texts in a column, beside a label."""
+    for row, text in enumerate(texts):
+        typer.echo(f"{label if row == 0 else '':22}{text}")
 
 
 def _reg_covar(text: str) -> float | Literal["auto"]:
@@ -342,7 +359,7 @@ def _print_report(report: Mapping[str, Any], as_json: bool) -> None:
     else:
         for key, value in report.items():
             if value is not None:
-                typer.echo(f"{key.replace('_', ' '):22}{_text(value)}")
+                _print_line(key.replace("_", " "), _text(value))
 
 
 def _plain(value: Any) -> Any:

@@ -104,9 +104,10 @@ class Covariance(ABC):
 
     @abstractmethod
     def cancellation(self, components: Components) -> float:
-        """c = max_k Σ_ij |Λ_ij| s_i s_j with s_i² = Σ_ii + μ_i²: how large the terms of ⟨η_k, φ⟩ are near component k.
+        """max_k Σ_ij |Λ_ij| s_i s_j + D + 2, s_i² = Σ_ii + μ_i²: how large the terms of ⟨η_k, φ⟩ are near component k.
 
-        For a diagonal Σ this is m² = max_k (μ_k − c)ᵀ Σ_k⁻¹ (μ_k − c) + D; correlations add what they cancel.
+        For a diagonal Σ the sum is m² = max_k (μ_k − c)ᵀ Σ_k⁻¹ (μ_k − c) + D; correlations add what they cancel, and D + 2
+        stands for the constants.
         """
 
     def _constants(self, components: Components, frame: Frame) -> np.ndarray:
@@ -171,7 +172,7 @@ class _Matrix(Covariance):
         size = np.sqrt(np.einsum("kii->ki", covariances) + components.means**2)
         precisions = np.abs(self.matrices(self.multiply(components.precisions_cholesky), K, D))
         terms = ((precisions @ size[:, :, None])[:, :, 0] * size).sum(axis=1)
-        return float(terms.max(where=components.weights > 0, initial=D))
+        return float(terms.max(where=components.weights > 0, initial=D)) + D + 2
 
 
 class Full(_Matrix):
@@ -308,7 +309,7 @@ class Diag(Covariance):
     def cancellation(self, components: Components) -> float:
         factors = self._diagonals(components.precisions_cholesky, components.means.shape[1])
         distances = ((factors * components.means) ** 2).sum(axis=1)
-        return float(distances.max(where=components.weights > 0, initial=0.0)) + components.means.shape[1]
+        return float(distances.max(where=components.weights > 0, initial=0.0)) + 2 * components.means.shape[1] + 2
 
 
 class Spherical(Diag):

@@ -14,11 +14,13 @@ from typing import Any, Final
 import numpy as np
 
 from emalgam.covariance import COVARIANCES, Covariance
+from emalgam.guard import ALGORITHMS, Evaluation, choose_evaluation, parameters_of
 from emalgam.initialization import INITIALIZATIONS, Given, draw_by_weight
-from emalgam.mixture import ALGORITHMS, Mixture, check_numbers, check_weights, parameters_of
+from emalgam.mixture import Mixture, check_numbers, check_weights
 from emalgam.observations import Observations
-from emalgam.packing import Components, Evaluation, Frame, Moments, choose_evaluation
+from emalgam.packing import Components, Frame, Moments
 from emalgam.validation import check_choice, check_integer, check_number, generator
+from emalgam_kernels.blocks import tile_dtype
 
 RELATIVE_FLOOR: Final = 1e-6  # of each feature's variance: reg_covar="auto", and what repairs a collapsed component
 NO_MASS: Final = 10 * np.finfo(np.float64).eps  # share of the weight below which a component is without data
@@ -165,7 +167,7 @@ def fit(
     backend : str
         See `emalgam.backends`.
     algorithm : {"auto", "packed", "direct"}
-        See `emalgam.packing.choose_evaluation`.
+        See `emalgam.guard.choose_evaluation`.
     n_threads : int, optional
         None means all processors; the result does not depend on it.
     callback : function of one `Iteration`, optional
@@ -332,8 +334,8 @@ class _Restart:
 
     def evaluation(self, components: Components) -> Evaluation:
         """The guard, before each pass."""
-        dtype = self.data.x.dtype if self.data.largest < LARGEST_FLOAT32 else np.dtype(np.float64)
-        return choose_evaluation(self.settings.algorithm, dtype, self.covariance.cancellation(components))
+        dtype = tile_dtype(self.data.x) if self.data.largest < LARGEST_FLOAT32 else np.dtype(np.float64)
+        return choose_evaluation(self.settings.algorithm, dtype, self.covariance, components)
 
     def first(self, given: Given) -> Components:
         """The components to begin with: given, or the M-step of the initialization's responsibilities."""
@@ -425,7 +427,8 @@ class _Restart:
             self.reseeds_left -= len(collapsed)
             rows = draw_by_weight(self.data, self.rng.random(len(collapsed)))
             means[collapsed] = self.data.frame.apply(self.data.x[rows].astype(np.float64))
-            covariances[collapsed] = self.broadest(moments).covariances[collapsed]
+            if self.covariance.name != "tied":  # the shared covariance is as broad as it should be
+                covariances[collapsed] = self.broadest(moments).covariances[collapsed]
             weights[collapsed] = 1.0 / self.K
             weights /= weights.sum()
         covariances, factors = self.factor(covariances, iteration)

@@ -19,6 +19,7 @@ from emalgam.em import Fit, Iteration, Settings, Start, fit_observations, given_
 from emalgam.mixture import Mixture
 from emalgam.observations import Observations
 from emalgam.validation import check_choice, check_integer, generator
+from emalgam_kernels.blocks import tile_dtype
 
 
 class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is not typed
@@ -47,7 +48,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
     backend : str, default="auto"
         See `emalgam.backends`.
     algorithm : {"auto", "packed", "direct"}, default="auto"
-        See `emalgam.packing.choose_evaluation`.
+        See `emalgam.guard.choose_evaluation`.
     on_degenerate : {"regularize", "reseed", "error"}, default="regularize"
         What happens to a component that collapses.
     n_threads : int or None, default=None
@@ -197,8 +198,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         result = fit_observations(data, covariance, K, settings, given, generator(self.random_state), start)
         if not result.converged and settings.max_iter > 0:
             warnings.warn(not_converged(result, settings), ConvergenceWarning, stacklevel=2)
-        dtype = np.dtype(np.float32 if data.x.dtype == np.float32 else np.float64)
-        return self._adopt(result.mixture, dtype, result)
+        return self._adopt(result.mixture, tile_dtype(data.x), result)
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Fit, and the component of each row: the same as ``fit(X).predict(X)``."""

@@ -8,7 +8,7 @@ spherical covariances), so that the start does not depend on units.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -21,8 +21,9 @@ from emalgam_kernels.reference.mixture import features
 
 KMEANS_TOLERANCE: Final = 1e-4  # of the mean variance, as in scikit-learn's KMeans
 KMEANS_ITERATIONS: Final = 300
-ROWS_OF_TRIALS: Final = 65536
-ELEMENTS_OF_TRIALS: Final = 2**20
+KMEANS_ITERATIONS_ON_ALL: Final = 10  # after convergence on a sample
+ROWS_OF_A_SAMPLE: Final = 65536
+ELEMENTS_OF_A_SAMPLE: Final = 2**20
 ROWS_AT_ONCE: Final = 4096
 
 
@@ -77,6 +78,11 @@ def draw_by_weight(data: Observations, u: np.ndarray) -> np.ndarray:
     return (u * len(data.x)).astype(np.int64) if data.weight is None else draw(data.weight, u)
 
 
+def rows_of_a_sample(data: Observations) -> int:
+    """How many rows may be copied to look at them more often than the rest."""
+    return max(min(ROWS_OF_A_SAMPLE, ELEMENTS_OF_A_SAMPLE // data.n_features), 1)
+
+
 class _Distances:
     """Squared distances of rows to points, in the metric frame, by the direct kernel."""
 
@@ -101,8 +107,7 @@ def plus_plus_rows(data: Observations, frame: Frame, n_seeds: int, rng: np.rando
     ----------
     Arthur, Vassilvitskii (2007), "k-means++: the advantages of careful seeding", section 2.2.
     """
-    N = len(data.x)
-    most = max(min(ROWS_OF_TRIALS, ELEMENTS_OF_TRIALS // data.n_features), 1)
+    N, most = len(data.x), rows_of_a_sample(data)
     sampled = N > most
     sample = np.sort(draw_by_weight(data, rng.random(most))) if sampled else np.arange(N)
     all_rows = _Distances(data, frame, data.x)
@@ -110,7 +115,7 @@ def plus_plus_rows(data: Observations, frame: Frame, n_seeds: int, rng: np.rando
     trial_weight = None if sampled else data.weight
 
     seeds = draw_by_weight(data, rng.random(1))
-    nearest = all_rows.to(_point(data, frame, seeds[0]), np.empty(N))
+    nearest = all_rows.to(_points(data, frame, seeds[0]), np.empty(N))
     if data.weight is not None:
         nearest[data.weight == 0] = 0.0
     spare, trial = np.empty(N), np.empty(len(sample))
@@ -121,16 +126,17 @@ def plus_plus_rows(data: Observations, frame: Frame, n_seeds: int, rng: np.rando
         so_far = nearest[sample] if sampled else nearest
         potentials = []
         for row in candidates:
-            np.fmin(so_far, trial_rows.to(_point(data, frame, row), trial), out=trial)
+            np.fmin(so_far, trial_rows.to(_points(data, frame, row), trial), out=trial)
             potentials.append(float(trial.sum() if trial_weight is None else trial @ trial_weight))
         best = candidates[int(np.argmin(potentials))]
-        np.fmin(nearest, all_rows.to(_point(data, frame, best), spare), out=nearest)
+        np.fmin(nearest, all_rows.to(_points(data, frame, best), spare), out=nearest)
         seeds = np.append(seeds, best)
     return seeds
 
 
-def _point(data: Observations, frame: Frame, row: int) -> np.ndarray:
-    return frame.apply(data.x[row].astype(np.float64))
+def _points(data: Observations, frame: Frame, rows: np.ndarray | int) -> np.ndarray:
+    """Rows of the data in the metric frame; (…, D) float64."""
+    return frame.apply(data.x[rows].astype(np.float64))
 
 
 def data_rows(data: Observations, n_seeds: int, rng: np.random.Generator) -> np.ndarray:
@@ -146,11 +152,11 @@ def data_rows(data: Observations, n_seeds: int, rng: np.random.Generator) -> np.
 # ---- from centres to the statistics of a first M-step
 
 
-def kmeans(data: Observations, frame: Frame, centres: np.ndarray) -> np.ndarray:
+def kmeans(data: Observations, frame: Frame, centres: np.ndarray, iterations: int) -> np.ndarray:
     """Lloyd's algorithm from `centres` (K, D) in the metric frame; a centre without rows stays where it is."""
     spherical = COVARIANCES["spherical"]
     spread = float(np.mean(data.variance * (frame.scale / data.frame.scale) ** 2))
-    for _ in range(KMEANS_ITERATIONS):
+    for _ in range(iterations):
         components = unit_components(centres)
         statistics, _ = data.statistics(spherical.packed(components, frame, "float64"), hard=True)
         moments = spherical.moments(statistics, components, "packed")
@@ -160,6 +166,17 @@ def kmeans(data: Observations, frame: Frame, centres: np.ndarray) -> np.ndarray:
         if shift <= KMEANS_TOLERANCE * spread:
             break
     return centres
+
+
+def kmeans_rows(data: Observations, frame: Frame, n_seeds: int, rng: np.random.Generator) -> np.ndarray:
+    """k-means from k-means++ seeds: to convergence on a sample if there are many rows, then a little further on all."""
+    centres = _points(data, frame, plus_plus_rows(data, frame, n_seeds, rng))
+    most = rows_of_a_sample(data)
+    if len(data.x) <= most:
+        return kmeans(data, frame, centres, KMEANS_ITERATIONS)
+    rows = np.sort(draw_by_weight(data, rng.random(most)))
+    sample = replace(data, x=data.x[rows], weight=None, total_weight=float(most))
+    return kmeans(data, frame, kmeans(sample, frame, centres, KMEANS_ITERATIONS), KMEANS_ITERATIONS_ON_ALL)
 
 
 def hard_statistics(data: Observations, covariance: Covariance, frame: Frame, centres: np.ndarray) -> np.ndarray:
@@ -193,23 +210,23 @@ def random_statistics(
     return out
 
 
-def _seeded(choose_rows: Callable[[Observations, Frame, int, np.random.Generator], np.ndarray], lloyd: bool) -> Start:
-    def start(data: Observations, covariance: Covariance, K: int, rng: np.random.Generator) -> np.ndarray:
+Start = Callable[[Observations, Covariance, int, np.random.Generator], np.ndarray]
+
+
+def _from_centres(choose: Callable[[Observations, Frame, int, np.random.Generator], np.ndarray]) -> Start:
+    """An initialization that gives every row to the nearest of the centres that `choose` finds."""
+
+    def start(data: Observations, covariance: Covariance, n_components: int, rng: np.random.Generator) -> np.ndarray:
         frame = metric_frame(data, covariance)
-        centres = frame.apply(data.x[choose_rows(data, frame, K, rng)].astype(np.float64))
-        if lloyd:
-            centres = kmeans(data, frame, centres)
-        return hard_statistics(data, covariance, frame, centres)
+        return hard_statistics(data, covariance, frame, choose(data, frame, n_components, rng))
 
     return start
 
 
-Start = Callable[[Observations, Covariance, int, np.random.Generator], np.ndarray]
-
 # Each gives the statistics S (K, F), about zero in the data's frame, of the responsibilities it begins with.
 INITIALIZATIONS: Final[dict[str, Start]] = {
-    "kmeans": _seeded(plus_plus_rows, lloyd=True),
-    "k-means++": _seeded(plus_plus_rows, lloyd=False),
-    "random_from_data": _seeded(lambda data, frame, K, rng: data_rows(data, K, rng), lloyd=False),
+    "kmeans": _from_centres(kmeans_rows),
+    "k-means++": _from_centres(lambda data, frame, K, rng: _points(data, frame, plus_plus_rows(data, frame, K, rng))),
+    "random_from_data": _from_centres(lambda data, frame, K, rng: _points(data, frame, data_rows(data, K, rng))),
     "random": random_statistics,
 }

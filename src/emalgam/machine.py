@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -9,20 +10,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import emalgam_kernels
-from emalgam import backends
+import numpy as np
+from emalgam_kernels import Packed
 from emalgam_kernels.blocks import default_threads
 
-PACKAGES: Final = (
-    "emalgam",
-    "numpy",
-    "numba",
-    "numba-cuda",
-    "scipy",
-    "scikit-learn",
-    "pyarrow",
-    "safetensors",
-    "torch",
-)
+from emalgam import __version__, backends
+
+PACKAGES: Final = ("numpy", "numba", "numba-cuda", "scipy", "scikit-learn", "pyarrow", "safetensors", "torch")
 NVIDIA_DRIVER: Final = Path("/proc/driver/nvidia/gpus")
 
 __all__ = ["describe"]
@@ -34,7 +28,8 @@ def describe(compile_kernels: bool = False) -> dict[str, Any]:
     Parameters
     ----------
     compile_kernels : bool
-        Whether to load Numba and compile its kernels, or take them from the cache, so as to time it (many seconds at first).
+        Whether to compile the Numba kernels now, for which `describe` then says the seconds. Those that are on disk
+        already take none; in an empty folder named by the environment variable NUMBA_CACHE_DIR, none are.
 
     Returns
     -------
@@ -47,8 +42,8 @@ def describe(compile_kernels: bool = False) -> dict[str, Any]:
         "n_threads": default_threads(),
         "simd_level": _simd_level(),
         "gpu": _gpu(next(each for each in status if each.name == "numba_cuda")),
-        "numba_compilation": _numba_compilation(compile_kernels),
-        "versions": {"python": platform.python_version()} | _versions(),
+        "numba_kernels": _numba_kernels(compile_kernels),
+        "versions": {"emalgam": __version__, "python": platform.python_version()} | _versions(),
         "backends": [asdict(each) for each in status],
     }
 
@@ -71,8 +66,32 @@ def _gpu(cuda: backends.BackendStatus) -> str:
     for information in sorted(NVIDIA_DRIVER.glob("*/information")):
         fields = dict(line.partition(":")[::2] for line in information.read_text().splitlines())
         models.append(fields.get("Model", "unknown model").strip())
-    found = ", ".join(models) or "none found"
-    return found if cuda.available else f"{found} (numba_cuda: {cuda.reason})"
+    if not models:
+        return "none found"
+    return ", ".join(models) + ("" if cuda.available else f" (not used: {cuda.reason})")
+
+
+def _numba_kernels(compile_kernels: bool) -> dict[str, Any]:
+    """The folder of compiled kernels, None if there are none; seconds that each took, if it was compiled just now."""
+    seconds = None
+    if compile_kernels and emalgam_kernels.probe("numba_cpu") is None:
+        kernels = emalgam_kernels.load("numba_cpu")
+        for dtype, arithmetic in (("float64", "float64"), ("float32", "float32"), ("float32", "float64")):
+            one = Packed("diag", np.zeros(1), np.ones(1), None, np.zeros((1, 3)), arithmetic)
+            kernels.log_prob(np.zeros((1, 1), dtype), one, np.empty(1))
+        seconds = kernels.compile_seconds()
+    return {"cache": _numba_cache(), "compile_seconds": seconds}
+
+
+def _numba_cache() -> str | None:
+    """The folder with compiled kernels in it, of those that Numba tries: named, beside the source, the user's."""
+    named = os.environ.get("NUMBA_CACHE_DIR")
+    beside = Path(emalgam_kernels.__file__).parent / "numba_cpu" / "__pycache__"
+    user = Path(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))) / "numba"
+    for folder in (Path(named),) if named else (beside, user):
+        for index in folder.rglob("mixture.*.nbi"):
+            return str(index.parent)
+    return None
 
 
 def _versions() -> dict[str, str]:

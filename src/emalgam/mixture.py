@@ -10,19 +10,13 @@ import numpy as np
 
 from emalgam import arrays, backends
 from emalgam.covariance import COVARIANCES, Covariance
-from emalgam.packing import LOG_2_PI, Components, Evaluation, Frame, choose_evaluation, power_of_two
+from emalgam.guard import ALGORITHMS, choose_evaluation, parameters_of
+from emalgam.packing import LOG_2_PI, Components, Frame, power_of_two
 from emalgam.validation import check_choice, check_data, check_finite, check_integer, check_threads, generator
-from emalgam_kernels import Parameters
+from emalgam_kernels.blocks import tile_dtype
 
 ROWS_AT_ONCE = 16384
-ALGORITHMS = ("auto", "packed", "direct")
 WEIGHT_SUM_TOLERANCE = 1e-6
-
-
-def parameters_of(covariance: Covariance, components: Components, frame: Frame, how: Evaluation) -> Parameters:
-    """What the kernels of `how.algorithm` need to know about `components`."""
-    make = covariance.direct if how.algorithm == "direct" else covariance.packed
-    return make(components, frame, how.arithmetic)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +149,7 @@ class Mixture:
         backend : str
             See `emalgam.backends`.
         algorithm : {"auto", "packed", "direct"}
-            "auto" keeps the absolute error below 1e-9 nats (1e-3 for float32 data); see `emalgam.packing`.
+            "auto" keeps the absolute error below 1e-9 nats (1e-3 for float32 data); see `emalgam.guard`.
         n_threads : int, optional
             None means all processors; the result does not depend on it.
 
@@ -214,7 +208,7 @@ class Mixture:
         return data
 
     def _responsibilities(self, name: str, data: np.ndarray, algorithm: str, n_threads: int | None) -> np.ndarray:
-        out = np.empty((len(data), self.n_components), np.float32 if data.dtype == np.float32 else np.float64)
+        out = np.empty((len(data), self.n_components), tile_dtype(data))
         self._call(name, "responsibilities", data, out, algorithm, n_threads)
         bad = np.flatnonzero(~np.isfinite(out[:, 0]))
         if len(bad):
@@ -227,7 +221,7 @@ class Mixture:
         check_choice("algorithm", algorithm, ALGORITHMS)
         frame = self.own_frame()
         components = self.components(frame)
-        how = choose_evaluation(algorithm, data.dtype, self.covariance.cancellation(components))
+        how = choose_evaluation(algorithm, tile_dtype(data), self.covariance, components)
         parameters = parameters_of(self.covariance, components, frame, how)
         getattr(backends.kernels(name), kernel)(data, parameters, out, n_threads=check_threads(n_threads))
 

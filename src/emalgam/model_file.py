@@ -60,8 +60,8 @@ def save_model(mixture: Mixture, path: str | os.PathLike[str], *, metadata: Mapp
     Raises
     ------
     ModelFileError
-        If what is saved could not be loaded again (a covariance overflows on data near 1e200, underflows near 1e-200, or is
-        singular to working precision), or `metadata` is not as described.
+        If what is saved could not be loaded again (a covariance overflows on data near 1e200, underflows near 1e-200,
+        or is singular to working precision), or `metadata` is not as described.
     OSError
         If the file cannot be written.
 

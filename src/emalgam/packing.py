@@ -1,4 +1,4 @@
-"""The algebra of packed statistics: frames, natural parameters, and the guard that chooses how to evaluate them.
+"""The algebra of packed statistics: frames, natural parameters, moments.
 
 A Gaussian is an exponential family: ``log w_k N(x; μ_k, Σ_k) = ⟨η_k, φ(x)⟩`` with ``φ(x) = (x_i x_j, x_i, 1)``. This module
 turns weights, means and precision factors into η, and statistics ``S = Rᵀ Φ`` back into means and second moments.
@@ -13,11 +13,6 @@ from typing import Final
 import numpy as np
 
 LOG_2_PI: Final = float(np.log(2 * np.pi))
-
-# Largest absolute error of a log-density, in nats, that "auto" lets a float32 and a float64 tile make.
-TOLERANCE: Final = {"float32": 1e-3, "float64": 1e-9}
-# The error of a packed log-density is at most this many eps · cancellation (bench/precision.py measures it).
-ERROR_FACTOR: Final = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,39 +114,3 @@ class Moments:
         """`second` divided by N_k; zero where there is no mass."""
         mass = self.mass.reshape(-1, *[1] * (second.ndim - 1))
         return np.divide(second, mass, out=np.zeros_like(second), where=mass > 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """How a pass evaluates log-densities, and the bound on its absolute error in nats."""
-
-    algorithm: str
-    arithmetic: str
-    error_bound: float
-
-
-def choose_evaluation(algorithm: str, dtype: np.dtype, cancellation: float) -> Evaluation:
-    """The guard: packed in the data's own precision while 4 · eps · c keeps the tolerance, then float64, then direct.
-
-    `cancellation` c bounds the size of the terms that cancel in ⟨η, φ⟩ (`Covariance.cancellation`). float32 data tolerate
-    1e-3 nats in float32 arithmetic; float64 arithmetic, whatever the data, 1e-9.
-
-    >>> choose_evaluation("auto", np.dtype("float32"), 100.0).arithmetic
-    'float32'
-    >>> choose_evaluation("auto", np.dtype("float32"), 1e5).arithmetic
-    'float64'
-    >>> choose_evaluation("auto", np.dtype("float32"), 1e8).algorithm
-    'direct'
-    """
-
-    def packed(arithmetic: str) -> Evaluation:
-        return Evaluation("packed", arithmetic, ERROR_FACTOR * float(np.finfo(arithmetic).eps) * cancellation)
-
-    direct = Evaluation("direct", "float64", ERROR_FACTOR * float(np.finfo(np.float64).eps) * cancellation**0.5)
-    if algorithm == "direct":
-        return direct
-    arithmetics = ("float32", "float64") if dtype == np.float32 else ("float64",)
-    if algorithm == "packed":
-        return packed(arithmetics[0])
-    fitting = (packed(a) for a in arithmetics if packed(a).error_bound <= TOLERANCE[a])
-    return next(fitting, direct)

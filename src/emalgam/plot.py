@@ -1,8 +1,8 @@
 """Pictures of mixtures and of fits, with matplotlib.
 
-Every function draws into `ax`, or into a new figure, and returns the Axes. Components have the colours of Okabe and Ito, which
-people with any kind of colour vision can tell apart, and their number as a label; beyond seven, colours are steps
-of the colour map cividis and the label is what tells them apart.
+Every function draws into `ax`, or into a new figure, and returns the Axes. Components have the colours of Okabe and
+Ito, which people with any kind of colour vision can tell apart, and their number as a label; beyond seven, colours are
+steps of the colour map viridis and the label is what tells them apart.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from emalgam.arrays import to_numpy
+from emalgam.validation import check_data
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,21 +74,21 @@ def ellipses(
     """
     pyplot = _pyplot()
     from matplotlib.patches import Ellipse
+    from matplotlib.patheffects import withStroke
 
     means, covariances = _two_features(mixture, features)
-    colors = component_colors(mixture.n_components) if colors is None else colors
-    if len(colors) != mixture.n_components:
-        raise ValueError(f"colors has {len(colors)} entries; expected {mixture.n_components}, one for each component")
+    colors = _colors(mixture, colors)
     if not all(distance > 0 for distance in n_std):
         raise ValueError(f"n_std is {tuple(n_std)}; expected positive distances in standard deviations")
     ax = pyplot.subplots()[1] if ax is None else ax
     variances, axes = np.linalg.eigh(covariances)  # Σ = V diag(variances) Vᵀ, ascending
     angles = np.degrees(np.arctan2(axes[:, 1, 1], axes[:, 0, 1]))
+    halo = [withStroke(linewidth=3.5, foreground="white")]  # seen on points of the same colour, too
     for mean, spread, angle, color in zip(means, np.sqrt(variances), angles, colors, strict=True):
         for distance in sorted(n_std, reverse=True):
             width, height = 2 * distance * spread[::-1]
             shape = Ellipse(tuple(mean), width, height, angle=angle, linewidth=1.5)
-            shape.set(facecolor=(*_rgb(color), 0.12), edgecolor=color)
+            shape.set(facecolor=(*_rgb(color), 0.12), edgecolor=color, path_effects=halo)
             ax.add_patch(shape)
     if labels:
         _label(ax, means)
@@ -137,11 +137,11 @@ def responsibilities(
     _two_features(mixture, features)
     if max_points < 1:
         raise ValueError(f"max_points is {max_points}; expected at least 1")
-    points = to_numpy(x)
+    points = check_data(x, n_features=mixture.n_features)
     n_samples = len(points)
     if n_samples > max_points:
         points = points[np.sort(np.random.default_rng(0).choice(n_samples, max_points, replace=False))]
-    colors = component_colors(mixture.n_components) if colors is None else colors
+    colors = _colors(mixture, colors)
     shares = mixture.responsibilities(points, **how)
     mixed = np.clip(shares @ np.array([_rgb(color) for color in colors]), 0, 1)
     ax = pyplot.subplots()[1] if ax is None else ax
@@ -181,14 +181,10 @@ def likelihood_trace(trace: Any, ax: Axes | None = None) -> Axes:
     ax = pyplot.subplots()[1] if ax is None else ax
     iterations = np.arange(1, len(values) + 1)
     ax.plot(iterations, values, color=OKABE_ITO[0], marker="o", markersize=3, linewidth=1.5)
-    ax.annotate(
-        f"{values[-1]:.6g}",
-        (iterations[-1], values[-1]),
-        xytext=(0, -14),
-        textcoords="offset points",
-        ha="right",
-        color=INK,
-    )
+    final = f"{values[-1]:.6g}".replace("-", "\N{MINUS SIGN}")
+    ax.text(
+        0.98, 0.04, f"{final} at the end", transform=ax.transAxes, ha="right", color=INK
+    )  # a rising curve is never there
     ax.set(xlabel="iteration", ylabel="log-likelihood (nats per sample)")
     _whole_numbers(ax)
     _tidy(ax)
@@ -209,7 +205,7 @@ def bic_curve(
     ax : matplotlib Axes, optional
         Where to draw; a new figure by default.
     **fit_arguments
-        Any argument of `emalgam.fit`, the same for every K; without sample weights, which the criterion has no place for.
+        Any argument of `emalgam.fit` but sample weights, the same for every K.
 
     Returns
     -------
@@ -243,14 +239,10 @@ def bic_curve(
     order = np.argsort(candidates)
     ax.plot(np.take(candidates, order), values[order], color=OKABE_ITO[0], marker="o", markersize=4, linewidth=1.5)
     ax.plot(candidates[best], values[best], "o", color=OKABE_ITO[1], markersize=9)
-    ax.annotate(
-        f"lowest at K = {candidates[best]}",
-        (candidates[best], values[best]),
-        xytext=(0, 12),
-        textcoords="offset points",
-        ha="center",
-        color=INK,
-    )
+    text = f"lowest at K = {candidates[best]}"
+    lowest = (candidates[best], float(values[best]))  # below it nothing is drawn
+    ax.annotate(text, lowest, xytext=(0, -18), textcoords="offset points", ha="center", color=INK)
+    ax.margins(y=0.15)
     ax.set(xlabel="number of components K", ylabel="BIC (nats)")
     _whole_numbers(ax)
     _tidy(ax)
@@ -258,13 +250,13 @@ def bic_curve(
 
 
 def component_colors(n_components: int) -> list[Any]:
-    """A colour for each component: those of Okabe and Ito, or steps of cividis if there are more than seven."""
+    """A colour for each component: those of Okabe and Ito, or steps of viridis if there are more than seven."""
     if n_components <= len(OKABE_ITO):
         return list(OKABE_ITO[:n_components])
     _pyplot()
     from matplotlib import colormaps
 
-    return [tuple(color) for color in colormaps["cividis"](np.linspace(0, 1, n_components))]
+    return [tuple(color) for color in colormaps["viridis"](np.linspace(0, 0.95, n_components))]
 
 
 def _pyplot() -> Any:
@@ -275,6 +267,14 @@ def _pyplot() -> Any:
             f'emalgam.plot needs matplotlib ({error}); to install it: pip install "emalgam[plot]"'
         ) from error
     return pyplot
+
+
+def _colors(mixture: Mixture, colors: Sequence[Any] | None) -> Sequence[Any]:
+    if colors is None:
+        return component_colors(mixture.n_components)
+    if len(colors) != mixture.n_components:
+        raise ValueError(f"colors has {len(colors)} entries; expected {mixture.n_components}, one for each component")
+    return colors
 
 
 def _rgb(color: Any) -> tuple[float, float, float]:

@@ -1,7 +1,7 @@
 """Tables of numbers in files: .npy (memory-mapped), .npz, .csv and .parquet.
 
-pyarrow reads and writes the last two and is imported only then. Nothing is unpickled, and what a header promises is held
-against the size of its file before memory is taken for it.
+pyarrow reads and writes the last two and is imported only then. Nothing is unpickled, and what a header promises is
+held against the size of its file before memory is taken for it.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def _check_header(file: IO[bytes], size: int) -> None:
     if dtype.hasobject:
         raise ValueError(f"has dtype {dtype}; expected real numbers")
     held = size - file.tell()
-    if math.prod(shape) * dtype.itemsize > held:
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > held:
         raise ValueError(f"shape {shape} and dtype {dtype} do not fit in {held} bytes of data (cut short, forged?)")
 
 
@@ -196,7 +196,7 @@ def _number_types(arrow: Any) -> list[Any]:
 
 
 def _first_not_number(column: Any) -> str:
-    """What a pyarrow.ChunkedArray of another type holds: the first text that is no number and its row, or the type's name."""
+    """What a pyarrow.ChunkedArray of another type holds: the first text that is no number, or the type's name."""
     for row, value in enumerate(column):
         text = value.as_py()
         if isinstance(text, str) and not _is_number(text):

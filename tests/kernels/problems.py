@@ -1,9 +1,9 @@
-"""Mixtures, data and the parameters that kernels take, for the kernel tests. The right answers are in `tests.oracles`."""
+"""Mixtures, data and the parameters that kernels take, for the kernel tests. The right answers: `tests.oracles`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 
 import numpy as np
 from emalgam_kernels import Direct, Packed
@@ -41,7 +41,7 @@ def sample(rng: np.random.Generator, mixture: Gaussians, N: int, dtype: str) -> 
 
 
 def frame_of(x: np.ndarray, mixture: Gaussians, whiten: bool) -> Frame:
-    """Mean and power-of-two scale of the data (one scale for spherical); for `whiten` also W that makes Σ the identity."""
+    """Mean and power-of-two scale of the data (one scale for spherical); for `whiten` also W that makes Σ identity."""
     shift, deviation = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64) + 1e-3
     if mixture.covariance_type == "spherical":
         deviation[:] = deviation.mean()
@@ -82,10 +82,12 @@ class Problem:
     x: np.ndarray
     mixture: Gaussians
     algorithm: str
+    given_frame: Frame | None = None
 
     @cached_property
     def frame(self) -> Frame:
-        return frame_of(self.x, self.mixture, self.mixture.covariance_type == "tied" and self.algorithm == "packed")
+        whiten = self.mixture.covariance_type == "tied" and self.algorithm == "packed"
+        return self.given_frame or frame_of(self.x, self.mixture, whiten)
 
     def parameters(self, arithmetic: str) -> Packed | Direct:
         """What the kernel takes."""
@@ -121,8 +123,8 @@ class Problem:
     def logit_scale(self) -> np.ndarray:
         """By how much rounding grows on the way to L_nk, (N, K): its error is a small multiple of eps times this.
 
-        Packed: the terms of ⟨η, φ(z)⟩ are as large as m² + (x − μ_k)ᵀ Σ_k⁻¹ (x − μ_k), m² the largest squared distance of
-        the frame's origin from a mean, in standard deviations of that component. Direct: z − μ_k is off by eps · m
+        Packed: the terms of ⟨η, φ(z)⟩ are as large as m² + (x − μ_k)ᵀ Σ_k⁻¹ (x − μ_k), m² the largest squared distance
+        of the frame's origin from a mean, in standard deviations of that component. Direct: z − μ_k is off by eps · m
         standard deviations, so its square by eps · m · distance.
         """
         distance = oracles.mahalanobis(self.x, self.mixture).astype(np.float64)
@@ -150,7 +152,7 @@ SIZES = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def problem(covariance_type: str, dtype: str, algorithm: str, size: str, offset: float = 0.0) -> Problem:
     """A problem of one of `SIZES`, its data around `offset` (in every feature) instead of the origin."""
     N, D, K = SIZES[size]
@@ -161,3 +163,18 @@ def problem(covariance_type: str, dtype: str, algorithm: str, size: str, offset:
     centred = random_mixture(rng, K, D, covariance_type)
     mixture = Gaussians(centred.weights, centred.means + offset, centred.covariances, covariance_type)
     return Problem(sample(rng, mixture, N, dtype), mixture, algorithm)
+
+
+def assert_within(actual: np.ndarray, truth: np.ndarray, bound: np.ndarray | float, what: str) -> None:
+    """Every |actual − truth| ≤ bound; the message names the worst entry. NaN fails."""
+    error = np.abs(np.asarray(actual, LONG) - truth)
+    limit = np.broadcast_to(np.asarray(bound, LONG), error.shape)
+    wrong = ~(error <= limit)
+    if wrong.any():
+        ratio = np.where(np.isnan(error), np.inf, error / np.maximum(limit, np.finfo(LONG).tiny))
+        worst = np.unravel_index(ratio.argmax(), error.shape)
+        raise AssertionError(
+            f"{what}: {wrong.sum()} of {error.size} entries are off by more than their bound; the worst, at "
+            f"{tuple(map(int, worst))}, is {np.asarray(actual)[worst]!r} instead of {np.asarray(truth)[worst]!r}, "
+            f"off by {float(error[worst]):.3g}, {float(ratio[worst]):.3g} times the bound"
+        )

@@ -303,18 +303,23 @@ KERNEL void N_(load_tile)(const Problem *p, Py_ssize_t start, Py_ssize_t rows, P
     for (Py_ssize_t n = 0; n < rows; ++n)
         weight[n] = p->weight ? (REAL)*(const double *)(p->weight + (start + n) * p->weight_stride) : (REAL)1;
     for (Py_ssize_t n = rows; n < columns; ++n) weight[n] = 0;
-    for (Py_ssize_t d = 0; d < p->D; ++d) {
-        const char *x = p->x + start * p->x_row_stride + d * p->x_column_stride;
-        const double shift = p->shift[d], scale = p->scale[d];
-        REAL *row = z + d * stride;
-        if (p->x_is_float32)
-            for (Py_ssize_t n = 0; n < rows; ++n, x += p->x_row_stride)
-                row[n] = (REAL)(((double)*(const float *)x - shift) * scale);
-        else
-            for (Py_ssize_t n = 0; n < rows; ++n, x += p->x_row_stride)
-                row[n] = (REAL)((*(const double *)x - shift) * scale);
-        for (Py_ssize_t n = rows; n < columns; ++n) row[n] = 0;
+    /* A few rows at a time, so that the cache lines of row-major x are still there for the next feature. */
+    for (Py_ssize_t first = 0; first < rows; first += ROWS_OF_A_LOAD) {
+        const Py_ssize_t last = rows - first < ROWS_OF_A_LOAD ? rows : first + ROWS_OF_A_LOAD;
+        for (Py_ssize_t d = 0; d < p->D; ++d) {
+            const char *x = p->x + (start + first) * p->x_row_stride + d * p->x_column_stride;
+            const double shift = p->shift[d], scale = p->scale[d];
+            REAL *row = z + d * stride;
+            if (p->x_is_float32)
+                for (Py_ssize_t n = first; n < last; ++n, x += p->x_row_stride)
+                    row[n] = (REAL)(((double)*(const float *)x - shift) * scale);
+            else
+                for (Py_ssize_t n = first; n < last; ++n, x += p->x_row_stride)
+                    row[n] = (REAL)((*(const double *)x - shift) * scale);
+        }
     }
+    for (Py_ssize_t d = 0; d < p->D; ++d)
+        for (Py_ssize_t n = rows; n < columns; ++n) z[d * stride + n] = 0;
     if (!p->weight) return;
     for (Py_ssize_t n = 0; n < rows; ++n)
         if (weight[n] == 0)

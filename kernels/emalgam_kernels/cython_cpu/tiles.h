@@ -23,6 +23,8 @@ enum feature_map { FULL = 0, DIAG = 1, SPHERICAL = 2 };
 #define MOST_COLUMNS 512
 #endif
 
+#define ROWS_OF_A_LOAD 32
+
 /* One block of rows and everything that a kernel needs for it. Results without a place are NULL. */
 typedef struct {
     const char *x;                     /* (rows, D) float32 or float64, any strides */

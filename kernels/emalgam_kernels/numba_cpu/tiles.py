@@ -33,26 +33,21 @@ FEATURE_MAP_CODES: Final = {"full": FULL, "diag": DIAG, "spherical": SPHERICAL}
 # 2 × 4 sums and their operands fit the 16 registers of AVX2; larger blocks gain nothing on AVX-512 and spill on AVX2.
 COMPONENTS_AT_ONCE: Final = 2
 STATISTICS_AT_ONCE: Final = 4
+ROWS_OF_A_LOAD: Final = 32
 
 
-def _compiled(**options: Any) -> Callable[[Function], Function]:
-    """Numba's njit with this backend's options, and the function's own type for the type checker.
-
-    "contract" lets a product and the sum it goes into become one fused instruction. NaN, infinities, signed zeros and
-    the order of operations keep their meaning.
-    """
-    decorator: Any = numba.njit(**{"nogil": True, "error_model": "numpy", "fastmath": {"contract"}, **options})
-
-    def decorate(function: Function) -> Function:
-        return decorator(function)  # type: ignore[no-any-return]
-
-    return decorate
+# "contract" lets a product and the sum it goes into become one fused instruction. NaN, infinities, signed zeros and the
+# order of operations keep their meaning.
+OPTIONS: Final[dict[str, Any]] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+INLINED: Final[dict[str, Any]] = OPTIONS | {"forceinline": True}  # a loop around a call would not vectorise
+# A sum over samples is one chain of additions, and vectorises only if it may be split into lanes.
+REDUCTION: Final[dict[str, Any]] = OPTIONS | {"fastmath": {"contract", "reassoc"}}
 
 
-tile_function = _compiled()
-inlined = _compiled(forceinline=True)  # a loop around a call would not vectorise
-# A sum over samples is one chain of additions and cannot vectorise unless it may be split into lanes.
-reduction = _compiled(fastmath={"contract", "reassoc"})
+def compiled(options: dict[str, Any]) -> Callable[[Function], Function]:
+    """Numba's njit; for the type checker the function stays what it was."""
+    decorator: Any = numba.njit(**options)
+    return lambda function: decorator(function)  # type: ignore[no-any-return]
 
 
 def padded(count: int, multiple: int) -> int:
@@ -100,7 +95,6 @@ def _exp_of(dtype: str, integer: type[np.int32] | type[np.int64], mantissa_bits:
     exponent_bias = integer(bias << mantissa_bits)
     zero, one = real(0), real(1)
 
-    @inlined
     def exp(x: Any) -> Any:
         # n = round(x log2 e), r = x − n ln 2, exp(x) = 2ⁿ (1 + r + r² q(r)).
         shifted = real(x * log2_e + round_to_integer)
@@ -126,7 +120,6 @@ def _log_of(dtype: str, integer: type[np.int32] | type[np.int64], mantissa_bits:
     sqrt_half_bits = real(np.sqrt(0.5)).view(integer)
     one, two, half_of_one = real(1), real(2), real(0.5)
 
-    @inlined
     def log(x: Any) -> Any:
         # x = 2ᵉ (1 + f) with a mantissa 1 + f in [√½, √2).
         bits = real(x).view(integer)
@@ -166,22 +159,32 @@ def log(x: Any) -> Any:
     return (_log_float32 if isinstance(x, np.float32) else _log_float64)(x)
 
 
-@overload(exp)
+@overload(exp, jit_options=INLINED)
 def _exp_in_numba(x: Any) -> Any:
-    exp_of_type = _exp_float32 if x == numba.float32 else _exp_float64
-    return lambda x: exp_of_type(x)
+    return _exp_float32 if x == numba.float32 else _exp_float64
 
 
-@overload(log)
+@overload(log, jit_options=INLINED)
 def _log_in_numba(x: Any) -> Any:
-    log_of_type = _log_float32 if x == numba.float32 else _log_float64
-    return lambda x: log_of_type(x)
+    return _log_float32 if x == numba.float32 else _log_float64
+
+
+@compiled(INLINED)
+def _fill(row: np.ndarray, columns: int, value: int) -> None:
+    for n in range(columns):
+        row[n] = value
+
+
+@compiled(INLINED)
+def _copy(row: np.ndarray, columns: int, out: np.ndarray) -> None:
+    for n in range(columns):
+        out[n] = row[n]
 
 
 # ---- load ----------------------------------------------------------------------------------------------------------
 
 
-@tile_function
+@compiled(OPTIONS)
 def load_tile(
     x: np.ndarray,
     sample_weight: np.ndarray,
@@ -209,13 +212,16 @@ def load_tile(
         Receives the samples, feature-major.
     """
     D = len(shift)
-    z[:, :columns] = 0
-    weight[:columns] = 0
+    _fill(weight, columns, 0)
+    for d in range(len(z)):
+        _fill(z[d], columns, 0)
     for n in range(rows):
         weight[n] = sample_weight[start + n] if len(sample_weight) > 0 else 1.0
-    for d in range(D):
-        for n in range(rows):
-            z[d, n] = (x[start + n, d] - shift[d]) * scale[d]
+    # A few rows at a time, so that the cache lines of row-major x are still there for the next feature.
+    for row in range(0, rows, ROWS_OF_A_LOAD):
+        for d in range(D):
+            for n in range(row, min(row + ROWS_OF_A_LOAD, rows)):
+                z[d, n] = (x[start + n, d] - shift[d]) * scale[d]
     for n in range(rows):
         if weight[n] == 0:
             for d in range(D):
@@ -225,23 +231,23 @@ def load_tile(
 # ---- features ------------------------------------------------------------------------------------------------------
 
 
-@inlined
+@compiled(INLINED)
 def _multiply(a: np.ndarray, b: np.ndarray, columns: int, out: np.ndarray) -> None:
     for n in range(columns):
         out[n] = a[n] * b[n]
 
 
-@inlined
+@compiled(INLINED)
 def _sum_of_squares(y: np.ndarray, columns: int, out: np.ndarray) -> None:
     """Σ_d y_d², (D, T) → (T,)."""
-    out[:columns] = 0
+    _fill(out, columns, 0)
     for d in range(len(y)):
         row = y[d]
         for n in range(columns):
             out[n] += row[n] * row[n]
 
 
-@tile_function
+@compiled(OPTIONS)
 def feature_tile(feature_map: int, z: np.ndarray, columns: int, first: int, phi: np.ndarray) -> None:
     """Rows [first, first + len(phi)) of φ(z): full z_i z_j (i ≥ j), z_i, 1; diag z_i², z_i, 1; spherical ‖z‖², z_i, 1.
 
@@ -261,9 +267,9 @@ def feature_tile(feature_map: int, z: np.ndarray, columns: int, first: int, phi:
     for row in range(len(phi)):
         f, out = first + row, phi[row]
         if f >= quadratic + D:
-            out[:columns] = 1 if f == quadratic + D else 0
+            _fill(out, columns, 1 if f == quadratic + D else 0)
         elif f >= quadratic:
-            out[:columns] = z[f - quadratic, :columns]
+            _copy(z[f - quadratic], columns, out)
         elif feature_map == SPHERICAL:
             _sum_of_squares(z, columns, out)
         elif feature_map == DIAG:
@@ -276,7 +282,7 @@ def feature_tile(feature_map: int, z: np.ndarray, columns: int, first: int, phi:
 # ---- L = η Φᵀ ------------------------------------------------------------------------------------------------------
 
 
-@tile_function
+@compiled(OPTIONS)
 def logit_tile(
     natural: np.ndarray, first: int, phi: np.ndarray, columns: int, accumulate: bool, logits: np.ndarray
 ) -> None:
@@ -296,8 +302,8 @@ def logit_tile(
     for k in range(0, len(natural), 2):
         a, b = logits[k], logits[k + 1]
         if not accumulate:
-            a[:columns] = 0
-            b[:columns] = 0
+            _fill(a, columns, 0)
+            _fill(b, columns, 0)
         for row in range(0, len(phi), 4):
             p, q, r, s = phi[row], phi[row + 1], phi[row + 2], phi[row + 3]
             f = first + row
@@ -311,24 +317,24 @@ def logit_tile(
 # ---- log-sum-exp ---------------------------------------------------------------------------------------------------
 
 
-@inlined
+@compiled(INLINED)
 def _maximum(logits: np.ndarray, n_components: int, columns: int, out: np.ndarray) -> None:
     """max_k L_k."""
-    out[:columns] = logits[0, :columns]
+    _copy(logits[0], columns, out)
     for k in range(1, n_components):
         row = logits[k]
         for n in range(columns):
             out[n] = row[n] if row[n] > out[n] else out[n]
 
 
-@inlined
+@compiled(INLINED)
 def _choose_maximum(
     logits: np.ndarray, n_components: int, columns: int, weight: np.ndarray, top: np.ndarray, chosen: np.ndarray
 ) -> None:
     """L_k ← ω where L_k is the first to equal the maximum, else 0."""
     real = logits.dtype.type
     zero, one = real(0), real(1)
-    chosen[:columns] = 0
+    _fill(chosen, columns, 0)
     for k in range(n_components):
         row = logits[k]
         for n in range(columns):
@@ -337,7 +343,7 @@ def _choose_maximum(
             row[n] = weight[n] if is_first else zero
 
 
-@tile_function
+@compiled(OPTIONS)
 def softmax_tile(
     logits: np.ndarray,
     n_components: int,
@@ -369,7 +375,7 @@ def softmax_tile(
     if hard:
         _choose_maximum(logits, n_components, columns, weight, top, total)
         return
-    total[:columns] = 0
+    _fill(total, columns, 0)
     for k in range(n_components):
         row = logits[k]
         for n in range(columns):
@@ -388,7 +394,7 @@ def softmax_tile(
 # ---- S += R Φ ------------------------------------------------------------------------------------------------------
 
 
-@reduction
+@compiled(REDUCTION)
 def statistic_tile(r: np.ndarray, phi: np.ndarray, columns: int, first: int, statistics: np.ndarray) -> None:
     """S[:, first : first + len(phi)] += R Φ over one tile: summed in the arithmetic type, added in float64.
 
@@ -427,10 +433,18 @@ def statistic_tile(r: np.ndarray, phi: np.ndarray, columns: int, first: int, sta
             statistics[k + 1, f + 3] += bt
 
 
+@compiled(REDUCTION)
+def _inner_product(a: np.ndarray, b: np.ndarray, columns: int) -> Any:
+    total = a.dtype.type(0)
+    for n in range(columns):
+        total += a[n] * b[n]
+    return total
+
+
 # ---- the same two steps about each component's own mean ------------------------------------------------------------
 
 
-@inlined
+@compiled(INLINED)
 def _centre_tile(z: np.ndarray, mean: np.ndarray, columns: int, y: np.ndarray) -> None:
     """y ← (z − μ, 1, 0 …), (≥ D + 1, T)."""
     D = len(mean)
@@ -439,10 +453,10 @@ def _centre_tile(z: np.ndarray, mean: np.ndarray, columns: int, y: np.ndarray) -
         for n in range(columns):
             out[n] = row[n] - mean[d]
     for d in range(D, len(y)):
-        y[d, :columns] = 1 if d == D else 0
+        _fill(y[d], columns, 1 if d == D else 0)
 
 
-@tile_function
+@compiled(OPTIONS)
 def direct_logit_tile(
     feature_map: int,
     factors: np.ndarray,
@@ -486,7 +500,7 @@ def direct_logit_tile(
             row[n] = constant - half * row[n]
 
 
-@tile_function
+@compiled(OPTIONS)
 def direct_statistic_tile(
     feature_map: int,
     means: np.ndarray,
@@ -522,13 +536,17 @@ def direct_statistic_tile(
         _centre_tile(z, means[k], columns, y)
         for d in range(len(weighted)):
             _multiply(y[min(d, D)], r[k], columns, weighted[d])
-        products[:] = 0
-        if feature_map == FULL:
-            statistic_tile(weighted, y, columns, 0, products)
-            f = 0
-            for i in range(D + 1):
-                for j in range(i + 1):
-                    statistics[k, f] += products[i, j]
-                    f += 1
-        else:
-            pass
+        if feature_map == DIAG:
+            for d in range(D):
+                statistics[k, d] += _inner_product(weighted[d], y[d], columns)
+            for d in range(D + 1):
+                statistics[k, D + d] += _inner_product(r[k], y[d], columns)
+            continue
+        for row in products:
+            _fill(row, len(row), 0)
+        statistic_tile(weighted, y, columns, 0, products)
+        f = 0
+        for i in range(D + 1):
+            for j in range(i + 1):
+                statistics[k, f] += products[i, j]
+                f += 1

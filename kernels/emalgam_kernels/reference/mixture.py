@@ -91,7 +91,7 @@ def em_statistics(
     def block(start: int, stop: int, partial: np.ndarray) -> float:
         total = 0.0
         for first, last, rows in _slices(x, start, stop):
-            weight = np.ones(last - first) if sample_weight is None else sample_weight[first:last]
+            weight = np.ones(last - first) if sample_weight is None else sample_weight[first:last].copy()
             z = np.where(weight[:, None] == 0, 0, into_frame(rows, parameters))
             logits = _logits(z, parameters)
             log_p, r = _log_sum_exp(logits)
@@ -121,7 +121,7 @@ def _slices(x: np.ndarray, start: int, stop: int) -> Iterator[tuple[int, int, np
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def into_frame(x: np.ndarray, parameters: Packed | Direct) -> np.ndarray:
     """z = (x − shift) · scale, then z W, in the arithmetic type."""
-    z = ((x.astype(np.float64) - parameters.shift) * parameters.scale).astype(parameters.arithmetic)
+    z = ((x.astype(np.float64, order="C") - parameters.shift) * parameters.scale).astype(parameters.arithmetic)
     if isinstance(parameters, Packed) and parameters.whitening is not None:
         z = z @ parameters.whitening.astype(parameters.arithmetic)
     return z

@@ -1,0 +1,55 @@
+# One command each; `make help` lists them. Everything runs in .venv, which the first command sets up.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(wildcard kernels/emalgam_kernels/cython_cpu/*.pyx kernels/emalgam_kernels/cython_cpu/*.pxd kernels/emalgam_kernels/cython_cpu/*.h)
+
+# Exact versions, in the build's own environment too.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test lint types bench bench-smoke wheel clean
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(VENV)/demo: pyproject.toml constraints.txt setup.py $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[plot]"
+	touch $@
+
+$(VENV)/dev: $(VENV)/demo
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+$(VENV)/peers: $(VENV)/dev
+	$(BIN)/python -m pip install --quiet ".[peers]" --no-build-isolation --editable .
+	touch $@
+
+demo: $(VENV)/demo  ## fit a mixture to the pixels of a photograph; writes demo/
+	$(BIN)/python examples/photograph.py demo
+
+test: $(VENV)/dev  ## all tests; cython_cpu and numba_cpu have to be there
+	EMALGAM_REQUIRED_BACKENDS=cython_cpu,numba_cpu $(BIN)/python -m pytest -q
+
+lint: $(VENV)/dev  ## style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev  ## static types
+	$(BIN)/mypy
+
+bench: $(VENV)/peers  ## measure backends and peers on this machine; writes bench/RESULTS.md
+	$(BIN)/python bench/run.py
+
+bench-smoke: $(VENV)/peers  ## every benchmark once, small, nothing written
+	$(BIN)/python bench/run.py --smoke
+
+wheel: $(VENV)/dev  ## source distribution and wheel, in dist/
+	EMALGAM_REQUIRE_EXTENSION=1 $(BIN)/python -m build
+
+clean:  ## remove what was built
+	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	rm -f kernels/emalgam_kernels/cython_cpu/*.so kernels/emalgam_kernels/cython_cpu/mixture.c

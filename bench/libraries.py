@@ -1,0 +1,172 @@
+"""The competitors behind one function, and the check that all of them compute the same thing.
+
+Every library begins from the same parameters, adds nothing to covariances and never stops early, so after m iterations all
+must hold the same mixture but for rounding.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+
+import emalgam
+from bench.problems import SMALLEST, SMOKE_SIZES, Case, Problem, problem
+
+EMALGAM: Final = ("cython_cpu", "numba_cpu")
+REFERENCE: Final = "reference"
+SCIKIT_LEARN: Final = "scikit-learn"
+ONEDAL: Final = "oneDAL"
+ITERATIONS_COMPARED: Final = 3
+
+# Largest difference from scikit-learn's float64 result on the same rows after ITERATIONS_COMPARED iterations. float64: rounding
+# only. float32: peers sum N terms in float32, whose rounding grows with N; a wrong M-step differs by 1e-2 and more.
+TOLERANCES: Final = {
+    "float64": {"lower bound (nats)": 1e-9, "weights (relative)": 1e-7, "means": 1e-7, "covariances": 1e-7},
+    "float32": {"lower bound (nats)": 2e-3, "weights (relative)": 2e-3, "means": 2e-3, "covariances": 5e-3},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Parameters after some iterations, the mean log-likelihood of the last of them, and what the library says it ran."""
+
+    lower_bound: float
+    weights: np.ndarray
+    means: np.ndarray
+    covariances: np.ndarray
+    how: str
+
+
+def fit_emalgam(backend: str, problem: Problem, iterations: int) -> Outcome:
+    """`emalgam.fit` on all processors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", emalgam.ConvergenceWarning)
+        result = emalgam.fit(
+            problem.x,
+            problem.case.K,
+            covariance_type=problem.case.covariance_type,
+            tol=0.0,
+            reg_covar=0.0,
+            max_iter=iterations,
+            weights_init=problem.weights,
+            means_init=problem.means,
+            precisions_init=problem.precisions,
+            backend=backend,
+        )
+    if result.n_iter != iterations or result.backend != backend:
+        raise AssertionError(f"emalgam ran {result.n_iter} iterations of {result.backend}; expected {iterations} of {backend}")
+    how = f"{result.algorithm}, {result.arithmetic}"
+    mixture = result.mixture
+    return Outcome(result.lower_bound, mixture.weights, mixture.means, mixture.covariances, how)
+
+
+def fit_scikit_learn(problem: Problem, iterations: int) -> Outcome:
+    """`sklearn.mixture.GaussianMixture`: a complete start skips its k-means; BLAS on all processors."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
+    dtype = problem.x.dtype
+    model = GaussianMixture(
+        problem.case.K,
+        covariance_type=problem.case.covariance_type,
+        tol=0.0,
+        reg_covar=0.0,
+        max_iter=iterations,
+        weights_init=problem.weights.astype(dtype),
+        means_init=problem.means.astype(dtype),
+        precisions_init=problem.precisions.astype(dtype),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(problem.x)
+    if model.n_iter_ != iterations or model.means_.dtype != dtype:
+        raise AssertionError(f"scikit-learn ran {model.n_iter_} iterations in {model.means_.dtype}; expected {iterations} in {dtype}")
+    return Outcome(model.lower_bound_, model.weights_, model.means_, model.covariances_, str(dtype))
+
+
+def fit_onedal(problem: Problem, iterations: int) -> Outcome:
+    """`daal4py.em_gmm` on all processors. It has full and diagonal covariances only."""
+    from daal4py import em_gmm
+
+    case, dtype = problem.case, problem.x.dtype
+    full = case.covariance_type == "full"
+    algorithm = em_gmm(
+        nComponents=case.K,
+        fptype="float" if dtype == np.float32 else "double",
+        maxIterations=iterations,
+        accuracyThreshold=0.0,
+        covarianceStorage="full" if full else "diagonal",
+    )
+    covariances = list((problem.covariances if full else problem.covariances[:, None]).astype(dtype))
+    result = algorithm.compute(problem.x, problem.weights[None].astype(dtype), problem.means.astype(dtype), covariances)
+    ran = int(result.nIterations.item())
+    if ran != iterations or result.means.dtype != dtype:
+        raise AssertionError(f"oneDAL ran {ran} iterations in {result.means.dtype}; expected {iterations} in {dtype}")
+    found = np.stack(result.covariances).reshape(problem.covariances.shape)
+    return Outcome(result.goalFunction.item() / case.N, result.weights[0], result.means, found, str(dtype))
+
+
+Fit = Callable[[Problem, int], Outcome]
+
+
+def _backend(name: str) -> Fit:
+    return lambda problem, iterations: fit_emalgam(name, problem, iterations)
+
+
+LIBRARIES: Final[dict[str, Fit]] = {
+    **{name: _backend(name) for name in (*EMALGAM, REFERENCE)},
+    SCIKIT_LEARN: fit_scikit_learn,
+    ONEDAL: fit_onedal,
+}
+
+
+def competitors(case: Case) -> list[str]:
+    """Who takes part: the plain NumPy reference only in the smallest size, oneDAL where it has the covariance type."""
+    return [
+        name
+        for name in LIBRARIES
+        if not (name == REFERENCE and case.size not in (SMALLEST, *SMOKE_SIZES))
+        and not (name == ONEDAL and case.covariance_type not in ("full", "diag"))
+    ]
+
+
+@lru_cache(maxsize=1)
+def expected(case: Case) -> Outcome:
+    """scikit-learn's result in float64, on the rows as they are in the case's dtype."""
+    given = problem(case)
+    return fit_scikit_learn(replace(given, x=given.x.astype(np.float64)), ITERATIONS_COMPARED)
+
+
+def differences(outcome: Outcome, truth: Outcome) -> dict[str, float]:
+    """How far a result is from the expected one; means in typical standard deviations, covariances in typical variances."""
+    variance = float(np.mean(np.abs(_diagonals(truth))))
+    return {
+        "lower bound (nats)": abs(float(outcome.lower_bound) - float(truth.lower_bound)),
+        "weights (relative)": float(np.abs(outcome.weights / truth.weights - 1).max()),
+        "means": float(np.abs(outcome.means - truth.means).max()) / np.sqrt(variance),
+        "covariances": float(np.abs(outcome.covariances - truth.covariances).max()) / variance,
+    }
+
+
+def _diagonals(outcome: Outcome) -> np.ndarray:
+    covariances = outcome.covariances
+    D = outcome.means.shape[1]
+    matrices = covariances.ndim == 3 or (covariances.ndim == 2 and covariances.shape == (D, D) != outcome.means.shape)
+    return np.einsum("...ii->...i", covariances) if matrices else covariances
+
+
+def verify(name: str, case: Case, outcome: Outcome) -> dict[str, float]:
+    """The differences from `expected`; AssertionError if one is larger than its tolerance."""
+    found = differences(outcome, expected(case))
+    for quantity, allowed in TOLERANCES[case.dtype].items():
+        if not found[quantity] <= allowed:
+            raise AssertionError(
+                f"{name} does not compute what scikit-learn computes on {case}: after {ITERATIONS_COMPARED} iterations "
+                f"{quantity} differs by {found[quantity]:.2g}; expected at most {allowed:g}. Its time would mean nothing."
+            )
+    return found

@@ -1,0 +1,353 @@
+"""The E-step and its statistics, compiled by Numba on first use: blocks of rows through the tile loop of tiles.py.
+
+The functions are specified in `emalgam_kernels.reference.mixture`. One jitted function serves the three of them; it is
+compiled once for each pair of x's dtype and the arithmetic dtype that occurs, whatever the strides of x, and kept on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+import numba
+import numpy as np
+
+from emalgam_kernels import polynomials
+from emalgam_kernels.blocks import for_each_block, native_slices, rows_per_block, sum_over_blocks, workspace
+from emalgam_kernels.numba_cpu import tiles
+from emalgam_kernels.numba_cpu.tiles import (
+    COMPONENTS_AT_ONCE,
+    FEATURE_MAP_CODES,
+    OPTIONS,
+    STATISTICS_AT_ONCE,
+    compiled,
+    direct_logit_tile,
+    direct_statistic_tile,
+    feature_tile,
+    load_tile,
+    logit_tile,
+    pack_natural,
+    padded,
+    softmax_tile,
+    statistic_tile,
+)
+from emalgam_kernels.parameters import Direct, Packed
+
+# Tile sizes: Φ, logits and x of a tile share the second-level cache; a block of Φ is kept for both products.
+FEATURES_AT_ONCE: Final = 160
+TILE_BYTES: Final = 448 * 1024
+MOST_COLUMNS: Final = 512
+COLUMN_BYTES: Final = 512  # columns come in steps of eight 64-byte registers, so that unrolled loops leave no remainder
+CACHE_LINE: Final = 64
+
+
+class Problem(NamedTuple):
+    """What all blocks share. Arrays are C-contiguous; their dtype is the arithmetic one unless said otherwise."""
+
+    feature_map: int
+    direct: bool
+    hard: bool
+    n_components: int
+    columns: int  # T
+    features: int  # rows of Φ kept at once; direct: rows of y
+    shift: np.ndarray  # (D,) float64
+    scale: np.ndarray  # (D,) float64
+    whitening: np.ndarray  # Wᵀ, packed; or empty
+    coefficients: np.ndarray  # (1, padded K, padded F) η; direct: what direct_logit_tile calls factors
+    means: np.ndarray  # (K, D); or empty
+    log_constants: np.ndarray  # (K,); or empty
+
+
+class Tiles(NamedTuple):
+    """One thread's scratch memory: rows of one C-contiguous array of the arithmetic dtype, T and a cache line wide."""
+
+    z: np.ndarray  # padded D
+    second: np.ndarray  # D + 1, padded: z after whitening; direct: P_kᵀ (z − μ_k), then r y
+    phi: np.ndarray  # features; direct: y
+    logits: np.ndarray  # padded K
+    rows: np.ndarray  # 3: weight, log p, and scratch
+    products: np.ndarray  # float64: what direct_statistic_tile wants
+
+
+# ---- compiled ------------------------------------------------------------------------------------------------------
+
+
+@compiled(OPTIONS)
+def _logits(problem: Problem, work: Tiles, z: np.ndarray, columns: int) -> None:
+    """L of one tile; the features stay in work.phi if there is only one block of them."""
+    if problem.direct:
+        direct_logit_tile(
+            problem.feature_map, problem.coefficients, problem.means, problem.log_constants, z, columns,
+            work.phi, work.second, work.logits,
+        )  # fmt: skip
+        return
+    natural = problem.coefficients[0]
+    for first in range(0, natural.shape[1], problem.features):
+        phi = work.phi[: min(problem.features, natural.shape[1] - first)]
+        feature_tile(problem.feature_map, z, columns, first, phi)
+        logit_tile(natural, first, phi, columns, first > 0, work.logits)
+
+
+@compiled(OPTIONS)
+def _statistics(problem: Problem, work: Tiles, z: np.ndarray, columns: int, statistics: np.ndarray) -> None:
+    """S += the statistics of one tile."""
+    if problem.direct:
+        direct_statistic_tile(
+            problem.feature_map, problem.means, z, work.logits, columns,
+            work.phi, work.second, work.products, statistics,
+        )  # fmt: skip
+        return
+    F = statistics.shape[1]
+    for first in range(0, F, problem.features):
+        phi = work.phi[: min(problem.features, F - first)]
+        if problem.features < F:
+            feature_tile(problem.feature_map, z, columns, first, phi)
+        statistic_tile(work.logits, phi, columns, first, statistics)
+
+
+def _block_function(version: str) -> Callable[..., float]:
+    """The tile loop, as a closure over `version`: Numba keys its disk cache by this file and by what closures hold."""
+
+    def mixture_block(
+        problem: Problem,
+        work: Tiles,
+        x: np.ndarray,
+        sample_weight: np.ndarray,
+        log_prob: np.ndarray,
+        responsibilities: np.ndarray,
+        statistics: np.ndarray,
+    ) -> float:
+        """Load, logits, log-sum-exp, and whichever results have a place, tile by tile; returns Σ ω log p."""
+        _ = version
+        N, D, K, T = len(x), len(problem.shift), problem.n_components, problem.columns
+        weight, log_p, scratch = work.rows[0], work.rows[1], work.rows[2]
+        step = COLUMN_BYTES // work.z.itemsize
+        total = 0.0
+        for start in range(0, N, T):
+            rows = min(T, N - start)
+            columns = (rows + step - 1) // step * step
+            load_tile(x, sample_weight, start, rows, columns, problem.shift, problem.scale, weight, work.z)
+            z = work.z[:D]
+            if len(problem.whitening) > 0:
+                logit_tile(problem.whitening, 0, work.z, columns, False, work.second)
+                z = work.second[:D]
+            _logits(problem, work, z, columns)
+            softmax_tile(work.logits, K, columns, weight, problem.hard, log_p, scratch)
+            for n in range(min(rows, len(log_prob) - start)):
+                log_prob[start + n] = log_p[n]
+            for n in range(min(rows, len(responsibilities) - start)):
+                for k in range(K):
+                    responsibilities[start + n, k] = work.logits[k, n]
+            if len(statistics) > 0:
+                for n in range(rows):
+                    total += np.float64(weight[n]) * np.float64(log_p[n])
+                _statistics(problem, work, z, columns, statistics)
+        return total
+
+    return mixture_block
+
+
+_compiled: dict[tuple[str, str], tuple[Callable[..., float], float]] = {}
+_compiling = threading.Lock()
+
+
+def _compiled_block(x_dtype: np.dtype[Any], problem: Problem, work: Tiles) -> Callable[..., float]:
+    """mixture_block for one dtype of x and one arithmetic; any strides, read-only or not, go to the same code."""
+    key = str(x_dtype), str(work.z.dtype)
+    with _compiling:
+        if key not in _compiled:
+            real, float64 = numba.from_dtype(work.z.dtype), numba.float64
+            array = numba.types.Array
+            signature = float64(
+                numba.typeof(problem),
+                numba.typeof(work),
+                array(numba.from_dtype(x_dtype), 2, "A", readonly=True),
+                array(float64, 1, "A", readonly=True),
+                array(float64, 1, "A"),
+                array(real, 2, "A"),
+                array(float64, 2, "C"),
+            )
+            _compiled[key] = _compile(signature)
+        return _compiled[key][0]
+
+
+def _compile(signature: Any) -> tuple[Callable[..., float], float]:
+    """The compiled block, and the seconds that took: 0 if it came from disk."""
+    sources = inspect.getsource(tiles) + inspect.getsource(polynomials)
+    function = _block_function(hashlib.sha256(sources.encode()).hexdigest())
+    start = time.perf_counter()
+    try:
+        block = numba.njit(signature, cache=True, **OPTIONS)(function)
+    except RuntimeError:  # no directory that Numba could write to
+        block = numba.njit(signature, **OPTIONS)(function)
+    from_disk = bool(getattr(block, "stats", None) and block.stats.cache_hits)
+    return block, 0.0 if from_disk else time.perf_counter() - start
+
+
+def compile_seconds() -> dict[str, float]:
+    """Seconds that Numba compiled in this process, for every block function in use; 0 if it came from disk."""
+    return {
+        f"mixture_block, {x} samples, {arithmetic} arithmetic": seconds
+        for (x, arithmetic), (_, seconds) in _compiled.items()
+    }
+
+
+# ---- blocks --------------------------------------------------------------------------------------------------------
+
+
+def _heights(parameters: Packed | Direct, n_features: int, features: int) -> tuple[int, ...]:
+    """Rows of z, second, phi, logits and rows in `Tiles`."""
+    return (
+        padded(n_features, STATISTICS_AT_ONCE),
+        padded(n_features + 1, COMPONENTS_AT_ONCE),
+        features,
+        padded(parameters.n_components, COMPONENTS_AT_ONCE),
+        3,
+    )
+
+
+def _features_at_once(parameters: Packed | Direct, n_features: int) -> int:
+    """Rows of Φ: F in equal pieces of at most FEATURES_AT_ONCE; direct: D + 1."""
+    if isinstance(parameters, Direct):
+        return padded(n_features + 1, STATISTICS_AT_ONCE)
+    F = parameters.n_statistics
+    return padded(-(-F // -(-F // FEATURES_AT_ONCE)), STATISTICS_AT_ONCE)
+
+
+def _tile_columns(height: int, itemsize: int) -> int:
+    """T: as many columns of `height` elements as fit, in whole steps."""
+    step = COLUMN_BYTES // itemsize
+    return min(max(TILE_BYTES // (height * itemsize) // step * step, step), MOST_COLUMNS)
+
+
+def _coefficients(parameters: Packed | Direct) -> np.ndarray:
+    """The coefficients as logit_tile and direct_logit_tile read them."""
+    if isinstance(parameters, Packed):
+        return pack_natural(parameters.natural[None], parameters.arithmetic)
+    factors = parameters.precisions_cholesky
+    if parameters.feature_map == "diag":
+        return factors[:, None].astype(parameters.arithmetic)
+    shared = factors.strides[0] == 0
+    return pack_natural((factors[:1] if shared else factors).transpose(0, 2, 1), parameters.arithmetic)
+
+
+def _problem(parameters: Packed | Direct, n_features: int, hard: bool) -> Problem:
+    dtype = np.dtype(parameters.arithmetic)
+    direct = isinstance(parameters, Direct)
+    features = _features_at_once(parameters, n_features)
+    whitening, means, log_constants = np.empty((0, 0), dtype), np.empty((0, 0), dtype), np.empty(0, dtype)
+    if isinstance(parameters, Direct):
+        means, log_constants = parameters.means.astype(dtype), parameters.log_constants.astype(dtype)
+    elif parameters.whitening is not None:
+        whitening = pack_natural(parameters.whitening.T, parameters.arithmetic)
+    return Problem(
+        feature_map=FEATURE_MAP_CODES[parameters.feature_map],
+        direct=direct,
+        hard=bool(hard),
+        n_components=parameters.n_components,
+        columns=_tile_columns(sum(_heights(parameters, n_features, features)), dtype.itemsize),
+        features=features,
+        shift=np.array(parameters.shift),
+        scale=np.array(parameters.scale),
+        whitening=whitening,
+        coefficients=_coefficients(parameters),
+        means=means,
+        log_constants=log_constants,
+    )
+
+
+class _Blocks:
+    """What the blocks of one call share."""
+
+    def __init__(self, x: np.ndarray, parameters: Packed | Direct, hard: bool = False) -> None:
+        self.x, self.dtype = x, np.dtype(parameters.arithmetic)
+        self.problem = _problem(parameters, x.shape[1], hard)
+        self.heights = _heights(parameters, x.shape[1], self.problem.features)
+        x_dtype = np.dtype(np.float32 if x.dtype == np.float32 else np.float64)
+        self.function = _compiled_block(x_dtype, self.problem, self.tiles())
+
+    def tiles(self) -> Tiles:
+        """The calling thread's scratch memory."""
+        stride = self.problem.columns + CACHE_LINE // self.dtype.itemsize  # rows a power of two apart share cache sets
+        size = sum(self.heights) * stride * self.dtype.itemsize
+        memory = workspace(size + CACHE_LINE)
+        start = -memory.ctypes.data % CACHE_LINE
+        rows = memory[start : start + size].view(self.dtype).reshape(-1, stride)
+        ends = itertools.accumulate(self.heights)
+        pieces = [rows[end - height : end] for height, end in zip(self.heights, ends, strict=True)]
+        return Tiles(*pieces, products=np.empty((self.heights[1], self.heights[2]) if self.problem.direct else (0, 0)))
+
+    def run(
+        self,
+        rows: np.ndarray,
+        sample_weight: np.ndarray | None = None,
+        log_prob: np.ndarray | None = None,
+        responsibilities: np.ndarray | None = None,
+        statistics: np.ndarray | None = None,
+    ) -> float:
+        """Call the compiled function for native rows of x; a result that has no place is not wanted."""
+        return self.function(
+            self.problem,
+            self.tiles(),
+            rows,
+            np.empty(0) if sample_weight is None else sample_weight,
+            np.empty(0) if log_prob is None else log_prob,
+            np.empty((0, 0), self.dtype) if responsibilities is None else responsibilities,
+            np.empty((0, 0)) if statistics is None else statistics,
+        )
+
+
+def log_prob(x: np.ndarray, parameters: Packed | Direct, out: np.ndarray, n_threads: int = 1) -> None:
+    """log p(x_n); see `emalgam_kernels.reference.mixture.log_prob`."""
+    blocks = _Blocks(x, parameters)
+
+    def block(start: int, stop: int) -> None:
+        for first, last, rows in native_slices(x, start, stop):
+            blocks.run(rows, log_prob=out[first:last])
+
+    for_each_block(block, len(x), rows_per_block(parameters.n_components, parameters.n_statistics), n_threads)
+
+
+def responsibilities(x: np.ndarray, parameters: Packed | Direct, out: np.ndarray, n_threads: int = 1) -> None:
+    """r_nk; see `emalgam_kernels.reference.mixture.responsibilities`."""
+    blocks = _Blocks(x, parameters)
+
+    def block(start: int, stop: int) -> None:
+        for first, last, rows in native_slices(x, start, stop):
+            same = out.dtype == blocks.dtype
+            r = out[first:last] if same else np.empty((last - first, parameters.n_components), blocks.dtype)
+            blocks.run(rows, responsibilities=r)
+            if not same:
+                out[first:last] = r
+
+    for_each_block(block, len(x), rows_per_block(parameters.n_components, parameters.n_statistics), n_threads)
+
+
+def em_statistics(
+    x: np.ndarray,
+    sample_weight: np.ndarray | None,
+    parameters: Packed | Direct,
+    out: np.ndarray,
+    hard: bool = False,
+    n_threads: int = 1,
+) -> float:
+    """S and Σ ω log p; see `emalgam_kernels.reference.mixture.em_statistics`."""
+    blocks = _Blocks(x, parameters, hard)
+    K, F = out.shape
+
+    def block(start: int, stop: int, partial: np.ndarray) -> float:
+        total = 0.0
+        for first, last, rows in native_slices(x, start, stop):
+            weight = None if sample_weight is None else sample_weight[first:last]
+            total += blocks.run(rows, weight, statistics=partial)
+        return total
+
+    whole = np.empty((padded(K, COMPONENTS_AT_ONCE), padded(F, STATISTICS_AT_ONCE)))
+    total = sum_over_blocks(block, len(x), rows_per_block(K, F), whole, n_threads)
+    out[...] = whole[:K, :F]
+    return total

@@ -1,0 +1,117 @@
+"""The compiled kernels on every SIMD level that this processor has, and inside the memory that they asked for."""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+import numpy as np
+import pytest
+from emalgam_kernels import blocks
+
+from tests.conftest import ALGORITHMS, COVARIANCE_TYPES, Variant, variants
+from tests.kernels import test_mixture
+from tests.kernels.problems import SIZES, Problem, problem, random_mixture
+from tests.processes import output_of, python
+
+LEVELS = {"v4": "x86-64-v4 (AVX-512)", "v3": "x86-64-v3 (AVX2)", "baseline": "x86-64 (SSE2)"}
+compiled_variants = pytest.mark.parametrize("variant", variants(backends=("cython_cpu",)), indirect=True, ids=str)
+lower_levels = pytest.mark.parametrize("simd_level", ["v3", "baseline"], indirect=True)
+
+
+@lower_levels
+@compiled_variants
+@pytest.mark.parametrize("size", SIZES)
+def test_lower_levels_against_the_oracle(simd_level: str, variant: Variant, size: str) -> None:
+    test_mixture.test_log_prob(variant, size)
+    test_mixture.test_responsibilities(variant, size)
+    test_mixture.test_em_statistics(variant, size)
+
+
+@lower_levels
+@pytest.mark.parametrize("arithmetic", ["float64", "float32"])
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_lower_levels_assign_as_the_oracle_does(simd_level: str, covariance_type: str, arithmetic: str) -> None:
+    variant = Variant("cython_cpu", "float32", covariance_type, "packed", arithmetic)
+    test_mixture.test_statistics_of_hard_assignment(variant, "odd sizes")
+
+
+@pytest.mark.parametrize("wanted", LEVELS)
+def test_level_is_at_most_the_wanted_one(cython_cpu: ModuleType, wanted: str) -> None:
+    before = cython_cpu.simd_level()
+    try:
+        found = cython_cpu.select_simd_level(wanted)
+        assert found == cython_cpu.simd_level()
+        names = [*LEVELS.values(), "128-bit vectors"]
+        assert names.index(found) >= names.index(LEVELS[wanted])
+        assert (cython_cpu.tile_step() % 16, cython_cpu.tile_step_float32()) == (0, 2 * cython_cpu.tile_step())
+    finally:
+        cython_cpu.select_simd_level(os.environ.get("EMALGAM_SIMD"))
+    assert cython_cpu.simd_level() == before
+
+
+def test_unknown_level_is_an_error(cython_cpu: ModuleType) -> None:
+    before = cython_cpu.simd_level()
+    with pytest.raises(ValueError, match=r"SIMD level is 'sse9'; expected v4, v3 or baseline \(EMALGAM_SIMD\)"):
+        cython_cpu.select_simd_level("sse9")
+    assert cython_cpu.simd_level() == before
+
+
+@pytest.mark.usefixtures("cython_cpu")
+def test_environment_selects_the_level() -> None:
+    program = "from emalgam_kernels.cython_cpu import mixture; print(mixture.simd_level())"
+    assert output_of(program, {"EMALGAM_SIMD": "baseline"}) in ("x86-64 (SSE2)", "128-bit vectors")
+    finished = python("-c", program, environment={"EMALGAM_SIMD": "avx"})
+    assert finished.returncode != 0
+    assert "SIMD level is 'avx'; expected v4, v3 or baseline (EMALGAM_SIMD)" in finished.stderr
+
+
+@pytest.mark.parametrize("simd_level", LEVELS, indirect=True)
+@pytest.mark.parametrize("arithmetic", ["float64", "float32"])
+def test_workspace_is_large_enough(
+    simd_level: str, cython_cpu: ModuleType, arithmetic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Canaries behind the workspace: its size is computed in one place and used in another."""
+    given: list[tuple[np.ndarray, int]] = []
+
+    def workspace(n_bytes: int) -> np.ndarray:
+        memory = np.full(n_bytes + 4096, 0xA5, np.uint8)
+        start = -memory.ctypes.data % 64 + 16  # the worst alignment that malloc gives
+        given.append((memory, start + n_bytes))
+        return memory[start : start + n_bytes]
+
+    monkeypatch.setattr(cython_cpu, "workspace", workspace)
+    rng = np.random.default_rng(0)
+    for covariance_type in COVARIANCE_TYPES:
+        for D in (1, 2, 3, 5, 8, 9, 13, 17):
+            for K in (1, 2, 3, 5, 8):
+                mixture, x = random_mixture(rng, K, D, covariance_type), rng.normal(size=(40, D))
+                for algorithm in ALGORITHMS:
+                    parameters = Problem(x, mixture, algorithm).parameters(arithmetic)
+                    given.clear()
+                    cython_cpu.em_statistics(x, None, parameters, np.empty((K, parameters.n_statistics)))
+                    cython_cpu.responsibilities(x, parameters, np.empty((40, K)))
+                    assert len(given) == 2
+                    for memory, end in given:
+                        behind = np.flatnonzero(memory[end:] != 0xA5)
+                        what = f"{covariance_type}, {algorithm}, D = {D}, K = {K} on {simd_level}"
+                        assert len(behind) == 0, f"{what}: {behind[-1] + 1} bytes behind the workspace were written"
+
+
+def test_workspace_is_that_of_the_blocks(cython_cpu: ModuleType) -> None:
+    assert cython_cpu.workspace is blocks.workspace
+
+
+def test_levels_agree_to_rounding(cython_cpu: ModuleType) -> None:
+    """Each level has register blocks of its own, so the bits may differ; more than rounding may not."""
+    given = problem("full", "float64", "packed", "features in pieces")
+    parameters, found = given.parameters("float64"), {}
+    try:
+        for level in LEVELS:
+            cython_cpu.select_simd_level(level)
+            found[level] = np.empty(len(given.x))
+            cython_cpu.log_prob(given.x, parameters, found[level])
+    finally:
+        cython_cpu.select_simd_level(os.environ.get("EMALGAM_SIMD"))
+    for level in LEVELS:
+        np.testing.assert_allclose(found[level], found["baseline"], rtol=1e-12)

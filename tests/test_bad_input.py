@@ -1,0 +1,250 @@
+"""The failure policy, row by row: every kind of bad or awkward input, on every CPU backend, in both precisions."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import emalgam
+import numpy as np
+import pytest
+
+from tests.conftest import Variant
+from tests.tolerances import tolerance
+
+
+def clusters(dtype: str = "float64", N: int = 600) -> np.ndarray:
+    """Three well separated clusters in three features."""
+    rng = np.random.default_rng(0)
+    return (np.repeat([[0.0, 0, 0], [8, 8, 0], [0, 8, -8]], N // 3, axis=0) + rng.normal(size=(N, 3))).astype(dtype)
+
+
+def fit(x: object, variant: Variant, **arguments: object) -> emalgam.Fit:
+    return emalgam.fit(
+        x, 3, covariance_type=variant.covariance_type, random_state=0, backend=variant.backend, **arguments
+    )
+
+
+def same_partition(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether two labellings cut the rows into the same groups."""
+    return len(set(zip(first.tolist(), second.tolist(), strict=True))) == len(set(first.tolist())) == len(set(second.tolist()))
+
+
+# ---- NaN, inf
+
+
+@pytest.mark.parametrize(("value", "name"), [(np.nan, "NaN"), (np.inf, "inf"), (-np.inf, "inf")])
+def test_not_finite_names_row_and_column(variant: Variant, value: float, name: str) -> None:
+    x = clusters(variant.dtype)
+    x[500, 0] = value
+    x[417, 2] = value
+    message = f"x contains {name} at row 417, column 2; remove or impute"
+    with pytest.raises(ValueError, match=message):
+        fit(x, variant)
+    mixture = fit(clusters(variant.dtype), variant).mixture
+    for method in (mixture.log_prob, mixture.responsibilities, mixture.predict):
+        with pytest.raises(ValueError, match=message):
+            method(x, backend=variant.backend)
+
+
+def test_large_finite_numbers_are_not_mistaken_for_inf(variant: Variant) -> None:
+    """Their sum overflows; they are still finite."""
+    x = clusters(variant.dtype) * np.asarray(np.finfo(variant.dtype).max / 32, variant.dtype)
+    labels = fit(x, variant).mixture.predict(x, backend=variant.backend)
+    assert same_partition(labels, np.repeat(range(3), 200))
+
+
+# ---- shapes and types
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.zeros(5), r"x has shape \(5,\); expected two dimensions.*reshape\(-1, 1\)"),
+        (np.zeros((5, 3, 2)), r"x has shape \(5, 3, 2\); expected two dimensions"),
+        (np.zeros((0, 3)), r"x has shape \(0, 3\); expected at least one sample"),
+        (np.zeros((3, 0)), r"x has shape \(3, 0\); expected at least one sample and one feature"),
+        ([[1.0, 2.0], [3.0]], "x is a list that cannot be read as an array .*rectangular"),
+        (np.array([[1, "a"]], object), "x has dtype object; expected real numbers"),
+        (np.zeros((5, 3), complex), "x has dtype complex128; expected real numbers"),
+        (np.array([["1", "2"]]), "x has dtype <U1; expected real numbers"),
+        (np.eye(2, 3) + np.eye(2, 3)[::-1] * 2 + [[0, 0, 1], [0, 0, 2]], "there are 2 samples .* for n_components=3; expected at least as many"),
+    ],
+)
+def test_shapes_and_types_are_stated(backend: str, bad: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        emalgam.fit(bad, 3, backend=backend)
+
+
+def test_other_number_of_features(variant: Variant) -> None:
+    mixture = fit(clusters(variant.dtype), variant).mixture
+    with pytest.raises(ValueError, match="x has 2 features; the mixture has 3"):
+        mixture.log_prob(np.zeros((4, 2), variant.dtype), backend=variant.backend)
+
+
+# ---- layouts and dtypes that work
+
+
+def awkward(x: np.ndarray, path: Path) -> dict[str, np.ndarray]:
+    """The same numbers in other places of memory."""
+    read_only = x.copy()
+    read_only.setflags(write=False)
+    wide = np.zeros((2 * len(x), 2 * x.shape[1]), x.dtype)
+    wide[::2, ::2] = x
+    np.save(path / "x.npy", x)
+    return {
+        "Fortran order": np.asfortranarray(x),
+        "strided": wide[::2, ::2],
+        "reversed": x[::-1][::-1, ::-1][:, ::-1],
+        "read-only": read_only,
+        "memory-mapped": np.load(path / "x.npy", mmap_mode="r"),
+        "other byte order": x.astype(x.dtype.newbyteorder()),
+        "unaligned": np.frombuffer(b"\0" + x.tobytes(), np.uint8)[1:].view(x.dtype).reshape(x.shape),
+        "list": x.tolist(),
+    }
+
+
+def test_every_layout_gives_the_same_fit(variant: Variant, tmp_path: Path) -> None:
+    x = clusters(variant.dtype)
+    expected = fit(x, variant)
+    for name, other in awkward(x, tmp_path).items():
+        result = fit(other, variant)
+        # A list becomes float64 whatever it was; everything else is the same arithmetic and so the same bits.
+        bound = 0 if name != "list" else tolerance("fit", variant.dtype)
+        np.testing.assert_allclose(result.lower_bounds, expected.lower_bounds, rtol=bound, atol=bound, err_msg=name)
+        np.testing.assert_allclose(
+            expected.mixture.log_prob(other, backend=variant.backend),
+            expected.mixture.log_prob(x, backend=variant.backend),
+            rtol=0,
+            atol=0 if name != "list" else tolerance("monotone", variant.dtype),
+            err_msg=name,
+        )
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "uint64", "int64", "float16", "longdouble", "bool"])
+def test_every_real_dtype(backend: str, dtype: str) -> None:
+    x = (clusters() * 4).round() if dtype != "bool" else clusters() > 4
+    x = (x - x.min()).astype(dtype) if dtype.startswith("u") else x.astype(dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "constant feature")  # bool: the last column is all False
+        result = emalgam.fit(x, 3, random_state=0, backend=backend)
+        expected = emalgam.fit(x.astype(np.float64), 3, random_state=0, backend=backend)
+    assert result.lower_bounds == expected.lower_bounds
+    np.testing.assert_array_equal(result.mixture.predict(x), expected.mixture.predict(x.astype(np.float64)))
+
+
+# ---- degenerate data
+
+
+def test_constant_feature_fits_and_is_named(variant: Variant) -> None:
+    x = np.insert(clusters(variant.dtype), 1, np.asarray(0.1, variant.dtype), axis=1)
+    with pytest.warns(UserWarning, match="constant feature: column 1 has one value in all rows"):
+        result = fit(x, variant)
+    assert np.isfinite(result.lower_bound)
+    assert same_partition(result.mixture.predict(x, backend=variant.backend), np.repeat(range(3), 200))
+
+
+def test_all_features_constant(variant: Variant) -> None:
+    with pytest.warns(UserWarning, match="constant features: column 0, 1, 2 "):
+        result = fit(np.full((20, 3), 7.5, variant.dtype), variant)
+    assert result.effective_components == 1
+    np.testing.assert_allclose(result.mixture.means[0], 7.5)
+
+
+# ---- scales and places
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1e-30, 1e-200, 1e200, 1e30])
+def test_scale_does_not_matter(variant: Variant, scale: float) -> None:
+    """1e-5 and 1e200 cluster as the unscaled data do; covariances that overflow do not hurt."""
+    if not float(np.finfo(variant.dtype).tiny) < scale < float(np.finfo(variant.dtype).max) / 64:
+        scale = 1e-30 if scale < 1 else 1e30  # about as far as float32 data can go
+    x = clusters(variant.dtype)
+    scaled = x * np.asarray(scale, variant.dtype)
+    result = fit(scaled, variant)
+    assert same_partition(result.mixture.predict(scaled, backend=variant.backend), np.repeat(range(3), 200))
+    reference = fit(x, variant)
+    np.testing.assert_allclose(
+        result.lower_bound + 3 * np.log(scale), reference.lower_bound, atol=10 * tolerance("monotone", variant.dtype)
+    )
+    np.testing.assert_allclose(
+        result.mixture.responsibilities(scaled, backend=variant.backend),
+        reference.mixture.responsibilities(x, backend=variant.backend),
+        atol=tolerance("affine", variant.dtype),
+    )
+
+
+def test_offset_does_not_matter(variant: Variant) -> None:
+    """1e8 in float64 and 1e4 in float32: where peers return negative variances."""
+    offset = {"float64": 1e8, "float32": 1e4}[variant.dtype]
+    x = clusters(variant.dtype) + np.asarray(offset, variant.dtype)
+    result = fit(x, variant)
+    covariances = result.mixture.covariance.matrices(result.mixture.covariances, 3, 3)
+    assert np.linalg.eigvalsh(covariances).min() > 0.5
+    assert same_partition(result.mixture.predict(x, backend=variant.backend), np.repeat(range(3), 200))
+    centred = fit((x.astype(np.float64) - offset).astype(variant.dtype), variant)
+    assert result.lower_bound == pytest.approx(centred.lower_bound, abs=tolerance("monotone", variant.dtype) * 10)
+
+
+@pytest.mark.parametrize("exponent", [5, 15, 30, 100, 155, 250, 307])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_far_queries_are_finite(variant: Variant, exponent: int, sign: float) -> None:
+    if exponent > 37 and variant.dtype == "float32":
+        exponent = 38
+    mixture = fit(clusters(variant.dtype), variant).mixture
+    query = np.array([[sign * 10.0**exponent] * 3, [0.0, 0.0, 0.0]], variant.dtype)
+    log_prob = mixture.log_prob(query, backend=variant.backend)
+    r = mixture.responsibilities(query, backend=variant.backend)
+    assert np.isfinite(log_prob).all()
+    assert log_prob[0] < -1e8
+    assert np.isfinite(r).all()
+    np.testing.assert_allclose(r.sum(axis=1), 1, atol=1e-6)
+    alone = mixture.log_prob(query[1:], backend=variant.backend)[0]
+    assert log_prob[1] == pytest.approx(alone, abs=tolerance("monotone", variant.dtype))
+    assert mixture.predict(query, backend=variant.backend)[0] == r[0].argmax()
+
+
+# ---- weights
+
+
+def test_zero_weights_leave_rows_out_and_two_counts_twice(variant: Variant) -> None:
+    x = clusters(variant.dtype)
+    weight = np.random.default_rng(0).integers(0, 3, len(x))
+    x[weight == 0] = np.finfo(variant.dtype).max / 4
+    expected = fit(np.repeat(x, weight, axis=0), variant)
+    for kind in (np.float64, np.float32, np.int64, np.uint8):
+        result = fit(x, variant, sample_weight=weight.astype(kind))
+        bound = tolerance("fit", variant.dtype)
+        np.testing.assert_allclose(result.lower_bounds, expected.lower_bounds, rtol=bound, atol=bound)
+    strided = np.zeros(2 * len(weight))
+    strided[::2] = weight
+    assert fit(x, variant, sample_weight=strided[::2]).lower_bounds == result.lower_bounds
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (np.zeros(600), "sample_weight is zero for every sample"),
+        (np.full(600, -1.0), "sample_weight is -1.0 at row 0; expected weights >= 0"),
+        (np.full(600, np.nan), "sample_weight contains nan at row 0; expected finite"),
+        (np.full(600, np.inf), "sample_weight contains inf at row 0"),
+        (np.ones(599), r"sample_weight has shape \(599,\) .* expected one number per sample: \(600,\)"),
+        (np.ones((600, 1)), r"sample_weight has shape \(600, 1\)"),
+        (np.full(600, "1"), "sample_weight has .* dtype <U1"),
+        (np.r_[1.0, 1.0, np.zeros(598)], r"there are 2 samples \(with positive weight\) for n_components=3"),
+    ],
+)
+def test_bad_weights(backend: str, weight: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        emalgam.fit(clusters(), 3, sample_weight=weight, backend=backend)
+
+
+def test_scale_of_the_weights_does_not_matter(variant: Variant) -> None:
+    """Also weights whose sums and squares would leave float32."""
+    x = clusters(variant.dtype)
+    weight = np.random.default_rng(0).uniform(0.5, 2, len(x))
+    expected = fit(x, variant, sample_weight=weight)
+    for scale in (1e-30, 1e30):
+        result = fit(x, variant, sample_weight=weight * scale)
+        bound = tolerance("fit", variant.dtype)
+        np.testing.assert_allclose(result.lower_bounds, expected.lower_bounds, rtol=bound, atol=bound)
