@@ -129,9 +129,12 @@ def _block_function(version: str) -> Callable[..., float]:
         step = COLUMN_BYTES // work.z.itemsize
         total = 0.0
         for start in range(0, N, T):
-            rows = min(T, N - start)
+            stop = min(start + T, N)
+            rows = stop - start
             columns = (rows + step - 1) // step * step
-            load_tile(x, sample_weight, start, rows, columns, problem.shift, problem.scale, weight, work.z)
+            load_tile(
+                x[start:stop], sample_weight[start:stop], columns, problem.shift, problem.scale, weight, work.z
+            )
             z = work.z[:D]
             if len(problem.whitening) > 0:
                 logit_tile(problem.whitening, 0, work.z, columns, False, work.second)

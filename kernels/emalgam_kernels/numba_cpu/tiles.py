@@ -33,7 +33,6 @@ FEATURE_MAP_CODES: Final = {"full": FULL, "diag": DIAG, "spherical": SPHERICAL}
 # 2 × 4 sums and their operands fit the 16 registers of AVX2; larger blocks gain nothing on AVX-512 and spill on AVX2.
 COMPONENTS_AT_ONCE: Final = 2
 STATISTICS_AT_ONCE: Final = 4
-ROWS_OF_A_LOAD: Final = 32
 
 
 # "contract" lets a product and the sum it goes into become one fused instruction. NaN, infinities, signed zeros and the
@@ -188,44 +187,41 @@ def _copy(row: np.ndarray, columns: int, out: np.ndarray) -> None:
 def load_tile(
     x: np.ndarray,
     sample_weight: np.ndarray,
-    start: int,
-    rows: int,
     columns: int,
     shift: np.ndarray,
     scale: np.ndarray,
     weight: np.ndarray,
     z: np.ndarray,
 ) -> None:
-    """z ← (x − shift) · scale for rows [start, start + rows) of x.
+    """z ← (x − shift) · scale, one column for each row of x.
 
-    z is zero in columns beyond `rows`, in rows beyond D, and where the weight is zero: such a sample may hold anything
+    z is zero in further columns, in rows beyond D, and where the weight is zero: such a sample may hold anything
     finite, and 0 · φ must be 0.
 
     Parameters
     ----------
-    x : (N, D) float32 or float64, any strides
-    sample_weight : (N,) float64, or empty for ones
+    x : (≤ columns, D) float32 or float64, any strides
+    sample_weight : (len(x),) float64, or empty for ones
     shift, scale : (D,) float64
     weight : (≥ columns,)
-        Receives ω_n, zero beyond `rows`.
+        Receives ω, zero in further columns.
     z : (≥ D, ≥ columns)
         Receives the samples, feature-major.
     """
-    D = len(shift)
+    D, rows = len(shift), len(x)
     _fill(weight, columns, 0)
+    _fill(weight, rows, 1)
+    for n in range(len(sample_weight)):
+        weight[n] = sample_weight[n]
     for d in range(len(z)):
         _fill(z[d], columns, 0)
-    for n in range(rows):
-        weight[n] = sample_weight[start + n] if len(sample_weight) > 0 else 1.0
-    # A few rows at a time, so that the cache lines of row-major x are still there for the next feature.
-    for row in range(0, rows, ROWS_OF_A_LOAD):
-        for d in range(D):
-            for n in range(row, min(row + ROWS_OF_A_LOAD, rows)):
-                z[d, n] = (x[start + n, d] - shift[d]) * scale[d]
+    for d in range(D):
+        column, centre, factor, out = x[:, d], shift[d], scale[d], z[d]
+        for n in range(rows):
+            out[n] = (column[n] - centre) * factor
     for n in range(rows):
         if weight[n] == 0:
-            for d in range(D):
-                z[d, n] = 0
+            z[:D, n] = 0
 
 
 # ---- features ------------------------------------------------------------------------------------------------------

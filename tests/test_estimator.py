@@ -1,0 +1,249 @@
+"""GaussianMixture as scikit-learn's users use it."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+
+import joblib
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from emalgam import BackendUnavailable, GaussianMixture, Mixture
+from scipy import stats
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.mixture import GaussianMixture as Peer
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
+
+from tests.conftest import COVARIANCE_TYPES, Variant
+from tests.test_em import blobs, start
+
+
+def fitted(variant: Variant | None = None, **arguments: object) -> tuple[GaussianMixture, np.ndarray]:
+    x, _ = blobs(600)
+    if variant is not None:
+        x = x.astype(variant.dtype)
+        arguments = {"covariance_type": variant.covariance_type, "backend": variant.backend, **arguments}
+    return GaussianMixture(4, random_state=0, **arguments).fit(x), x
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_scikit_learn_checks(covariance_type: str) -> None:
+    """check_estimator, sample weights included; nothing may fail, and what is skipped needs another library."""
+    results = check_estimator(GaussianMixture(covariance_type=covariance_type), on_skip=None, on_fail=None)
+    failed = {r["check_name"]: r["exception"] for r in results if r["status"] not in ("passed", "skipped")}
+    assert not failed
+    assert {r["check_name"] for r in results if r["status"] == "skipped"} <= {"check_array_api_input"}
+    assert any("sample_weight" in r["check_name"] for r in results)
+
+
+def test_constructor_is_that_of_scikit_learn() -> None:
+    """Same names and defaults, but for reg_covar; ours come after."""
+    theirs, ours = Peer().get_params(), GaussianMixture().get_params()
+    assert {name: ours[name] for name in theirs} == {**theirs, "reg_covar": "auto"}
+    added = {"backend": "auto", "algorithm": "auto", "on_degenerate": "regularize", "n_threads": None}
+    assert {name: ours[name] for name in ours if name not in theirs} == added
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_attributes_and_methods_agree_with_scikit_learn(covariance_type: str, dtype: str) -> None:
+    """Every public fitted attribute of the peer, with its type, dtype and shape; every method's result."""
+    x, centres = blobs()
+    x = x.astype(dtype)
+    given = {name: value.astype(dtype) for name, value in start(centres, covariance_type).items()}
+    arguments = {"covariance_type": covariance_type, "reg_covar": 1e-6, **given}
+    ours, theirs = GaussianMixture(4, **arguments).fit(x), Peer(4, **arguments).fit(x)
+    bound = {"float64": 1e-8, "float32": 2e-3}[dtype]  # float32: the peer's own arithmetic is float32 throughout
+    for name, value in vars(theirs).items():
+        if not name.endswith("_"):
+            continue
+        mine = getattr(ours, name)
+        if isinstance(value, np.ndarray):  # the bounds are Python floats here, float32 scalars there
+            assert mine.dtype == value.dtype, name
+        np.testing.assert_allclose(mine, value, rtol=bound, atol=bound * np.abs(value).max(), err_msg=name)
+    np.testing.assert_allclose(ours.score_samples(x), theirs.score_samples(x), atol=50 * bound, rtol=0)
+    np.testing.assert_allclose(ours.predict_proba(x), theirs.predict_proba(x), atol=10 * bound, rtol=0)
+    assert ours.predict_proba(x).dtype == theirs.predict_proba(x).dtype
+    assert (ours.predict(x) != theirs.predict(x)).mean() <= {"float64": 0.0, "float32": 0.002}[dtype]
+    assert (ours.fit_predict(x) != theirs.fit_predict(x)).mean() <= {"float64": 0.0, "float32": 0.002}[dtype]
+    for method in ("score", "aic", "bic"):
+        assert getattr(ours, method)(x) == pytest.approx(getattr(theirs, method)(x), rel=bound)
+
+
+def test_extra_attributes_say_what_ran(variant: Variant) -> None:
+    model, _ = fitted(variant)
+    assert model.backend_ == variant.backend
+    assert model.algorithm_ == "packed"
+    assert model.arithmetic_ == variant.dtype
+    assert 0 < model.error_bound_ <= {"float64": 1e-9, "float32": 1e-3}[variant.dtype]
+    assert model.effective_components_ == 4
+    assert len(model.lower_bounds_) == model.n_iter_
+    assert model.lower_bounds_[-1] == model.lower_bound_
+    assert isinstance(model.mixture_, Mixture)
+
+
+def test_score_takes_weights() -> None:
+    model, x = fitted()
+    weight = np.random.default_rng(0).integers(0, 4, len(x))
+    assert model.score(x, sample_weight=weight) == pytest.approx(model.score(np.repeat(x, weight, axis=0)))
+
+
+def test_pipeline_clone_search_and_pickle(variant: Variant) -> None:
+    x, _ = blobs(300)
+    x = x.astype(variant.dtype)
+    model = GaussianMixture(
+        2, covariance_type=variant.covariance_type, random_state=0, backend=variant.backend, tol=1e-2
+    )
+    assert clone(model).get_params() == model.get_params()
+    pipeline = make_pipeline(StandardScaler(), clone(model)).fit(x)
+    assert pipeline.predict(x).shape == (300,)
+    search = GridSearchCV(clone(model), {"n_components": [1, 3]}, cv=2, n_jobs=1).fit(x)
+    assert search.best_params_["n_components"] == 3
+    copy = pickle.loads(pickle.dumps(model.fit(x)))
+    np.testing.assert_array_equal(copy.predict_proba(x), model.predict_proba(x))
+
+
+@pytest.mark.parametrize("prefer", ["processes", "threads"])
+def test_joblib_workers(prefer: str) -> None:
+    """Several fits side by side, in processes and in threads, give what one gives."""
+    x, _ = blobs(3000)
+    expected = GaussianMixture(3, random_state=0).fit(x)
+    results = joblib.Parallel(n_jobs=2, prefer=prefer)(
+        joblib.delayed(GaussianMixture(3, random_state=0).fit)(x) for _ in range(4)
+    )
+    assert all(result.lower_bounds_ == expected.lower_bounds_ for result in results)
+
+
+@pytest.mark.parametrize("library", [pd.DataFrame, pl.DataFrame])
+def test_data_frames(library: type) -> None:
+    x, _ = blobs(300)
+    columns = ["a", "b", "c"]
+    frame = pd.DataFrame(x, columns=columns) if library is pd.DataFrame else pl.DataFrame(x, schema=columns)
+    model = GaussianMixture(3, random_state=0).fit(frame)
+    assert model.feature_names_in_.tolist() == columns
+    np.testing.assert_array_equal(model.predict(frame), GaussianMixture(3, random_state=0).fit(x).predict(x))
+    with pytest.raises(ValueError, match="feature names"):
+        model.predict(frame[["b", "a", "c"]])
+
+
+def test_integer_frames_are_not_converted_first() -> None:
+    x = np.random.default_rng(0).integers(0, 255, (500, 3), dtype=np.uint8)
+    model = GaussianMixture(2, random_state=0)
+    assert model.fit(x)._read(x, reset=False) is x
+    assert model.means_.dtype == np.float64
+
+
+def test_warm_start_goes_on_where_it_stopped() -> None:
+    x, centres = blobs()
+    given = start(centres, "full")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        whole = GaussianMixture(4, tol=0.0, max_iter=8, **given).fit(x)
+        parts = GaussianMixture(4, tol=0.0, max_iter=4, warm_start=True, **given).fit(x)
+        first = list(parts.lower_bounds_)
+        parts.fit(x)
+    np.testing.assert_allclose(first + parts.lower_bounds_, whole.lower_bounds_, rtol=1e-12)
+    np.testing.assert_allclose(parts.means_, whole.means_, rtol=1e-10)
+    parts.set_params(n_components=3, **dict.fromkeys(given))
+    with pytest.raises(ValueError, match=r"warm_start: the last fit has means of shape \(4, 3\)"):
+        parts.fit(x)
+
+
+def test_convergence_warning_is_scikit_learns() -> None:
+    x, _ = blobs()
+    with pytest.warns(ConvergenceWarning, match="did not converge in 1 iterations"):
+        GaussianMixture(4, max_iter=1, tol=0.0, random_state=0).fit(x)
+
+
+def test_verbose_prints_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    x, centres = blobs()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        GaussianMixture(4, tol=0.0, max_iter=6, verbose=2, verbose_interval=2, **start(centres, "full")).fit(x)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Initialization 0"
+    assert [line.split("\t")[0].strip() for line in lines[1:]] == ["Iteration 2", "Iteration 4", "Iteration 6"]
+    assert "ll change" in lines[1]
+
+
+def test_not_fitted_and_other_errors() -> None:
+    with pytest.raises(NotFittedError):
+        GaussianMixture().predict([[0.0]])
+    with pytest.raises(BackendUnavailable, match="numba_cuda"):
+        GaussianMixture(backend="numba_cuda").fit(np.eye(4))
+    with pytest.raises(ValueError, match="verbose_interval is 0"):
+        GaussianMixture(verbose_interval=0).fit(np.eye(4))
+
+
+# ---- without a fit
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_from_parameters_equals_the_fit(covariance_type: str) -> None:
+    model, x = fitted(covariance_type=covariance_type)
+    again = GaussianMixture.from_parameters(
+        model.weights_, model.means_, model.covariances_, covariance_type=covariance_type, random_state=3
+    )
+    np.testing.assert_allclose(again.score_samples(x), model.score_samples(x), atol=1e-11)
+    np.testing.assert_array_equal(again.predict(x), model.predict(x))
+    assert again.n_components == 4
+    assert again.random_state == 3
+    assert again.sample(5)[0].shape == (5, 3)
+
+
+def test_from_parameters_checks() -> None:
+    with pytest.raises(ValueError, match="n_components is 3; the parameters have 1"):
+        GaussianMixture.from_parameters([1.0], [[0.0]], [[[1.0]]], n_components=3)
+    with pytest.raises(ValueError, match="covariances of component 0 are not positive definite"):
+        GaussianMixture.from_parameters([1.0], [[0.0]], [[[-1.0]]])
+
+
+def test_sample_has_the_moments_and_is_reproducible() -> None:
+    model, _ = fitted()
+    x, labels = model.sample(20000)
+    np.testing.assert_array_equal(x, model.sample(20000)[0])
+    assert (np.diff(labels) >= 0).all()
+    counts = np.bincount(labels, minlength=4)
+    p = stats.chisquare(counts, 20000 * model.weights_).pvalue
+    assert p > 1e-6, "component counts; false alarm 1 in 10⁶, fixed seed"
+    for k in range(4):
+        centred = (x[labels == k] - model.means_[k]) @ model.precisions_cholesky_[k]
+        assert stats.kstest(centred.ravel(), "norm").pvalue > 1e-6
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_marginal_and_conditional(covariance_type: str) -> None:
+    """p(a, b) = p(b) p(a given b), and the marginal's moments are slices."""
+    model, x = fitted(covariance_type=covariance_type)
+    marginal = model.marginal([2, 0])
+    np.testing.assert_allclose(marginal.means_, model.means_[:, [2, 0]])
+    for row in x[:5]:
+        conditional = model.conditional([2, 0], row[[2, 0]])
+        joint = marginal.score_samples(row[None, [2, 0]]) + conditional.score_samples(row[None, [1]])
+        np.testing.assert_allclose(joint, model.score_samples(row[None]), atol=1e-10)
+    assert marginal.covariance_type == conditional.covariance_type == covariance_type
+    assert isinstance(conditional, GaussianMixture)
+
+
+@pytest.mark.parametrize(
+    ("features", "values", "message"),
+    [
+        ([3], [0.0], r"features is \[3\]; expected different integers from 0 to 2"),
+        ([0, 0], [0.0, 0.0], "expected different integers"),
+        ([], [], "expected different integers"),
+        ([0.5], [0.0], "expected different integers"),
+        ([0, 1, 2], [0.0] * 3, "all 3 of them; leave at least one"),
+        ([0], [0.0, 1.0], r"values has shape \(2,\); expected \(1,\)"),
+        ([0], [np.nan], "values contains NaN"),
+    ],
+)
+def test_bad_conditions(features: list[int], values: list[float], message: str) -> None:
+    model, _ = fitted()
+    with pytest.raises(ValueError, match=message):
+        model.conditional(features, values)

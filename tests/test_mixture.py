@@ -1,0 +1,216 @@
+"""Mixture: its checks, its accuracy wherever the data lie, and the guard that sees to it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from emalgam import Mixture
+from emalgam.covariance import COVARIANCES, invert_triangular
+from emalgam.guard import TOLERANCE, choose_evaluation
+from emalgam.packing import Components, Frame, power_of_two
+
+from tests import oracles
+from tests.conftest import COVARIANCE_TYPES, Variant
+
+
+def make(covariance_type: str, D: int, separation: float, condition: float, offset: float, seed: int = 0) -> Mixture:
+    """Three components `separation` apart, covariances of a condition number, all shifted by `offset`."""
+    rng = np.random.default_rng(seed)
+    K = 3
+
+    def covariance() -> np.ndarray:
+        q = np.linalg.qr(rng.normal(size=(D, D)))[0]
+        matrix = q * condition ** -np.linspace(0, 1, D) @ q.T
+        return np.asarray((matrix + matrix.T) / 2)
+
+    full = np.stack([covariance() for _ in range(K)])
+    covariances = {
+        "full": full,
+        "tied": full[0],
+        "diag": condition ** -rng.uniform(0, 1, (K, D)),
+        "spherical": condition ** -rng.uniform(0, 1, K),
+    }[covariance_type]
+    means = rng.normal(size=(K, D)) * separation / np.sqrt(2 * D) + offset
+    return Mixture(rng.dirichlet(np.full(K, 5.0)), means, covariances, covariance_type)
+
+
+def oracle(mixture: Mixture) -> oracles.Gaussians:
+    return oracles.Gaussians(mixture.weights, mixture.means, mixture.covariances, mixture.covariance_type)
+
+
+@pytest.mark.parametrize("D", [2, 7])
+@pytest.mark.parametrize("separation", [3.0, 300.0])
+@pytest.mark.parametrize("condition", [1.0, 1e3, 1e6])
+@pytest.mark.parametrize("far", [False, True])
+def test_auto_keeps_the_tolerance(variant: Variant, D: int, separation: float, condition: float, far: bool) -> None:
+    """1e-9 nats in float64 and 1e-3 in float32, offsets of 1e8 and 1e4 included, against long double."""
+    offset = {"float64": 1e8, "float32": 1e4}[variant.dtype] if far else 0.0
+    mixture = make(variant.covariance_type, D, separation, condition, offset)
+    x = mixture.sample(200, random_state=1)[0].astype(variant.dtype)
+    exact = oracles.log_prob(x, oracle(mixture))
+    near = exact > -1e4  # rounding x to float32 at 1e4 can carry it far away: relative accuracy is asked there
+    error = np.abs(mixture.log_prob(x, backend=variant.backend) - exact)
+    assert error[near].max(initial=0) <= TOLERANCE[variant.dtype]
+    assert (error[~near] / np.abs(exact[~near])).max(initial=0) <= 1e-6
+    r = mixture.responsibilities(x, backend=variant.backend)
+    assert np.abs(r - oracles.responsibilities(x, oracle(mixture)))[near].max(initial=0) <= TOLERANCE[variant.dtype]
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_against_mpmath(covariance_type: str) -> None:
+    """Twenty rows at 60 digits: the long double oracle itself has no say here."""
+    mixture = make(covariance_type, 3, 10.0, 1e4, 1e8)
+    x = mixture.sample(20, random_state=0)[0]
+    errors = oracles.absolute_errors(mixture.log_prob(x), oracles.exact_log_prob(x, oracle(mixture)))
+    assert errors.max() <= TOLERANCE["float64"]
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_ladder(covariance_type: str) -> None:
+    """float32, then float64 on the float32 tile, then direct; the bound is kept or the ladder goes on."""
+    steps = []
+    for separation in (3.0, 300.0, 1e5):
+        mixture = make(covariance_type, 4, separation, 1.0, 0.0)
+        components = mixture.components(mixture.own_frame())
+        how = choose_evaluation("auto", np.dtype(np.float32), mixture.covariance, components)
+        steps.append((how.algorithm, how.arithmetic))
+        assert how.error_bound <= TOLERANCE[how.arithmetic]
+    assert steps == [("packed", "float32"), ("packed", "float64"), ("direct", "float64")]
+    how = choose_evaluation("packed", np.dtype(np.float32), mixture.covariance, components)
+    assert (how.algorithm, how.arithmetic) == ("packed", "float32")
+    assert how.error_bound > 1
+    assert choose_evaluation("direct", np.dtype(np.float32), mixture.covariance, components).arithmetic == "float64"
+
+
+def test_correlation_alone_climbs_the_ladder() -> None:
+    """Components at the origin, condition 1e6: the distance of the means says nothing, the cancellation does."""
+    mixture = make("full", 3, 0.0, 1e6, 0.0)
+    how = choose_evaluation("auto", np.dtype(np.float32), mixture.covariance, mixture.components(mixture.own_frame()))
+    assert how.arithmetic == "float64"
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_packed_and_direct_agree(covariance_type: str) -> None:
+    mixture = make(covariance_type, 5, 5.0, 10.0, 3.0)
+    x = mixture.sample(300, random_state=0)[0]
+    packed, direct = (mixture.log_prob(x, algorithm=algorithm) for algorithm in ("packed", "direct"))
+    np.testing.assert_allclose(packed, direct, atol=1e-11)
+
+
+# ---- the algebra of the covariance types
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_factors_undo_each_other(covariance_type: str) -> None:
+    mixture, covariance = make(covariance_type, 4, 3.0, 100.0, 0.0), COVARIANCES[covariance_type]
+    K, D = mixture.means.shape
+    factor = covariance.factor(mixture.covariances)
+    matrices = covariance.matrices(mixture.covariances, K, D)
+    precisions = covariance.matrices(covariance.multiply(factor), K, D)
+    np.testing.assert_allclose(matrices @ precisions, np.tile(np.eye(D), (K, 1, 1)), atol=1e-10)
+    np.testing.assert_allclose(covariance.covariances(factor), mixture.covariances, rtol=1e-10)
+    np.testing.assert_allclose(covariance.factor_precisions(covariance.multiply(factor)), factor, atol=1e-10)
+    log_det = np.broadcast_to(-0.5 * np.linalg.slogdet(matrices)[1], (K,))
+    np.testing.assert_allclose(covariance.log_det(factor, K, D), log_det, atol=1e-10)
+    assert mixture.covariances.shape == covariance.shape(K, D)
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_rescaling_is_that_of_the_data(covariance_type: str) -> None:
+    """The covariance of x · s, and its factor, from those of x; back again without a rounding error."""
+    mixture, covariance = make(covariance_type, 3, 3.0, 10.0, 0.0), COVARIANCES[covariance_type]
+    scale = np.array([4.0, 4.0, 4.0]) if covariance.isotropic_frame else np.array([0.5, 2.0, 1024.0])
+    scaled = covariance.rescale(mixture.covariances, scale)
+    np.testing.assert_allclose(
+        covariance.factor(scaled), covariance.rescale_factor(mixture.precisions_cholesky, scale), rtol=1e-10
+    )
+    np.testing.assert_array_equal(covariance.rescale(scaled, 1 / scale), mixture.covariances)
+
+
+def test_triangular_inverse_of_ill_conditioned_factors() -> None:
+    lower = np.tril(np.random.default_rng(0).normal(size=(3, 6, 6))) + 3 * np.eye(6)
+    lower[:, 3, 3] = 1e-12
+    product = lower @ invert_triangular(lower)
+    np.testing.assert_allclose(product, np.tile(np.eye(6), (3, 1, 1)), atol=1e-3)
+
+
+def test_powers_of_two() -> None:
+    spread = np.array([1.0, 3.0, 1e-300, 5e-324, 1e308, 0.0])
+    scale = power_of_two(spread)
+    assert (np.frexp(scale)[0] == 0.5).all()
+    assert ((spread * scale)[:3] >= 0.5).all()
+    assert (spread * scale <= 8).all(), "the largest and smallest numbers stay within what a scale can be"
+    assert scale[-1] == 1.0
+
+
+def test_frame_inverts() -> None:
+    frame = Frame(np.array([1e8, -3.0]), np.array([0.25, 1024.0]))
+    x = np.array([[1e8 + 3, 5.0]])
+    np.testing.assert_array_equal(frame.undo(frame.apply(x)), x)
+
+
+def test_cancellation_ignores_components_without_weight() -> None:
+    means, ones = np.array([[0.0], [1e9]]), np.ones(2)
+    components = Components(np.array([1.0, 0.0]), means, ones, ones)
+    covariance = COVARIANCES["spherical"]
+    assert covariance.cancellation(components) < 10
+    assert covariance.cancellation(dataclasses.replace(components, weights=np.array([0.5, 0.5]))) > 1e17
+
+
+# ---- the value
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_sizes(covariance_type: str) -> None:
+    mixture = make(covariance_type, 4, 3.0, 10.0, 0.0)
+    assert (mixture.n_components, mixture.n_features) == (3, 4)
+    free = {"full": 30, "tied": 10, "diag": 12, "spherical": 3}[covariance_type]
+    assert mixture.n_parameters == free + 12 + 2
+    x = mixture.sample(50, random_state=0)[0]
+    log_likelihood = mixture.log_prob(x).sum()
+    assert mixture.aic(x) == pytest.approx(-2 * log_likelihood + 2 * mixture.n_parameters)
+    assert mixture.bic(x) == pytest.approx(-2 * log_likelihood + np.log(50) * mixture.n_parameters)
+
+
+def test_frozen() -> None:
+    mixture = make("full", 2, 3.0, 10.0, 0.0)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        mixture.weights = np.ones(3)  # type: ignore[misc]
+    with pytest.raises(ValueError, match="read-only"):
+        mixture.means[0, 0] = 3.0
+
+
+GOOD = {"weights": [0.5, 0.5], "means": [[0.0, 0.0], [1.0, 1.0]], "covariances": [np.eye(2), np.eye(2)]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": [0.5, 0.6]}, "weights have minimum 0.5 and sum 1.1"),
+        ({"weights": [1.5, -0.5]}, "weights have minimum -0.5"),
+        ({"weights": [1.0]}, r"weights has shape \(1,\); expected \(2,\)"),
+        ({"weights": [np.nan, 1.0]}, "weights contains NaN"),
+        ({"weights": ["a", "b"]}, "weights has dtype <U1"),
+        ({"means": [0.0, 1.0]}, r"means has shape \(2,\)"),
+        ({"means": [[0.0, np.inf], [0.0, 0.0]]}, "means contains NaN or infinity"),
+        ({"covariances": np.eye(2)}, r"covariances has shape \(2, 2\); expected \(2, 2, 2\)"),
+        ({"covariances": [np.eye(2), [[1.0, 2.0], [2.0, 1.0]]]}, "component 1 are not positive definite .*eigenvalue -1"),
+        ({"covariances": [np.eye(2), [[1.0, 0.2], [0.0, 1.0]]]}, "not symmetric"),
+        ({"covariance_type": "tied", "covariances": -np.eye(2)}, "covariances is not positive definite"),
+        ({"covariance_type": "diag", "covariances": [[1.0, 0.0], [1.0, 1.0]]}, "component 0 are not positive definite"),
+        ({"covariance_type": "banana"}, "covariance_type is 'banana'; expected one of full, tied"),
+    ],
+)
+def test_bad_parameters_name_the_field(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Mixture(**{**GOOD, **changes})
+
+
+def test_sample_checks_its_arguments() -> None:
+    mixture = Mixture(**GOOD)
+    with pytest.raises(ValueError, match="n_samples is 0; expected an integer >= 1"):
+        mixture.sample(0)
+    for state in (3, np.random.default_rng(3), np.random.RandomState(3), np.random, None):
+        assert mixture.sample(4, state)[0].shape == (4, 2)
