@@ -9,7 +9,7 @@ SOURCES := $(wildcard kernels/emalgam_kernels/cython_cpu/*.pyx kernels/emalgam_k
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint types bench bench-smoke wheel clean
+.PHONY: help demo test test-torch lint types bench bench-smoke wheel check-wheel clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,7 +24,11 @@ $(VENV)/dev: $(VENV)/demo
 	touch $@
 
 $(VENV)/peers: $(VENV)/dev
-	$(BIN)/python -m pip install --quiet ".[peers]" --no-build-isolation --editable .
+	$(BIN)/python -m pip install --quiet --editable ".[dev,peers]"
+	touch $@
+
+$(VENV)/torch: $(VENV)/dev
+	$(BIN)/python -m pip install --quiet --editable ".[dev,torch]"
 	touch $@
 
 demo: $(VENV)/demo  ## fit a mixture to the pixels of a photograph; writes demo/
@@ -32,6 +36,9 @@ demo: $(VENV)/demo  ## fit a mixture to the pixels of a photograph; writes demo/
 
 test: $(VENV)/dev  ## all tests; cython_cpu and numba_cpu have to be there
 	EMALGAM_REQUIRED_BACKENDS=cython_cpu,numba_cpu $(BIN)/python -m pytest -q
+
+test-torch: $(VENV)/torch  ## the tests that need torch (2.13.0)
+	$(BIN)/python -m pytest -q tests/torch
 
 lint: $(VENV)/dev  ## style and formatting
 	$(BIN)/ruff check .
@@ -48,6 +55,9 @@ bench-smoke: $(VENV)/peers  ## every benchmark once, small, nothing written
 
 wheel: $(VENV)/dev  ## source distribution and wheel, in dist/
 	EMALGAM_REQUIRE_EXTENSION=1 $(BIN)/python -m build
+
+check-wheel: wheel  ## install the wheel outside the checkout, with and without a compiler, and use it
+	tests/check_wheel.sh $(PYTHON)
 
 clean:  ## remove what was built
 	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache src/*.egg-info

@@ -2,8 +2,9 @@
 
     python bench/precision.py
 
-For each kind of mixture the worst absolute error over points drawn from it, against long double from the parameters as stored. The
-guard of `emalgam.guard` promises error ≤ 4 · eps · c for packed kernels; the last columns show what "auto" delivers.
+For each kind of mixture the worst absolute error over points drawn from it, against long double from the parameters as
+stored. The guard of `emalgam.guard` promises error ≤ 4 · eps · c for packed kernels; the last columns show what "auto"
+delivers.
 """
 
 from __future__ import annotations
@@ -87,9 +88,13 @@ def main() -> None:
             outcomes.append(auto / TOLERANCE[dtype])
             worst[dtype] = max(worst[dtype], ratios[-1])
             delivered[dtype] = max(delivered[dtype], outcomes[-1])
-        print(f"{label:52s} {cancellation:9.2e}  {ratios[0]:9.3f} {ratios[1]:9.3f}   {outcomes[0]:9.4f} {outcomes[1]:9.4f}")
+        print(
+            f"{label:52s} {cancellation:9.2e}  {ratios[0]:9.3f} {ratios[1]:9.3f}   {outcomes[0]:9.4f} {outcomes[1]:9.4f}"
+        )
     for dtype in worst:
-        print(f"{dtype}: worst packed error {worst[dtype]:.2f} eps c; worst auto error {delivered[dtype]:.3f} of the tolerance")
+        print(
+            f"{dtype}: worst packed error {worst[dtype]:.2f} eps c; worst auto error {delivered[dtype]:.3f} of the tolerance"
+        )
 
 
 if __name__ == "__main__":

@@ -13,9 +13,10 @@ from itertools import product
 from types import ModuleType
 from typing import Final
 
-import emalgam_kernels
 import hypothesis
 import pytest
+
+import emalgam_kernels
 
 CPU_BACKENDS: Final = ("reference", "cython_cpu", "numba_cpu")
 DTYPES: Final = ("float64", "float32")

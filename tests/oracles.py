@@ -272,6 +272,6 @@ def chebyshev_coefficients(
 ) -> list[float]:
     """Chebyshev interpolant of `function` with `count` coefficients, highest degree first, each rounded to `dtype`."""
     with mpmath.workdps(DIGITS):
-        fitted = mpmath.chebyfit(function, [mpmath.mpf(end) for end in interval], count, asc=True)
+        fitted = mpmath.chebyfit(function, [mpmath.mpf(end) for end in interval], count)
         bits = np.finfo(dtype).nmant + 1
-        return [float(mpmath.mpf(c, prec=bits, rounding="n")) for c in reversed(fitted)]
+        return [float(mpmath.mpf(c, prec=bits, rounding="n")) for c in fitted]

@@ -5,18 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from typing import ClassVar
+
+import numpy as np
+import pytest
 
 import emalgam
 import emalgam_kernels
-import numpy as np
-import pytest
 from emalgam import BackendUnavailable, backends
 
 
 class OnGpu:
     """What an array on a GPU looks like from outside."""
 
-    __cuda_array_interface__ = {"shape": (4, 2), "typestr": "<f8", "data": (1, False), "version": 3}
+    __cuda_array_interface__: ClassVar = {"shape": (4, 2), "typestr": "<f8", "data": (1, False), "version": 3}
 
 
 def test_order_of_preference(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +109,9 @@ def test_data_on_a_gpu_without_its_backend() -> None:
 
 
 def test_mixed_devices() -> None:
-    with pytest.raises(ValueError, match="all arrays must be on one device, but x on the CPU, sample_weight on the GPU"):
+    with pytest.raises(
+        ValueError, match="all arrays must be on one device, but x on the CPU, sample_weight on the GPU"
+    ):
         emalgam.fit(np.eye(4), 1, sample_weight=OnGpu())
     with pytest.raises(ValueError, match="all arrays must be on one device"):
         emalgam.GaussianMixture(1).fit(np.eye(4), sample_weight=OnGpu())
@@ -134,7 +138,10 @@ HEAVY = ("torch", "dask", "matplotlib", "numba", "sklearn", "scipy", "pyarrow", 
     [
         ("import emalgam", ""),
         ("import emalgam; emalgam.fit", ""),
-        ("import emalgam, numpy as np; emalgam.fit(np.eye(9, 2) + np.arange(18).reshape(9, 2), 1, backend='reference')", ""),
+        (
+            "import emalgam, numpy as np; emalgam.fit(np.eye(9, 2) + np.arange(18).reshape(9, 2), 1, backend='reference')",
+            "",
+        ),
         ("import emalgam; emalgam.load_model", ""),
         ("import emalgam; emalgam.backends.status()", ""),
         ("import emalgam; emalgam.plot", ""),

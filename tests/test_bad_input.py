@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-import emalgam
 import numpy as np
 import pytest
 
+import emalgam
 from tests.conftest import Variant
 from tests.tolerances import tolerance
 
@@ -27,7 +27,11 @@ def fit(x: object, variant: Variant, **arguments: object) -> emalgam.Fit:
 
 def same_partition(first: np.ndarray, second: np.ndarray) -> bool:
     """Whether two labellings cut the rows into the same groups."""
-    return len(set(zip(first.tolist(), second.tolist(), strict=True))) == len(set(first.tolist())) == len(set(second.tolist()))
+    return (
+        len(set(zip(first.tolist(), second.tolist(), strict=True)))
+        == len(set(first.tolist()))
+        == len(set(second.tolist()))
+    )
 
 
 # ---- NaN, inf
@@ -68,7 +72,10 @@ def test_large_finite_numbers_are_not_mistaken_for_inf(variant: Variant) -> None
         (np.array([[1, "a"]], object), "x has dtype object; expected real numbers"),
         (np.zeros((5, 3), complex), "x has dtype complex128; expected real numbers"),
         (np.array([["1", "2"]]), "x has dtype <U1; expected real numbers"),
-        (np.eye(2, 3) + np.eye(2, 3)[::-1] * 2 + [[0, 0, 1], [0, 0, 2]], "there are 2 samples .* for n_components=3; expected at least as many"),
+        (
+            np.eye(2, 3) + np.eye(2, 3)[::-1] * 2 + [[0, 0, 1], [0, 0, 2]],
+            "there are 2 samples .* for n_components=3; expected at least as many",
+        ),
     ],
 )
 def test_shapes_and_types_are_stated(backend: str, bad: object, message: str) -> None:
@@ -121,7 +128,9 @@ def test_every_layout_gives_the_same_fit(variant: Variant, tmp_path: Path) -> No
         )
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "uint64", "int64", "float16", "longdouble", "bool"])
+@pytest.mark.parametrize(
+    "dtype", ["int8", "uint8", "int16", "int32", "uint64", "int64", "float16", "longdouble", "bool"]
+)
 def test_every_real_dtype(backend: str, dtype: str) -> None:
     x = (clusters() * 4).round() if dtype != "bool" else clusters() > 4
     x = (x - x.min()).astype(dtype) if dtype.startswith("u") else x.astype(dtype)

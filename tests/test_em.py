@@ -6,14 +6,15 @@ import itertools
 import warnings
 from pathlib import Path
 
-import emalgam
 import numpy as np
 import pytest
-from emalgam import em, initialization
-from emalgam.covariance import COVARIANCES
 from hypothesis import given
 from hypothesis import strategies as st
 
+import emalgam
+from emalgam import initialization
+from emalgam.covariance import COVARIANCES
+from emalgam.m_step import effective_components
 from tests.conftest import COVARIANCE_TYPES, Variant
 from tests.tolerances import tolerance
 
@@ -153,7 +154,8 @@ def test_properties_of_any_fit(seed: int, covariance_type: str, K: int) -> None:
 
 @pytest.mark.parametrize("init_params", list(initialization.INITIALIZATIONS))
 def test_affine_maps_change_nothing_but_units(variant: Variant, init_params: str) -> None:
-    """x → 4 x + 64 gives the same responsibilities: initialization, regularization and kernels have no unit of their own."""
+    """x → 4 x + 64 gives the same responsibilities: initialization, regularization and kernels have no unit of their
+    own."""
     x, _ = blobs(400, 3, 3)
     x = x.astype(np.float32).astype(variant.dtype)
     arguments = {
@@ -174,14 +176,19 @@ def test_row_order_does_not_matter_from_the_same_start(variant: Variant) -> None
     x, centres = blobs()
     x = x.astype(variant.dtype)
     order = np.random.default_rng(0).permutation(len(x))
-    arguments = {"covariance_type": variant.covariance_type, "backend": variant.backend, **start(centres, variant.covariance_type)}
+    arguments = {
+        "covariance_type": variant.covariance_type,
+        "backend": variant.backend,
+        **start(centres, variant.covariance_type),
+    }
     first, second = (quiet_fit(rows, 4, max_iter=10, **arguments).mixture for rows in (x, x[order]))
     np.testing.assert_allclose(first.means, second.means, rtol=0, atol=10 * tolerance("fit", variant.dtype))
 
 
 @pytest.mark.parametrize("init_params", ["kmeans", "k-means++"])
 def test_weights_mean_repetition_and_zero_means_absence(variant: Variant, init_params: str) -> None:
-    """Weight 2 = the row twice, weight 0 = no row, whatever it holds; from the same random state, initialization included."""
+    """Weight 2 = the row twice, weight 0 = no row, whatever it holds; from the same random state, initialization
+    included."""
     x, _ = blobs(600)
     x = x.astype(variant.dtype)
     weight = np.random.default_rng(2).integers(0, 3, len(x))
@@ -364,7 +371,7 @@ def test_initial_statistics_are_those_of_the_nearest_centre(covariance_type: str
     from emalgam.observations import Observations
     from emalgam.packing import Moments
 
-    x, centres = blobs(500)
+    x, _ = blobs(500)
     x = x * [1.0, 100.0, 0.01]
     covariance = COVARIANCES[covariance_type]
     data = Observations.of(x, None, covariance, "reference")
@@ -485,4 +492,4 @@ def test_effective_components_ignores_empty_and_equal_ones() -> None:
 
     means = np.array([[0.0], [0.0], [1.0], [2.0]])
     components = Components(np.array([0.5, 0.3, 0.2, 0.0]), means, np.ones(4), np.ones(4))
-    assert em.effective_components(components, COVARIANCES["spherical"]) == 2
+    assert effective_components(components, COVARIANCES["spherical"]) == 2

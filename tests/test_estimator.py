@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-from emalgam import BackendUnavailable, GaussianMixture, Mixture
 from scipy import stats
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
@@ -20,6 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
+from emalgam import BackendUnavailable, GaussianMixture, Mixture
 from tests.conftest import COVARIANCE_TYPES, Variant
 from tests.test_em import blobs, start
 

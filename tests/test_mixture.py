@@ -6,11 +6,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+
 from emalgam import Mixture
 from emalgam.covariance import COVARIANCES, invert_triangular
 from emalgam.guard import TOLERANCE, choose_evaluation
 from emalgam.packing import Components, Frame, power_of_two
-
 from tests import oracles
 from tests.conftest import COVARIANCE_TYPES, Variant
 
@@ -196,7 +196,10 @@ GOOD = {"weights": [0.5, 0.5], "means": [[0.0, 0.0], [1.0, 1.0]], "covariances":
         ({"means": [0.0, 1.0]}, r"means has shape \(2,\)"),
         ({"means": [[0.0, np.inf], [0.0, 0.0]]}, "means contains NaN or infinity"),
         ({"covariances": np.eye(2)}, r"covariances has shape \(2, 2\); expected \(2, 2, 2\)"),
-        ({"covariances": [np.eye(2), [[1.0, 2.0], [2.0, 1.0]]]}, "component 1 are not positive definite .*eigenvalue -1"),
+        (
+            {"covariances": [np.eye(2), [[1.0, 2.0], [2.0, 1.0]]]},
+            "component 1 are not positive definite .*eigenvalue -1",
+        ),
         ({"covariances": [np.eye(2), [[1.0, 0.2], [0.0, 1.0]]]}, "not symmetric"),
         ({"covariance_type": "tied", "covariances": -np.eye(2)}, "covariances is not positive definite"),
         ({"covariance_type": "diag", "covariances": [[1.0, 0.0], [1.0, 1.0]]}, "component 0 are not positive definite"),

@@ -2,7 +2,8 @@
 
 The grid of blocks follows from (N, K, F) alone. Threads take the next block when they are free; partial sums are
 added in the order of the blocks, whichever finishes first. The threads are Python's, and the kernels they run have
-released the GIL: no OpenMP runtime is needed, a fork leaves nothing broken, and compiled and Numba kernels share one schedule.
+released the GIL: no OpenMP runtime is needed, a fork leaves nothing broken, and compiled and Numba kernels share one
+schedule.
 """
 
 from __future__ import annotations
@@ -124,7 +125,8 @@ def for_each_block(block: Callable[[int, int], None], n_rows: int, rows: int, n_
 def sum_over_blocks(
     block: Callable[[int, int, np.ndarray], float], n_rows: int, rows: int, out: np.ndarray, n_threads: int
 ) -> float:
-    """out ← Σ over blocks of what ``block(start, stop, partial)`` adds to a C-contiguous array of zeros, in block order.
+    """out ← Σ over blocks of what ``block(start, stop, partial)`` adds to a C-contiguous array of zeros, in block
+    order.
 
     Returns the sum of the blocks' return values, in the same order. Memory: `out` at most a few times per thread, as
     threads wait rather than run far ahead of a block that takes long.

@@ -81,8 +81,8 @@ class Direct:
     means : (K, D) float64, C-contiguous
         μ_k in the frame.
     precisions_cholesky : (K, D, D) or (K, D) float64
-        P_k, upper triangular with ``P Pᵀ = Σ⁻¹`` in the frame, each C-contiguous; for "diag" the diagonals. A stride of zero along
-        K (`numpy.broadcast_to`) is allowed for "full": one factor shared by all components.
+        P_k, upper triangular with ``P Pᵀ = Σ⁻¹`` in the frame, each C-contiguous; for "diag" the diagonals. A stride
+        of zero along K (`numpy.broadcast_to`) is allowed for "full": one factor shared by all components.
     log_constants : (K,) float64
         c_k, log w_k and the log-determinant included.
     arithmetic : {"float32", "float64"}

@@ -17,8 +17,8 @@ _HOMES: Final = {
     "Fit": "em",
     "Iteration": "em",
     "ConvergenceWarning": "em",
-    "DegenerateComponentError": "em",
-    "NumericalError": "em",
+    "DegenerateComponentError": "m_step",
+    "NumericalError": "m_step",
     "BackendUnavailable": "backends",
     "use_backend": "backends",
     "save_model": "model_file",
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from emalgam import backends as backends
     from emalgam import plot as plot
     from emalgam.backends import BackendUnavailable, use_backend
-    from emalgam.em import ConvergenceWarning, DegenerateComponentError, Fit, Iteration, NumericalError, fit
+    from emalgam.em import ConvergenceWarning, Fit, Iteration, fit
     from emalgam.estimator import GaussianMixture
+    from emalgam.m_step import DegenerateComponentError, NumericalError
     from emalgam.mixture import Mixture
     from emalgam.model_file import ModelFileError, load_model, save_model
 

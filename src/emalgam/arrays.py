@@ -42,7 +42,9 @@ def to_numpy(x: Any, name: str = "x") -> np.ndarray:
         return np.from_dlpack(x) if _is_tensor(x) else np.asarray(x)
     except (ValueError, TypeError, RuntimeError, BufferError) as error:
         remedy = "call x.detach().float() first" if _is_tensor(x) else "give a rectangular table of numbers"
-        raise ValueError(f"{name} is a {type(x).__name__} that cannot be read as an array ({error}); {remedy}") from None
+        raise ValueError(
+            f"{name} is a {type(x).__name__} that cannot be read as an array ({error}); {remedy}"
+        ) from None
 
 
 def like(result: np.ndarray, x: Any) -> Any:

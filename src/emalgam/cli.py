@@ -239,11 +239,13 @@ def info(
 def _compilation(kernels: Mapping[str, Any]) -> list[str]:
     """Where compiled Numba kernels are, and how long each took to compile."""
     folder = f"on disk in {kernels['cache']}" if kernels["cache"] else "not compiled yet"
+    if kernels["error"]:
+        return [folder, f"compiling failed with {kernels['error']}"]
     if kernels["compile_seconds"] is None:
         return [folder, "emalgam info --compile compiles and times those that are not on disk"]
     took = {
-        name: f"compiled in {value:.1f} s" if value else "was on disk"
-        for name, value in kernels["compile_seconds"].items()
+        name: f"compiled in {seconds:.1f} s" if seconds else "was on disk"
+        for name, seconds in kernels["compile_seconds"].items()
     }
     return [folder, *(f"{name}: {text}" for name, text in took.items())]
 

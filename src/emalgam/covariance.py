@@ -1,8 +1,8 @@
 """One class for each covariance type: four feature maps of the same kernel, not four kernels.
 
 A type knows the shape of its covariances, their factors, the natural parameters of its feature map, and how to read new
-covariances off the statistics. `COVARIANCES` is the registry. Arrays below are in a frame, in float64; "shape" means (K, D, D) for
-full, (D, D) for tied, (K, D) for diag and (K,) for spherical, as in scikit-learn.
+covariances off the statistics. `COVARIANCES` is the registry. Arrays below are in a frame, in float64; "shape" means
+(K, D, D) for full, (D, D) for tied, (K, D) for diag and (K,) for spherical, as in scikit-learn.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Covariance(ABC):
     feature_map: str  # of packed kernels
     direct_map: str  # of direct kernels
     isotropic_frame = False  # whether one scale must serve all features
+    shared = False  # whether all components have one covariance
 
     @abstractmethod
     def shape(self, n_components: int, n_features: int) -> tuple[int, ...]:
@@ -96,18 +97,31 @@ class Covariance(ABC):
 
     @abstractmethod
     def estimate(self, moments: Moments, algorithm: str, scatter: np.ndarray | None) -> np.ndarray:
-        """The M-step: covariances of the type's shape. `scatter` (D, D) is Σ ω z zᵀ over all data (tied, packed only)."""
+        """The M-step: covariances of the type's shape. `scatter` (D, D) is Σ ω z zᵀ over all data (tied, packed
+        only)."""
 
     @abstractmethod
     def regularize(self, covariances: np.ndarray, floor: np.ndarray) -> np.ndarray:
         """Σ + diag(floor), `floor` (D,) or (K, D)."""
 
     @abstractmethod
+    def from_variances(self, variances: np.ndarray, n_components: int) -> np.ndarray:
+        """Covariances of the type's shape with the variances (D,) of independent features, the same for all."""
+
+    @abstractmethod
+    def narrow(self, estimate: np.ndarray, total: np.ndarray, floor: np.ndarray) -> np.ndarray:
+        """Whose estimate is below `floor` (D,) in some direction, (K,) bool.
+
+        `total` (D, D) is the covariance of all data: directions in which they are flat do not count, nor does a
+        shared covariance.
+        """
+
+    @abstractmethod
     def cancellation(self, components: Components) -> float:
         """max_k Σ_ij |Λ_ij| s_i s_j + D + 2, s_i² = Σ_ii + μ_i²: how large the terms of ⟨η_k, φ⟩ are near component k.
 
-        For a diagonal Σ the sum is m² = max_k (μ_k − c)ᵀ Σ_k⁻¹ (μ_k − c) + D; correlations add what they cancel, and D + 2
-        stands for the constants.
+        For a diagonal Σ the sum is m² = max_k (μ_k − c)ᵀ Σ_k⁻¹ (μ_k − c) + D; correlations add what they cancel, and D
+        + 2 stands for the constants.
         """
 
     def _constants(self, components: Components, frame: Frame) -> np.ndarray:
@@ -136,13 +150,11 @@ class _Matrix(Covariance):
         return np.ascontiguousarray(np.linalg.cholesky(precisions[reverse])[reverse])
 
     def multiply(self, factor: np.ndarray) -> np.ndarray:
-        product: np.ndarray = factor @ factor.swapaxes(-1, -2)
-        return product
+        return factor @ factor.swapaxes(-1, -2)
 
     def covariances(self, factor: np.ndarray) -> np.ndarray:
         lower = invert_triangular(self._batch(factor).swapaxes(1, 2)).reshape(factor.shape)
-        product: np.ndarray = lower @ lower.swapaxes(-1, -2)
-        return product
+        return lower @ lower.swapaxes(-1, -2)
 
     def matrices(self, shaped: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
         return np.broadcast_to(shaped, (n_components, n_features, n_features))
@@ -195,6 +207,16 @@ class Full(_Matrix):
         natural = natural_parameters(pack_precisions(self.multiply(P)), linear, constants)
         return Packed("full", frame.shift, frame.scale, None, natural, arithmetic)
 
+    def from_variances(self, variances: np.ndarray, n_components: int) -> np.ndarray:
+        return np.tile(np.diag(variances), (n_components, 1, 1))
+
+    def narrow(self, estimate: np.ndarray, total: np.ndarray, floor: np.ndarray) -> np.ndarray:
+        # The smallest eigenvalue of Σ_k relative to the total, both with the floor: 1 where all data are flat.
+        lower = np.linalg.cholesky(total + np.diag(floor))
+        relative = np.linalg.solve(lower, np.linalg.solve(lower, estimate + np.diag(floor)).swapaxes(1, 2))
+        share = (floor / (np.diag(total) + floor)).min()
+        return np.linalg.eigvalsh(relative)[:, 0] < 2 * share
+
     def moments(self, statistics: np.ndarray, components: Components, algorithm: str) -> Moments:
         return Moments.of(statistics, components.means if algorithm == "direct" else np.zeros_like(components.means))
 
@@ -209,6 +231,7 @@ class Tied(_Matrix):
     """One Σ for all components: the feature map of spherical, in the frame whitened by it; z̃ = z P."""
 
     name, feature_map = "tied", "spherical"
+    shared = True
 
     def shape(self, n_components: int, n_features: int) -> tuple[int, ...]:
         return n_features, n_features
@@ -223,6 +246,12 @@ class Tied(_Matrix):
         constants = self._constants(components, frame) - 0.5 * (means**2).sum(axis=1)
         natural = natural_parameters(np.full((len(means), 1), -0.5), means, constants)
         return Packed("spherical", frame.shift, frame.scale, P, natural, arithmetic)
+
+    def from_variances(self, variances: np.ndarray, n_components: int) -> np.ndarray:
+        return np.diag(variances)
+
+    def narrow(self, estimate: np.ndarray, total: np.ndarray, floor: np.ndarray) -> np.ndarray:
+        return np.zeros(1, bool)
 
     def moments(self, statistics: np.ndarray, components: Components, algorithm: str) -> Moments:
         if algorithm == "direct":
@@ -254,18 +283,18 @@ class Diag(Covariance):
     def factor(self, covariances: np.ndarray) -> np.ndarray:
         if not (covariances > 0).all():
             raise np.linalg.LinAlgError("a variance is not positive")
-        return np.asarray(1.0 / np.sqrt(covariances))
+        return 1.0 / np.sqrt(covariances)
 
     def factor_precisions(self, precisions: np.ndarray) -> np.ndarray:
         if not (precisions > 0).all():
             raise np.linalg.LinAlgError("a precision is not positive")
-        return np.asarray(np.sqrt(precisions))
+        return np.sqrt(precisions)
 
     def multiply(self, factor: np.ndarray) -> np.ndarray:
-        return np.asarray(factor**2)
+        return factor**2
 
     def covariances(self, factor: np.ndarray) -> np.ndarray:
-        return np.asarray(1.0 / factor**2)
+        return 1.0 / factor**2
 
     def matrices(self, shaped: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
         return self._diagonals(shaped, n_features)[:, :, None] * np.eye(n_features)
@@ -280,7 +309,7 @@ class Diag(Covariance):
         return factor / scale
 
     def log_det(self, factor: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
-        return np.asarray(np.log(self._diagonals(factor, n_features)).sum(axis=1))
+        return np.log(self._diagonals(factor, n_features)).sum(axis=1)
 
     def packed(self, components: Components, frame: Frame, arithmetic: str) -> Packed:
         # −½ Σ λ_i z_i² + Σ λ_i μ_i z_i + c − ½ Σ λ_i μ_i²
@@ -301,10 +330,17 @@ class Diag(Covariance):
 
     def estimate(self, moments: Moments, algorithm: str, scatter: np.ndarray | None) -> np.ndarray:
         # σ_i² = Σ r (z_i − a_i)² / N_k − δ_i²
-        return np.asarray(moments.mean_of(moments.second) - moments.offset() ** 2)
+        return moments.mean_of(moments.second) - moments.offset() ** 2
 
     def regularize(self, covariances: np.ndarray, floor: np.ndarray) -> np.ndarray:
         return covariances + floor
+
+    def from_variances(self, variances: np.ndarray, n_components: int) -> np.ndarray:
+        return np.tile(variances, (n_components, 1))
+
+    def narrow(self, estimate: np.ndarray, total: np.ndarray, floor: np.ndarray) -> np.ndarray:
+        below: np.ndarray = (estimate < floor) & (np.diag(total) > floor)
+        return below.any(axis=1)
 
     def cancellation(self, components: Components) -> float:
         factors = self._diagonals(components.precisions_cholesky, components.means.shape[1])
@@ -337,10 +373,16 @@ class Spherical(Diag):
         # σ² = (Σ r ‖z − a‖² / N_k − ‖δ‖²) / D
         D = moments.first.shape[1]
         second = moments.mean_of(moments.second).sum(axis=1)
-        return np.asarray((second - (moments.offset() ** 2).sum(axis=1)) / D)
+        return (second - (moments.offset() ** 2).sum(axis=1)) / D
 
     def regularize(self, covariances: np.ndarray, floor: np.ndarray) -> np.ndarray:
         return covariances + floor.mean(axis=-1)
+
+    def from_variances(self, variances: np.ndarray, n_components: int) -> np.ndarray:
+        return np.full(n_components, variances.mean())
+
+    def narrow(self, estimate: np.ndarray, total: np.ndarray, floor: np.ndarray) -> np.ndarray:
+        return estimate < floor.mean()
 
 
 COVARIANCES: Final[dict[str, Covariance]] = {kind.name: kind for kind in (Full(), Tied(), Diag(), Spherical())}

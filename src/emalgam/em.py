@@ -15,38 +15,19 @@ import numpy as np
 
 from emalgam.covariance import COVARIANCES, Covariance
 from emalgam.guard import ALGORITHMS, Evaluation, choose_evaluation, parameters_of
-from emalgam.initialization import INITIALIZATIONS, Given, draw_by_weight
+from emalgam.initialization import INITIALIZATIONS, Given
+from emalgam.m_step import POLICIES, MStep, NumericalError, effective_components
 from emalgam.mixture import Mixture, check_numbers, check_weights
 from emalgam.observations import Observations
 from emalgam.packing import Components, Frame, Moments
 from emalgam.validation import check_choice, check_integer, check_number, generator
 from emalgam_kernels.blocks import tile_dtype
 
-RELATIVE_FLOOR: Final = 1e-6  # of each feature's variance: reg_covar="auto", and what repairs a collapsed component
-NO_MASS: Final = 10 * np.finfo(np.float64).eps  # share of the weight below which a component is without data
 LARGEST_FLOAT32: Final = 1e9  # squares of rows further out than this could overflow a float32 tile
-RESEEDS_PER_COMPONENT: Final = 10
-POLICIES: Final = ("regularize", "reseed", "error")
 
 
 class ConvergenceWarning(UserWarning):
     """EM stopped at `max_iter` before the change of the lower bound fell below `tol`."""
-
-
-class DegenerateComponentError(ValueError):
-    """A component collapsed under ``on_degenerate="error"``; `component` is its index (None: the tied covariance)."""
-
-    def __init__(self, component: int | None, iteration: int, reason: str) -> None:
-        which = "the tied covariance" if component is None else f"component {component}"
-        super().__init__(
-            f"{which} collapsed in iteration {iteration}: {reason}; use fewer components, a larger reg_covar, "
-            'or on_degenerate="regularize" or "reseed"'
-        )
-        self.component, self.iteration = component, iteration
-
-
-class NumericalError(ValueError):
-    """A fit met NaN or infinity, or a covariance that no floor could mend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +167,8 @@ def fit(
 
     References
     ----------
-    Dempster, Laird, Rubin (1977), "Maximum likelihood from incomplete data via the EM algorithm"; Bishop (2006), section 9.2.
+    Dempster, Laird, Rubin (1977), "Maximum likelihood from incomplete data via the EM algorithm"; Bishop (2006),
+    section 9.2.
 
     Examples
     --------
@@ -217,9 +199,7 @@ def not_converged(result: Fit, settings: Settings) -> str:
     )
 
 
-def given_parameters(
-    covariance: Covariance, K: int, frame: Frame, weights: Any, means: Any, precisions: Any
-) -> Given:
+def given_parameters(covariance: Covariance, K: int, frame: Frame, weights: Any, means: Any, precisions: Any) -> Given:
     """The user's initial parameters, checked and brought into the frame; ValueError naming the argument."""
     D = len(frame.shift)
     checked: dict[str, np.ndarray] = {}
@@ -289,11 +269,7 @@ class _Restart:
     ) -> None:
         self.data, self.covariance, self.K, self.settings, self.rng = data, covariance, K, settings, rng
         self.number = number
-        self.reseeds_left = RESEEDS_PER_COMPONENT * K
-        # Floors in the frame; a constant feature has no scale of its own and takes the frame's unit.
-        self.floor = RELATIVE_FLOOR * np.where(data.variance > 0, data.variance, 1.0)
-        absolute = settings.reg_covar
-        self.added = self.floor if absolute == "auto" else float(absolute) * data.frame.scale**2
+        self.m_step = MStep(data, covariance, K, settings.reg_covar, settings.on_degenerate, rng)
 
     def run(self, given: Given, start: Start | None) -> Fit:
         components = start.mixture.components(self.data.frame) if start is not None else self.first(given)
@@ -308,7 +284,7 @@ class _Restart:
             if not np.isfinite(bound):
                 raise NumericalError(f"the log-likelihood became {bound} in iteration {iteration}")
             moments = self.covariance.moments(statistics, components, how.algorithm)
-            components = self.m_step(moments, components, how.algorithm, iteration)
+            components = self.m_step.update(moments, components, how.algorithm, iteration)
             change, lower_bound = bound - lower_bound, bound
             trace.append(bound)
             stop = self.report(iteration, bound, change)
@@ -340,13 +316,12 @@ class _Restart:
     def first(self, given: Given) -> Components:
         """The components to begin with: given, or the M-step of the initialization's responsibilities."""
         D = self.data.n_features
-        if given.complete:
-            components = Components(np.ones(self.K) / self.K, np.zeros((self.K, D)), np.empty(0), np.empty(0))
-        else:
+        components = self.m_step.broadest(np.zeros((self.K, D)))
+        if not given.complete:
             initialize = INITIALIZATIONS[self.settings.init_params]
             statistics = initialize(self.data, self.covariance, self.K, self.rng)
             moments = Moments.of(statistics, np.zeros((self.K, D)))
-            components = self.m_step(moments, self.broadest(moments), "packed", 0)
+            components = self.m_step.update(moments, replace(components, means=moments.means()), "packed", 0)
         changes = {
             name: value
             for name in ("weights", "means", "precisions_cholesky")
@@ -355,133 +330,3 @@ class _Restart:
         if given.precisions_cholesky is not None:
             changes["covariances"] = self.covariance.covariances(given.precisions_cholesky)
         return replace(components, **changes)
-
-    def broadest(self, moments: Moments) -> Components:
-        """Components as wide as all data, for those that get no data of their own."""
-        variance = np.where(self.data.variance > 0, self.data.variance, 1.0)
-        K, D = self.K, len(variance)
-        covariances = {
-            "full": np.broadcast_to(np.diag(variance), (K, D, D)),
-            "tied": np.diag(variance),
-            "diag": np.broadcast_to(variance, (K, D)),
-            "spherical": np.full(K, variance.mean()),
-        }[self.covariance.name]
-        factors = self.covariance.factor(np.ascontiguousarray(covariances))
-        return Components(np.full(K, 1.0 / K), moments.means(), covariances, factors)
-
-    # ---- the M-step and its policy
-
-    def m_step(self, moments: Moments, old: Components, algorithm: str, iteration: int) -> Components:
-        """w_k = N_k / Σ N, μ_k and Σ_k from the moments, regularized; then the policy for collapsed components."""
-        total = moments.mass.sum()
-        if not (np.isfinite(total) and total > 0):
-            raise NumericalError(f"the responsibilities of iteration {iteration} sum to {total}")
-        empty = moments.mass <= NO_MASS * total
-        # An empty component stays where it was, without weight.
-        weights = np.where(empty, 0.0, moments.mass) / total
-        means = np.where(empty[:, None], old.means, moments.means())
-        estimate = self.covariance.estimate(moments, algorithm, self.data.scatter)
-        covariances = self.covariance.regularize(estimate, self.added)
-        if self.covariance.name != "tied" and empty.any():
-            covariances[empty] = old.covariances[empty]
-        if self.settings.on_degenerate != "regularize":
-            collapsed = empty | self.collapsed(estimate)
-            if collapsed.any():
-                return self.handle(np.flatnonzero(collapsed), weights, means, covariances, moments, iteration)
-        covariances, factors = self.factor(covariances, iteration)
-        return Components(weights, means, covariances, factors)
-
-    def collapsed(self, estimate: np.ndarray) -> np.ndarray:
-        """Whose estimate, somewhere, is narrower than 1e-6 of what all data are in that direction; (K,) bool.
-
-        The smallest eigenvalue of Σ_k relative to the total covariance, both with the floor added: a direction in which
-        all data are flat does not count.
-        """
-        variance = np.where(self.data.variance > 0, self.data.variance, 1.0)
-        if self.covariance.name == "tied":
-            return np.zeros(self.K, bool)
-        if self.covariance.name == "spherical":
-            return np.asarray(estimate < RELATIVE_FLOOR * variance.mean())
-        if self.covariance.name == "diag":
-            return np.asarray(((estimate < self.floor) & (self.data.variance > 0)).any(axis=1))
-        total = self.data.total_covariance() + np.diag(self.floor)
-        lower = np.linalg.cholesky(total)
-        relative = np.linalg.solve(lower, np.linalg.solve(lower, estimate + np.diag(self.floor)).swapaxes(1, 2))
-        return np.asarray(np.linalg.eigvalsh(relative)[:, 0] < 2 * RELATIVE_FLOOR)
-
-    def handle(
-        self,
-        collapsed: np.ndarray,
-        weights: np.ndarray,
-        means: np.ndarray,
-        covariances: np.ndarray,
-        moments: Moments,
-        iteration: int,
-    ) -> Components:
-        """on_degenerate "error" raises; "reseed" starts the collapsed components again at random rows, broad."""
-        k = int(collapsed[0])
-        if self.settings.on_degenerate == "error":
-            reason = "it has no data left" if weights[k] == 0 else "its data have (almost) no spread in some direction"
-            raise DegenerateComponentError(k, iteration, f"{reason} (weight {weights[k]:.3g})")
-        if len(collapsed) <= self.reseeds_left:
-            self.reseeds_left -= len(collapsed)
-            rows = draw_by_weight(self.data, self.rng.random(len(collapsed)))
-            means[collapsed] = self.data.frame.apply(self.data.x[rows].astype(np.float64))
-            if self.covariance.name != "tied":  # the shared covariance is as broad as it should be
-                covariances[collapsed] = self.broadest(moments).covariances[collapsed]
-            weights[collapsed] = 1.0 / self.K
-            weights /= weights.sum()
-        covariances, factors = self.factor(covariances, iteration)
-        return Components(weights, means, covariances, factors)
-
-    def factor(self, covariances: np.ndarray, iteration: int) -> tuple[np.ndarray, np.ndarray]:
-        """Covariances and their factors; those that are not positive definite get the floor, growing until they are."""
-        if not np.isfinite(covariances).all():
-            raise NumericalError(f"a covariance became NaN or infinite in iteration {iteration}")
-        try:
-            return covariances, self.covariance.factor(covariances)
-        except np.linalg.LinAlgError:
-            if self.settings.on_degenerate == "error":
-                raise DegenerateComponentError(
-                    self.first_indefinite(covariances), iteration, "its covariance is not positive definite"
-                ) from None
-        if self.covariance.name == "tied":
-            return self.lift(covariances, iteration)
-        pairs = [self.lift(covariances[k : k + 1], iteration) for k in range(self.K)]
-        return np.concatenate([c for c, _ in pairs]), np.concatenate([f for _, f in pairs])
-
-    def first_indefinite(self, covariances: np.ndarray) -> int | None:
-        if self.covariance.name == "tied":
-            return None
-        for k in range(self.K):
-            try:
-                self.covariance.factor(covariances[k : k + 1])
-            except np.linalg.LinAlgError:
-                return k
-        return None
-
-    def lift(self, covariances: np.ndarray, iteration: int) -> tuple[np.ndarray, np.ndarray]:
-        """Add 1, 100, 10⁴, 10⁶ floors until the factorization succeeds."""
-        for times in (0.0, 1.0, 1e2, 1e4, 1e6):
-            lifted = self.covariance.regularize(covariances, times * self.floor)
-            try:
-                return lifted, self.covariance.factor(lifted)
-            except np.linalg.LinAlgError:
-                continue
-        raise NumericalError(f"a covariance of iteration {iteration} is not positive definite, whatever is added to it")
-
-
-def effective_components(components: Components, covariance: Covariance) -> int:
-    """How many components have weight and differ from every earlier one by more than rounding."""
-    alive = np.flatnonzero(components.weights > 0)
-    K, D = components.means.shape
-    features = [components.means]
-    if covariance.name != "tied":
-        features.append(components.covariances.reshape(K, -1))
-    signature = np.hstack(features)[alive]
-    size = np.maximum(np.abs(signature), np.sqrt(RELATIVE_FLOOR))
-    count = 0
-    for k in range(len(alive)):
-        difference = np.abs(signature[:k] - signature[k]) > 1e-6 * size[k]
-        count += bool(difference.any(axis=1).all())
-    return count

@@ -1,4 +1,5 @@
-"""`GaussianMixture`: scikit-learn's estimator over `emalgam.em`. This module imports scikit-learn; nothing below it does."""
+"""`GaussianMixture`: scikit-learn's estimator over `emalgam.em`. This module imports scikit-learn; nothing below it
+does."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
     tol : float, default=1e-3
         EM stops when the mean log-likelihood changes by less, in nats.
     reg_covar : float or "auto", default="auto"
-        Added to the diagonal of the covariances. "auto" adds 1e-6 of each feature's variance; scikit-learn's default is the absolute 1e-6.
+        Added to the diagonal of the covariances. "auto" adds 1e-6 of each feature's variance; scikit-learn's default
+        is the absolute 1e-6.
     max_iter : int, default=100
     n_init : int, default=1
     init_params : {"kmeans", "k-means++", "random", "random_from_data"}, default="kmeans"
@@ -180,19 +182,15 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         K = check_integer("n_components", self.n_components, 1)
         settings = self._settings()
         arrays.same_device(X=X, sample_weight=sample_weight)
-        data = Observations.of(
-            self._read(X, reset=True), sample_weight, covariance, self.backend, self.n_threads
-        )
-        given = given_parameters(
-            covariance, K, data.frame, self.weights_init, self.means_init, self.precisions_init
-        )
+        data = Observations.of(self._read(X, reset=True), sample_weight, covariance, self.backend, self.n_threads)
+        given = given_parameters(covariance, K, data.frame, self.weights_init, self.means_init, self.precisions_init)
         start = None
         if self.warm_start and hasattr(self, "mixture_"):
             if self.mixture_.means.shape != (K, data.n_features) or self.mixture_.covariance_type != covariance.name:
                 raise ValueError(
                     f"warm_start: the last fit has means of shape {self.mixture_.means.shape} and type "
-                    f"{self.mixture_.covariance_type!r}; this one wants ({K}, {data.n_features}) and {covariance.name!r}; "
-                    "set warm_start=False or clone the estimator"
+                    f"{self.mixture_.covariance_type!r}; this one wants ({K}, {data.n_features}) and "
+                    f"{covariance.name!r}; set warm_start=False or clone the estimator"
                 )
             start = Start(self.mixture_, self.lower_bound_)
         result = fit_observations(data, covariance, K, settings, given, generator(self.random_state), start)
@@ -252,7 +250,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Mean of log p(x_n) over the rows of X, weighted if there are weights, in nats."""
-        return np.average(self.score_samples(X), weights=sample_weight)  # type: ignore[no-any-return]
+        return np.average(self.score_samples(X), weights=sample_weight)
 
     def predict(self, X: Any) -> Any:
         """The component with the largest responsibility for each row, (N,) int64."""

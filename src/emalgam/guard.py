@@ -1,8 +1,8 @@
 """The guard: packed while the inner product keeps its digits, direct where it would cancel.
 
 The terms of ⟨η_k, φ⟩ cancel down to a log-density. Near component k they are as large as
-c = Σ_ij |Λ_ij| s_i s_j with s_i² = Σ_ii + μ_i² (`Covariance.cancellation`), so the rounding error is a few eps · c: known before
-each pass, for nothing. ``bench/precision.py`` measures the factors below.
+c = Σ_ij |Λ_ij| s_i s_j with s_i² = Σ_ii + μ_i² (`Covariance.cancellation`), so the rounding error is a few eps · c:
+known before each pass, for nothing. ``bench/precision.py`` measures the factors below.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Evaluation:
 def choose_evaluation(algorithm: str, dtype: np.dtype, covariance: Covariance, components: Components) -> Evaluation:
     """Packed in the data's own precision while the bound keeps the tolerance, then packed in float64, then direct.
 
-    float32 data tolerate 1e-3 nats in float32 arithmetic; float64 arithmetic, whatever the data, 1e-9. "packed" stays with the
-    data's precision, "direct" always computes in float64.
+    float32 data tolerate 1e-3 nats in float32 arithmetic; float64 arithmetic, whatever the data, 1e-9. "packed" stays
+    with the data's precision, "direct" always computes in float64.
     """
     arithmetics = ("float32", "float64") if dtype == np.float32 else ("float64",)
     if algorithm != "direct":

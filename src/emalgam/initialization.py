@@ -1,8 +1,8 @@
 """Where EM begins: k-means, k-means++, rows of the data, random responsibilities, or given parameters.
 
-All are passes of the same kernels. k-means is EM with hard responsibilities and equal, spherical covariances; the distances of
-k-means++ are log-densities of a unit Gaussian. Distances are taken between standardized features (between raw ones for
-spherical covariances), so that the start does not depend on units.
+All are passes of the same kernels. k-means is EM with hard responsibilities and equal, spherical covariances; the
+distances of k-means++ are log-densities of a unit Gaussian. Distances are taken between standardized features (between
+raw ones for spherical covariances), so that the start does not depend on units.
 """
 
 from __future__ import annotations
@@ -101,14 +101,15 @@ class _Distances:
 def plus_plus_rows(data: Observations, frame: Frame, n_seeds: int, rng: np.random.Generator) -> np.ndarray:
     """Rows chosen by greedy k-means++: each next one with probability ω d², the best of 2 + log K candidates.
 
-    Candidates are compared by the potential they leave on all rows, or on 65 536 rows drawn by weight if there are more.
+    Candidates are compared by the potential they leave on all rows, or on 65 536 rows drawn by weight if there are
+    more.
 
     References
     ----------
     Arthur, Vassilvitskii (2007), "k-means++: the advantages of careful seeding", section 2.2.
     """
     N, most = len(data.x), rows_of_a_sample(data)
-    sampled = N > most
+    sampled = most < N
     sample = np.sort(draw_by_weight(data, rng.random(most))) if sampled else np.arange(N)
     all_rows = _Distances(data, frame, data.x)
     trial_rows = _Distances(data, frame, data.x[sample]) if sampled else all_rows
@@ -181,16 +182,13 @@ def kmeans_rows(data: Observations, frame: Frame, n_seeds: int, rng: np.random.G
 
 def hard_statistics(data: Observations, covariance: Covariance, frame: Frame, centres: np.ndarray) -> np.ndarray:
     """S in the data's frame with every row given to its nearest centre; `centres` in the metric frame."""
-    K, D = centres.shape
+    K = len(centres)
     ratio = frame.scale / data.frame.scale
     means = data.frame.apply(frame.undo(centres))
-    if covariance.feature_map == "full":
-        factors = np.broadcast_to(np.diag(ratio), (K, D, D))
-    else:
-        factors = {"tied": np.diag(ratio), "diag": np.tile(ratio, (K, 1)), "spherical": np.ones(K)}[covariance.name]
-    components = Components(np.full(K, 1.0 / K), means, covariance.covariances(factors), np.ascontiguousarray(factors))
+    covariances = covariance.from_variances(ratio**-2.0, K)
+    components = Components(np.full(K, 1.0 / K), means, covariances, covariance.factor(covariances))
     statistics, _ = data.statistics(covariance.packed(components, data.frame, "float64"), hard=True)
-    if covariance.name == "tied":  # out of the metric that took the place of the whitening
+    if covariance.shared:  # out of the metric that took the place of the whitening
         statistics[:, 1:-1] /= ratio
     return statistics
 

@@ -9,12 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-import emalgam_kernels
 import numpy as np
+
+import emalgam_kernels
+from emalgam import __version__, backends
 from emalgam_kernels import Packed
 from emalgam_kernels.blocks import default_threads
-
-from emalgam import __version__, backends
 
 PACKAGES: Final = ("numpy", "numba", "numba-cuda", "scipy", "scikit-learn", "pyarrow", "safetensors", "torch")
 NVIDIA_DRIVER: Final = Path("/proc/driver/nvidia/gpus")
@@ -56,8 +56,10 @@ def _default_backend() -> str:
 
 
 def _simd_level() -> str:
-    reason = emalgam_kernels.probe("cython_cpu")
-    return f"none: {reason}" if reason else str(emalgam_kernels.load("cython_cpu").simd_level())
+    try:
+        return str(emalgam_kernels.load("cython_cpu").simd_level())
+    except ImportError as error:
+        return f"none: {error}"
 
 
 def _gpu(cuda: backends.BackendStatus) -> str:
@@ -73,14 +75,22 @@ def _gpu(cuda: backends.BackendStatus) -> str:
 
 def _numba_kernels(compile_kernels: bool) -> dict[str, Any]:
     """The folder of compiled kernels, None if there are none; seconds that each took, if it was compiled just now."""
-    seconds = None
-    if compile_kernels and emalgam_kernels.probe("numba_cpu") is None:
-        kernels = emalgam_kernels.load("numba_cpu")
-        for dtype, arithmetic in (("float64", "float64"), ("float32", "float32"), ("float32", "float64")):
-            one = Packed("diag", np.zeros(1), np.ones(1), None, np.zeros((1, 3)), arithmetic)
-            kernels.log_prob(np.zeros((1, 1), dtype), one, np.empty(1))
-        seconds = kernels.compile_seconds()
-    return {"cache": _numba_cache(), "compile_seconds": seconds}
+    seconds, error = None, None
+    if compile_kernels:
+        try:
+            seconds = _compile_seconds()
+        except Exception as reason:  # a broken Numba or LLVM raises anything, and this is where one looks for why
+            error = f"{type(reason).__name__}: {reason}"
+    return {"cache": _numba_cache(), "compile_seconds": seconds, "error": error}
+
+
+def _compile_seconds() -> dict[str, float]:
+    """Seconds of compilation for each kernel, by running each on one number; 0 for those that were on disk."""
+    kernels = emalgam_kernels.load("numba_cpu")
+    for dtype, arithmetic in (("float64", "float64"), ("float32", "float32"), ("float32", "float64")):
+        one = Packed("diag", np.zeros(1), np.ones(1), None, np.zeros((1, 3)), arithmetic)
+        kernels.log_prob(np.zeros((1, 1), dtype), one, np.empty(1))
+    return dict(kernels.compile_seconds())
 
 
 def _numba_cache() -> str | None:

@@ -41,8 +41,8 @@ class Mixture:
     Raises
     ------
     ValueError
-        Naming the field, if a shape is wrong, a number is not finite, the weights are negative or do not sum to one, or a
-        covariance is not symmetric and positive definite.
+        Naming the field, if a shape is wrong, a number is not finite, the weights are negative or do not sum to one,
+        or a covariance is not symmetric and positive definite.
 
     Examples
     --------
@@ -73,9 +73,9 @@ class Mixture:
 
     def _set(self, *values: np.ndarray) -> None:
         for name, value in zip(("weights", "means", "covariances", "precisions_cholesky"), values, strict=True):
-            value = np.array(value, dtype=np.float64)
-            value.setflags(write=False)
-            object.__setattr__(self, name, value)
+            own = np.array(value, dtype=np.float64)
+            own.setflags(write=False)
+            object.__setattr__(self, name, own)
 
     @classmethod
     def from_components(cls, components: Components, frame: Frame, covariance: Covariance) -> Mixture:
@@ -126,7 +126,9 @@ class Mixture:
         shift = self.weights @ self.means
         diagonal = np.einsum("kii->ki", self._factor_matrices())
         spread = np.maximum(np.abs(self.means - shift), 1.0 / diagonal).max(axis=0)
-        return Frame(shift, power_of_two(np.full_like(spread, spread.max()) if self.covariance.isotropic_frame else spread))
+        return Frame(
+            shift, power_of_two(np.full_like(spread, spread.max()) if self.covariance.isotropic_frame else spread)
+        )
 
     def components(self, frame: Frame) -> Components:
         """This mixture in a frame."""
@@ -137,9 +139,7 @@ class Mixture:
             covariances = self.covariance.covariances(factors)
         return Components(self.weights, frame.apply(self.means), covariances, factors)
 
-    def log_prob(
-        self, x: Any, *, backend: str = "auto", algorithm: str = "auto", n_threads: int | None = None
-    ) -> Any:
+    def log_prob(self, x: Any, *, backend: str = "auto", algorithm: str = "auto", n_threads: int | None = None) -> Any:
         """log p(x_n) = log Σ_k w_k N(x_n; μ_k, Σ_k).
 
         Parameters
@@ -181,9 +181,7 @@ class Mixture:
         name = backends.resolve(backend, x)
         return arrays.like(self._responsibilities(name, self._check(x), algorithm, n_threads), x)
 
-    def predict(
-        self, x: Any, *, backend: str = "auto", algorithm: str = "auto", n_threads: int | None = None
-    ) -> Any:
+    def predict(self, x: Any, *, backend: str = "auto", algorithm: str = "auto", n_threads: int | None = None) -> Any:
         """The component with the largest responsibility for each row, (N,) int64. See `log_prob`."""
         name = backends.resolve(backend, x)
         data = self._check(x)
@@ -324,7 +322,7 @@ def check_weights(weights: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"weights have minimum {weights.min():g} and sum {weights.sum():.9g}; expected weights >= 0 that sum to one"
         )
-    return np.asarray(weights / weights.sum())
+    return weights / weights.sum()
 
 
 def factor_covariances(covariance: Covariance, covariances: np.ndarray) -> np.ndarray:
@@ -342,7 +340,8 @@ def factor_covariances(covariance: Covariance, covariances: np.ndarray) -> np.nd
         smallest = [float(np.linalg.eigvalsh(c)[0] if np.ndim(c) == 2 else np.min(c)) for c in covariances]
         k = int(np.argmin(smallest))
         raise ValueError(
-            f"covariances of component {k} are not positive definite (smallest eigenvalue {smallest[k]:g}); add to the diagonal"
+            f"covariances of component {k} are not positive definite (smallest eigenvalue {smallest[k]:g}); "
+            "add to the diagonal"
         ) from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -78,7 +79,7 @@ class Observations:
         _warn_of_constants(low, high)
         largest = float(np.abs(frame.apply(np.stack([low, high]))).max())
         scatter = None
-        if covariance.name == "tied":
+        if covariance.shared:
             statistics = _total_statistics("full", data, weight, frame, kernels, threads)
             scatter = unpack_symmetric(statistics[None, : -1 - data.shape[1]], data.shape[1])[0]
         return cls(data, weight, total, frame, variance, largest, scatter, name, kernels, threads)
@@ -91,13 +92,13 @@ class Observations:
         """How many rows take part."""
         return len(self.x) if self.weight is None else int(np.count_nonzero(self.weight))
 
+    @cached_property
     def total_covariance(self) -> np.ndarray:
         """The covariance of all data in the frame, (D, D)."""
         statistics = _total_statistics("full", self.x, self.weight, self.frame, self.kernels, self.n_threads)
         D = self.n_features
         mean = statistics[-1 - D : -1] / self.total_weight
-        covariance: np.ndarray = unpack_symmetric(statistics[None, : -1 - D] / self.total_weight, D)[0]
-        return covariance - np.outer(mean, mean)
+        return unpack_symmetric(statistics[None, : -1 - D] / self.total_weight, D)[0] - np.outer(mean, mean)
 
     def statistics(self, parameters: Parameters, hard: bool = False) -> tuple[np.ndarray, float]:
         """One pass of `em_statistics`: S (K, F) and the mean Σ ω log p / Σ ω."""
@@ -160,8 +161,8 @@ def _warn_of_constants(low: np.ndarray, high: np.ndarray) -> None:
     if len(columns) and len(low) > 0:
         names = ", ".join(map(str, columns[:10])) + (", ..." if len(columns) > 10 else "")
         warnings.warn(
-            f"constant feature{'s' if len(columns) > 1 else ''}: column {names} has one value in all rows and cannot tell "
-            "components apart; consider leaving it out",
+            f"constant feature{'s' if len(columns) > 1 else ''}: column {names} has one value in all rows and cannot "
+            "tell components apart; consider leaving it out",
             UserWarning,
             stacklevel=4,
         )

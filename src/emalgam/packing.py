@@ -1,8 +1,8 @@
 """The algebra of packed statistics: frames, natural parameters, moments.
 
-A Gaussian is an exponential family: ``log w_k N(x; μ_k, Σ_k) = ⟨η_k, φ(x)⟩`` with ``φ(x) = (x_i x_j, x_i, 1)``. This module
-turns weights, means and precision factors into η, and statistics ``S = Rᵀ Φ`` back into means and second moments.
-Everything happens in a `Frame`, in which the data have their mean near zero and their spread near one.
+A Gaussian is an exponential family: ``log w_k N(x; μ_k, Σ_k) = ⟨η_k, φ(x)⟩`` with ``φ(x) = (x_i x_j, x_i, 1)``. This
+module turns weights, means and precision factors into η, and statistics ``S = Rᵀ Φ`` back into means and second
+moments. Everything happens in a `Frame`, in which the data have their mean near zero and their spread near one.
 """
 
 from __future__ import annotations

@@ -23,7 +23,9 @@ def check_data(x: Any, *, n_features: int | None = None, name: str = "x") -> np.
     """
     array = to_numpy(x, name)
     if array.dtype.kind not in "fiub":
-        raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers (float, int or bool), e.g. x.astype(float)")
+        raise ValueError(
+            f"{name} has dtype {array.dtype}; expected real numbers (float, int or bool), e.g. x.astype(float)"
+        )
     if array.ndim != 2:
         hint = " (for one feature: x.reshape(-1, 1))" if array.ndim == 1 else ""
         raise ValueError(f"{name} has shape {array.shape}; expected two dimensions: (samples, features){hint}")
@@ -61,7 +63,8 @@ def check_weight(sample_weight: Any, n_samples: int) -> np.ndarray | None:
         given = np.full(n_samples, given)
     if given.shape != (n_samples,) or given.dtype.kind not in "fiub":
         raise ValueError(
-            f"sample_weight has shape {given.shape} and dtype {given.dtype}; expected one number per sample: ({n_samples},)"
+            f"sample_weight has shape {given.shape} and dtype {given.dtype}; expected one number per sample: "
+            f"({n_samples},)"
         )
     weight = given.astype(np.float64, copy=False)
     low, high = weight.min(), weight.max()
@@ -106,10 +109,10 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
 
 def generator(random_state: Any) -> np.random.Generator:
     """A random generator from None, an int, a Generator, a SeedSequence or a RandomState (which it advances)."""
+    if random_state is np.random:  # NumPy's global state, as scikit-learn allows
+        random_state = np.random.mtrand._rand
     if isinstance(random_state, np.random.RandomState):
         return np.random.default_rng(random_state.randint(0, 2**32, size=4, dtype=np.uint64))
-    if random_state is np.random:  # NumPy's global state, as scikit-learn allows
-        return np.random.default_rng(np.random.randint(0, 2**31, size=4))
     try:
         return np.random.default_rng(random_state)
     except (TypeError, ValueError) as error:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 
 import numpy as np
+
 from emalgam_kernels import Direct, Packed
 from emalgam_kernels.blocks import rows_per_block
 from emalgam_kernels.parameters import statistic_count
-
 from tests import oracles
 from tests.oracles import LONG, Frame, Gaussians
 
@@ -134,6 +134,26 @@ class Problem:
         if self.algorithm == "packed":
             return m_squared + distance + constant
         return np.sqrt(m_squared * distance) + distance + constant
+
+    @cached_property
+    def weight(self) -> np.ndarray:
+        """Sample weights from 0 to 3, every seventh zero."""
+        weight = np.random.default_rng(len(self.x)).uniform(0, 3, len(self.x))
+        weight[3::7] = 0
+        return weight
+
+    @cached_property
+    def weighted_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """S with `weight`, and how rounding grows on the way to it; (K, F) each."""
+        r = self.responsibilities * self.weight[:, None]
+        scale = self.logit_scale + self.log_prob_scale[:, None]
+        return self.statistics(r), self.statistics(r * scale, absolute=True).astype(np.float64)
+
+    @cached_property
+    def hard_statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """S with `weight` on the largest logit of each row, and Σ |ω r φ|; (K, F) each."""
+        r = oracles.hard_responsibilities(self.logits) * self.weight[:, None]
+        return self.statistics(r), self.statistics(r, absolute=True).astype(np.float64)
 
     @cached_property
     def log_prob_scale(self) -> np.ndarray:

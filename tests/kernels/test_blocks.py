@@ -6,12 +6,12 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import emalgam_kernels
 import numpy as np
 import pytest
+
+import emalgam_kernels
 from emalgam_kernels import blocks
 from emalgam_kernels.blocks import for_each_block, rows_per_block, sum_over_blocks, workspace
-
 from tests.kernels.problems import problem
 from tests.processes import output_of
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 
-import emalgam_kernels
 import numpy as np
 import pytest
-from emalgam_kernels import KERNELS, Direct, Packed, statistic_count
 
+import emalgam_kernels
+from emalgam_kernels import KERNELS, Direct, Packed, statistic_count
 from tests.conftest import CPU_BACKENDS, need
 from tests.kernels.problems import problem
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-import emalgam_kernels
 import pytest
-from emalgam_kernels import BACKENDS, KERNELS, PREFERRED
 
+import emalgam_kernels
+from emalgam_kernels import BACKENDS, KERNELS, PREFERRED
 from tests.processes import output_of
 
 HEAVY = ("numba", "llvmlite", "scipy", "sklearn", "torch", "matplotlib", "pandas", "dask")

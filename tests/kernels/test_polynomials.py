@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import emalgam_kernels
 import mpmath
 import numpy as np
 import pytest
-from emalgam_kernels import Packed, polynomials
 
+import emalgam_kernels
+from emalgam_kernels import Packed, polynomials
 from tests import oracles
 from tests.conftest import DTYPES
 from tests.tolerances import EPS, tolerance

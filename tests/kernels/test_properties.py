@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import emalgam_kernels
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import emalgam_kernels
 from tests import oracles
 from tests.conftest import ALGORITHMS, COVARIANCE_TYPES
 from tests.kernels.problems import Problem, assert_within, random_mixture, sample

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
-import emalgam_kernels
 import numpy as np
 import pytest
 
+import emalgam_kernels
 from tests.conftest import need
 from tests.kernels.problems import Problem, assert_within, problem
 from tests.oracles import LONG
@@ -126,6 +126,7 @@ def test_declarations_ship_with_the_package(cython_cpu: ModuleType) -> None:
 def test_njit_function_that_calls_tile_functions(tile: Problem) -> None:
     need("numba_cpu")
     import numba
+
     from emalgam_kernels.numba_cpu import tiles
     from emalgam_kernels.numba_cpu.tiles import feature_tile, logit_tile, softmax_tile, statistic_tile
 

@@ -1,7 +1,8 @@
 """The E-step and its statistics, compiled by Numba on first use: blocks of rows through the tile loop of tiles.py.
 
-The functions are specified in `emalgam_kernels.reference.mixture`. One jitted function serves the three of them; it is
-compiled once for each pair of x's dtype and the arithmetic dtype that occurs, whatever the strides of x, and kept on disk.
+The functions are specified in `emalgam_kernels.reference.mixture`. One jitted function serves the three of them. It is
+compiled once for each pair of x's dtype and the arithmetic dtype that occurs, whatever the strides of x, and kept on
+disk.
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ import numba
 import numpy as np
 
 from emalgam_kernels import polynomials
-from emalgam_kernels.blocks import for_each_block, native_slices, rows_per_block, sum_over_blocks, workspace
+from emalgam_kernels.blocks import for_each_block, native_slices, rows_per_block, sum_over_blocks, tile_dtype, workspace
 from emalgam_kernels.numba_cpu import tiles
 from emalgam_kernels.numba_cpu.tiles import (
     COMPONENTS_AT_ONCE,
     FEATURE_MAP_CODES,
     OPTIONS,
     STATISTICS_AT_ONCE,
+    column_step,
     compiled,
     direct_logit_tile,
     direct_statistic_tile,
     feature_tile,
+    inner_product,
     load_tile,
     logit_tile,
     pack_natural,
@@ -42,7 +45,6 @@ from emalgam_kernels.parameters import Direct, Packed
 FEATURES_AT_ONCE: Final = 160
 TILE_BYTES: Final = 448 * 1024
 MOST_COLUMNS: Final = 512
-COLUMN_BYTES: Final = 512  # columns come in steps of eight 64-byte registers, so that unrolled loops leave no remainder
 CACHE_LINE: Final = 64
 
 
@@ -54,6 +56,7 @@ class Problem(NamedTuple):
     hard: bool
     n_components: int
     columns: int  # T
+    step: int  # what `columns` of every tile, the last included, is a multiple of
     features: int  # rows of Φ kept at once; direct: rows of y
     shift: np.ndarray  # (D,) float64
     scale: np.ndarray  # (D,) float64
@@ -126,15 +129,12 @@ def _block_function(version: str) -> Callable[..., float]:
         _ = version
         N, D, K, T = len(x), len(problem.shift), problem.n_components, problem.columns
         weight, log_p, scratch = work.rows[0], work.rows[1], work.rows[2]
-        step = COLUMN_BYTES // work.z.itemsize
         total = 0.0
         for start in range(0, N, T):
             stop = min(start + T, N)
             rows = stop - start
-            columns = (rows + step - 1) // step * step
-            load_tile(
-                x[start:stop], sample_weight[start:stop], columns, problem.shift, problem.scale, weight, work.z
-            )
+            columns = (rows + problem.step - 1) // problem.step * problem.step
+            load_tile(x[start:stop], sample_weight[start:stop], columns, problem.shift, problem.scale, weight, work.z)
             z = work.z[:D]
             if len(problem.whitening) > 0:
                 logit_tile(problem.whitening, 0, work.z, columns, False, work.second)
@@ -147,8 +147,7 @@ def _block_function(version: str) -> Callable[..., float]:
                 for k in range(K):
                     responsibilities[start + n, k] = work.logits[k, n]
             if len(statistics) > 0:
-                for n in range(rows):
-                    total += np.float64(weight[n]) * np.float64(log_p[n])
+                total += inner_product(weight, log_p, rows)
                 _statistics(problem, work, z, columns, statistics)
         return total
 
@@ -159,20 +158,22 @@ _compiled: dict[tuple[str, str], tuple[Callable[..., float], float]] = {}
 _compiling = threading.Lock()
 
 
-def _compiled_block(x_dtype: np.dtype[Any], problem: Problem, work: Tiles) -> Callable[..., float]:
+def _compiled_block(x_dtype: np.dtype, problem: Problem) -> Callable[..., float]:
     """mixture_block for one dtype of x and one arithmetic; any strides, read-only or not, go to the same code."""
-    key = str(x_dtype), str(work.z.dtype)
+    dtype = problem.coefficients.dtype
+    key = str(x_dtype.char), str(dtype.char)
     with _compiling:
         if key not in _compiled:
-            real, float64 = numba.from_dtype(work.z.dtype), numba.float64
-            array = numba.types.Array
+            types: Any = numba.types
+            typeof: Any = numba.typeof
+            float64, array, empty = types.float64, types.Array, np.empty((0, 0), dtype)
             signature = float64(
-                numba.typeof(problem),
-                numba.typeof(work),
-                array(numba.from_dtype(x_dtype), 2, "A", readonly=True),
+                typeof(problem),
+                typeof(Tiles(empty, empty, empty, empty, empty, np.empty((0, 0)))),
+                array(typeof(x_dtype).dtype, 2, "A", readonly=True),
                 array(float64, 1, "A", readonly=True),
                 array(float64, 1, "A"),
-                array(real, 2, "A"),
+                array(typeof(dtype).dtype, 2, "A"),
                 array(float64, 2, "C"),
             )
             _compiled[key] = _compile(signature)
@@ -181,51 +182,25 @@ def _compiled_block(x_dtype: np.dtype[Any], problem: Problem, work: Tiles) -> Ca
 
 def _compile(signature: Any) -> tuple[Callable[..., float], float]:
     """The compiled block, and the seconds that took: 0 if it came from disk."""
-    sources = inspect.getsource(tiles) + inspect.getsource(polynomials)
-    function = _block_function(hashlib.sha256(sources.encode()).hexdigest())
     start = time.perf_counter()
     try:
-        block = numba.njit(signature, cache=True, **OPTIONS)(function)
-    except RuntimeError:  # no directory that Numba could write to
-        block = numba.njit(signature, **OPTIONS)(function)
-    from_disk = bool(getattr(block, "stats", None) and block.stats.cache_hits)
-    return block, 0.0 if from_disk else time.perf_counter() - start
+        version = hashlib.sha256((inspect.getsource(tiles) + inspect.getsource(polynomials)).encode()).hexdigest()
+        block = numba.njit(signature, cache=True, **OPTIONS)(_block_function(version))
+    except (OSError, RuntimeError):  # no sources at hand, or no folder that Numba could write to: for this process only
+        block = numba.njit(signature, **OPTIONS)(_block_function(""))
+    stats = getattr(block, "stats", None)  # there is none under NUMBA_DISABLE_JIT
+    return block, 0.0 if stats and stats.cache_hits else time.perf_counter() - start
 
 
 def compile_seconds() -> dict[str, float]:
     """Seconds that Numba compiled in this process, for every block function in use; 0 if it came from disk."""
     return {
-        f"mixture_block, {x} samples, {arithmetic} arithmetic": seconds
+        f"mixture_block ({np.dtype(x)} samples, {np.dtype(arithmetic)} arithmetic)": seconds
         for (x, arithmetic), (_, seconds) in _compiled.items()
     }
 
 
 # ---- blocks --------------------------------------------------------------------------------------------------------
-
-
-def _heights(parameters: Packed | Direct, n_features: int, features: int) -> tuple[int, ...]:
-    """Rows of z, second, phi, logits and rows in `Tiles`."""
-    return (
-        padded(n_features, STATISTICS_AT_ONCE),
-        padded(n_features + 1, COMPONENTS_AT_ONCE),
-        features,
-        padded(parameters.n_components, COMPONENTS_AT_ONCE),
-        3,
-    )
-
-
-def _features_at_once(parameters: Packed | Direct, n_features: int) -> int:
-    """Rows of Φ: F in equal pieces of at most FEATURES_AT_ONCE; direct: D + 1."""
-    if isinstance(parameters, Direct):
-        return padded(n_features + 1, STATISTICS_AT_ONCE)
-    F = parameters.n_statistics
-    return padded(-(-F // -(-F // FEATURES_AT_ONCE)), STATISTICS_AT_ONCE)
-
-
-def _tile_columns(height: int, itemsize: int) -> int:
-    """T: as many columns of `height` elements as fit, in whole steps."""
-    step = COLUMN_BYTES // itemsize
-    return min(max(TILE_BYTES // (height * itemsize) // step * step, step), MOST_COLUMNS)
 
 
 def _coefficients(parameters: Packed | Direct) -> np.ndarray:
@@ -239,40 +214,53 @@ def _coefficients(parameters: Packed | Direct) -> np.ndarray:
     return pack_natural((factors[:1] if shared else factors).transpose(0, 2, 1), parameters.arithmetic)
 
 
-def _problem(parameters: Packed | Direct, n_features: int, hard: bool) -> Problem:
-    dtype = np.dtype(parameters.arithmetic)
-    direct = isinstance(parameters, Direct)
-    features = _features_at_once(parameters, n_features)
-    whitening, means, log_constants = np.empty((0, 0), dtype), np.empty((0, 0), dtype), np.empty(0, dtype)
+def _features_at_once(parameters: Packed | Direct, n_features: int) -> int:
+    """Rows of Φ in a tile: F in equal pieces of at most FEATURES_AT_ONCE; direct: D + 1."""
     if isinstance(parameters, Direct):
-        means, log_constants = parameters.means.astype(dtype), parameters.log_constants.astype(dtype)
-    elif parameters.whitening is not None:
-        whitening = pack_natural(parameters.whitening.T, parameters.arithmetic)
-    return Problem(
-        feature_map=FEATURE_MAP_CODES[parameters.feature_map],
-        direct=direct,
-        hard=bool(hard),
-        n_components=parameters.n_components,
-        columns=_tile_columns(sum(_heights(parameters, n_features, features)), dtype.itemsize),
-        features=features,
-        shift=np.array(parameters.shift),
-        scale=np.array(parameters.scale),
-        whitening=whitening,
-        coefficients=_coefficients(parameters),
-        means=means,
-        log_constants=log_constants,
-    )
+        return padded(n_features + 1, STATISTICS_AT_ONCE)
+    pieces = -(-parameters.n_statistics // FEATURES_AT_ONCE)
+    return padded(-(-parameters.n_statistics // pieces), STATISTICS_AT_ONCE)
+
+
+def _heights(n_features: int, n_components: int, features_at_once: int) -> tuple[int, int, int, int, int]:
+    """Rows of z, second, phi, logits and rows in `Tiles`."""
+    z, second = padded(n_features, STATISTICS_AT_ONCE), padded(n_features + 1, COMPONENTS_AT_ONCE)
+    return z, second, features_at_once, padded(n_components, COMPONENTS_AT_ONCE), 3
+
+
+def _tile_columns(height: int, itemsize: int, step: int) -> int:
+    """T: as many columns of `height` elements as fit, in whole steps."""
+    return min(max(TILE_BYTES // (height * itemsize) // step * step, step), MOST_COLUMNS)
 
 
 class _Blocks:
     """What the blocks of one call share."""
 
     def __init__(self, x: np.ndarray, parameters: Packed | Direct, hard: bool = False) -> None:
-        self.x, self.dtype = x, np.dtype(parameters.arithmetic)
-        self.problem = _problem(parameters, x.shape[1], hard)
-        self.heights = _heights(parameters, x.shape[1], self.problem.features)
-        x_dtype = np.dtype(np.float32 if x.dtype == np.float32 else np.float64)
-        self.function = _compiled_block(x_dtype, self.problem, self.tiles())
+        D, K, self.dtype = x.shape[1], parameters.n_components, np.dtype(parameters.arithmetic)
+        features, step = _features_at_once(parameters, D), column_step(parameters.arithmetic)
+        self.heights = _heights(D, K, features)
+        whitening, means, log_constants = np.empty((0, 0)), np.empty((0, 0)), np.empty(0)
+        if isinstance(parameters, Direct):
+            means, log_constants = parameters.means, parameters.log_constants
+        elif parameters.whitening is not None:
+            whitening = pack_natural(parameters.whitening.T, parameters.arithmetic)
+        self.problem = Problem(
+            feature_map=FEATURE_MAP_CODES[parameters.feature_map],
+            direct=isinstance(parameters, Direct),
+            hard=bool(hard),
+            n_components=K,
+            columns=_tile_columns(sum(self.heights), self.dtype.itemsize, step),
+            step=step,
+            features=features,
+            shift=np.array(parameters.shift),
+            scale=np.array(parameters.scale),
+            whitening=whitening.astype(self.dtype),
+            coefficients=_coefficients(parameters),
+            means=means.astype(self.dtype),
+            log_constants=log_constants.astype(self.dtype),
+        )
+        self.function = _compiled_block(tile_dtype(x), self.problem)
 
     def tiles(self) -> Tiles:
         """The calling thread's scratch memory."""
@@ -280,10 +268,13 @@ class _Blocks:
         size = sum(self.heights) * stride * self.dtype.itemsize
         memory = workspace(size + CACHE_LINE)
         start = -memory.ctypes.data % CACHE_LINE
-        rows = memory[start : start + size].view(self.dtype).reshape(-1, stride)
+        whole = memory[start : start + size].view(self.dtype).reshape(-1, stride)
         ends = itertools.accumulate(self.heights)
-        pieces = [rows[end - height : end] for height, end in zip(self.heights, ends, strict=True)]
-        return Tiles(*pieces, products=np.empty((self.heights[1], self.heights[2]) if self.problem.direct else (0, 0)))
+        z, second, phi, logits, rows = (
+            whole[end - height : end] for height, end in zip(self.heights, ends, strict=True)
+        )
+        products = np.empty((len(second), len(phi)) if self.problem.direct else (0, 0))
+        return Tiles(z, second, phi, logits, rows, products)
 
     def run(
         self,

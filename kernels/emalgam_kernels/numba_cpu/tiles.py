@@ -1,21 +1,33 @@
 """The steps of the tile loop as Numba functions, for the kernels of this package and for other people's ``@njit``.
 
-A tile is feature-major: row d of z holds feature d of T samples, so every loop below runs with unit stride over samples
-and vectorises whatever D and K are. Tiles are C-contiguous arrays of one arithmetic dtype, float32 or float64; only their
-first `columns` columns take part. For speed let `columns` be a multiple of 64, and rows start on 64-byte boundaries that
-are not a power of two apart (`emalgam_kernels.numba_cpu.mixture` shows how).
+A tile is feature-major: row d of z holds feature d of T samples, so every loop below runs with unit stride over
+samples and vectorises whatever D and K are. Tiles are C-contiguous arrays of one arithmetic dtype, float32 or float64,
+and only their first `columns` columns take part. For speed let `columns` be a multiple of `column_step`, and let rows
+start on 64-byte boundaries that are not a power of two apart, as `emalgam_kernels.numba_cpu.mixture` does.
 
-The two products work on register blocks of `COMPONENTS_AT_ONCE` × `STATISTICS_AT_ONCE`, and there is no code for
-remainders: tiles that take part in them have `padded` numbers of rows, and rows beyond K or F hold zeros or are ignored.
+The two products work on register blocks of `COMPONENTS_AT_ONCE` × `STATISTICS_AT_ONCE`, with no code for remainders:
+tiles that take part in them have `padded` numbers of rows, and rows beyond K or F hold zeros or are ignored.
 
-Letters: N samples, D features, K components, F packed statistics, T columns of a tile. Nothing is validated. Numba's disk
-cache of a function that calls these does not notice when this file changes.
+Letters: N samples, D features, K components, F packed statistics, T columns of a tile. Nothing is validated. Functions
+compile when they are first called; Numba's disk cache of a caller does not notice when this file changes.
+
+>>> import numba, numpy as np
+>>> @numba.njit
+... def log_prob(z, natural, n_components, phi, logits, log_p, scratch):
+...     feature_tile(SPHERICAL, z, z.shape[1], 0, phi)
+...     logit_tile(natural, 0, phi, z.shape[1], False, logits)
+...     softmax_tile(logits, n_components, z.shape[1], np.ones_like(log_p), False, log_p, scratch)
+>>> unit = pack_natural(np.array([[-0.5, 0.0, 0.0, -np.log(2 * np.pi)]]), "float64")
+>>> log_p = np.empty(64)
+>>> log_prob(np.zeros((2, 64)), unit, 1, np.empty((4, 64)), np.empty((2, 64)), log_p, np.empty(64))
+>>> float(log_p[0].round(6))
+-1.837877
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import numba
 import numpy as np
@@ -30,23 +42,31 @@ DIAG: Final = 1
 SPHERICAL: Final = 2
 FEATURE_MAP_CODES: Final = {"full": FULL, "diag": DIAG, "spherical": SPHERICAL}
 
-# 2 × 4 sums and their operands fit the 16 registers of AVX2; larger blocks gain nothing on AVX-512 and spill on AVX2.
+# 2 × 4 sums and their operands fit the 16 registers of AVX2; larger blocks gain little on AVX-512 and spill on AVX2.
 COMPONENTS_AT_ONCE: Final = 2
 STATISTICS_AT_ONCE: Final = 4
 
-
 # "contract" lets a product and the sum it goes into become one fused instruction. NaN, infinities, signed zeros and the
 # order of operations keep their meaning.
-OPTIONS: Final[dict[str, Any]] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-INLINED: Final[dict[str, Any]] = OPTIONS | {"forceinline": True}  # a loop around a call would not vectorise
+OPTIONS: Final[Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+INLINED: Final[Any] = OPTIONS | {"forceinline": True}  # a loop around a call would not vectorise
 # A sum over samples is one chain of additions, and vectorises only if it may be split into lanes.
-REDUCTION: Final[dict[str, Any]] = OPTIONS | {"fastmath": {"contract", "reassoc"}}
+REDUCTION: Final[Any] = OPTIONS | {"fastmath": {"contract", "reassoc"}}
 
 
-def compiled(options: dict[str, Any]) -> Callable[[Function], Function]:
+def compiled(options: Any) -> Callable[[Function], Function]:
     """Numba's njit; for the type checker the function stays what it was."""
     decorator: Any = numba.njit(**options)
-    return lambda function: decorator(function)  # type: ignore[no-any-return]
+    return cast(Callable[[Function], Function], decorator)
+
+
+def column_step(dtype: str) -> int:
+    """Columns of eight 64-byte registers: at multiples of it, unrolled loops leave no slow remainder.
+
+    >>> column_step("float64"), column_step("float32")
+    (64, 128)
+    """
+    return 8 * 64 // np.dtype(dtype).itemsize
 
 
 def padded(count: int, multiple: int) -> int:
@@ -84,12 +104,12 @@ def pack_natural(natural: np.ndarray, arithmetic: str) -> np.ndarray:
 
 
 def _exp_of(dtype: str, integer: type[np.int32] | type[np.int64], mantissa_bits: int, bias: int) -> Callable[..., Any]:
-    """exp for one dtype; every constant has that dtype, because a Python float would make float32 arithmetic float64."""
+    """exp for one dtype. Constants have that dtype too: a Python float would make float32 arithmetic float64."""
     real = np.dtype(dtype).type
     q = tuple(real(c) for c in polynomials.EXP[dtype])
     degree = len(q)
-    log2_e, ln2_high, ln2_low = (real(p[dtype]) for p in (polynomials.LOG2_E, polynomials.LN2_HIGH, polynomials.LN2_LOW))
-    underflow = real(polynomials.EXP_UNDERFLOW[dtype])
+    log2_e, underflow = real(polynomials.LOG2_E[dtype]), real(polynomials.EXP_UNDERFLOW[dtype])
+    ln2_high, ln2_low = real(polynomials.LN2_HIGH[dtype]), real(polynomials.LN2_LOW[dtype])
     round_to_integer = real(1.5 * 2**mantissa_bits)
     exponent_bias = integer(bias << mantissa_bits)
     zero, one = real(0), real(1)
@@ -120,10 +140,10 @@ def _log_of(dtype: str, integer: type[np.int32] | type[np.int64], mantissa_bits:
     one, two, half_of_one = real(1), real(2), real(0.5)
 
     def log(x: Any) -> Any:
-        # x = 2ᵉ (1 + f) with a mantissa 1 + f in [√½, √2).
+        # x = 2ᵉ (1 + f) with a mantissa 1 + f in [√½, √2); x − x lets NaN through, whose bits would look like a number.
         bits = real(x).view(integer)
         e = integer(integer(bits - sqrt_half_bits) >> mantissa_bits)
-        f = integer(bits - (e << mantissa_bits)).view(real) - one
+        f = integer(bits - (e << mantissa_bits)).view(real) - (x - x + one)
         # s = f / (2 + f), log(1 + f) = f − (f²/2 − s (f²/2 + s² p(s²))).
         s = f / (f + two)
         z = s * s
@@ -221,7 +241,8 @@ def load_tile(
             out[n] = (column[n] - centre) * factor
     for n in range(rows):
         if weight[n] == 0:
-            z[:D, n] = 0
+            for d in range(D):
+                z[d, n] = 0
 
 
 # ---- features ------------------------------------------------------------------------------------------------------
@@ -430,10 +451,11 @@ def statistic_tile(r: np.ndarray, phi: np.ndarray, columns: int, first: int, sta
 
 
 @compiled(REDUCTION)
-def _inner_product(a: np.ndarray, b: np.ndarray, columns: int) -> Any:
-    total = a.dtype.type(0)
-    for n in range(columns):
-        total += a[n] * b[n]
+def inner_product(a: np.ndarray, b: np.ndarray, count: int) -> float:
+    """Σ_n a_n b_n over the first `count` elements, in float64."""
+    total = 0.0
+    for n in range(count):
+        total += np.float64(a[n]) * np.float64(b[n])
     return total
 
 
@@ -534,9 +556,9 @@ def direct_statistic_tile(
             _multiply(y[min(d, D)], r[k], columns, weighted[d])
         if feature_map == DIAG:
             for d in range(D):
-                statistics[k, d] += _inner_product(weighted[d], y[d], columns)
+                statistics[k, d] += inner_product(weighted[d], y[d], columns)
             for d in range(D + 1):
-                statistics[k, D + d] += _inner_product(r[k], y[d], columns)
+                statistics[k, D + d] += inner_product(r[k], y[d], columns)
             continue
         for row in products:
             _fill(row, len(row), 0)

@@ -1,0 +1,118 @@
+"""Seconds per iteration of EM, for every library the same way: the difference of two whole fits.
+
+    seconds = (time of a fit with FIRST + span iterations − time of a fit with FIRST iterations) / span
+
+What a fit does once (checking the data, scikit-learn's last E-step) drops out, and nobody's internals are touched. `span` makes
+the difference last about `SPAN_SECONDS`; a library that stops before, because the likelihood stands still, is divided by the
+iterations that it did. A measurement takes turns: in every round each library does its two fits, in an
+order that rotates, so that a slow minute of the machine hits all of them; then the machine's matrix product is timed.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Final, TypeVar
+
+from bench.libraries import ITERATIONS_COMPARED, LIBRARIES, competitors, verify
+from bench.machine import matrix_product_rate
+from bench.problems import Case, problem
+
+T = TypeVar("T")
+
+FIRST: Final = 1
+SPAN_SECONDS: Final = 0.5
+FEWEST_ITERATIONS: Final = 2
+MOST_ITERATIONS: Final = 400
+PAUSE: Final = 0.1  # seconds: threads of the library before spin for a while after their last work
+
+
+def timed(function: Callable[[], T]) -> tuple[float, T]:
+    """Seconds that a call takes, with the garbage collector out of the way, and what it returns."""
+    gc.collect()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        result = function()
+        return time.perf_counter() - start, result
+    finally:
+        gc.enable()
+
+
+def difference_of_fits(fit: Callable[[int], int], span: int) -> float:
+    """Seconds per iteration of ``fit(iterations)``, which returns how many it did; see the module.
+
+    Where noise leaves no difference, the longer fit's time by its iterations instead: that is never too short.
+    """
+    short, few = timed(lambda: fit(FIRST))
+    long, many = timed(lambda: fit(FIRST + span))
+    if few != FIRST or many <= few:
+        raise AssertionError(f"fits of {FIRST} and {FIRST + span} iterations did {few} and {many}")
+    return (long - short) / (many - few) if long > short else long / many
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A library on a case, found to compute the right thing: `span` iterations make a measurement, `how` is what it says it runs."""
+
+    name: str
+    case: Case
+    span: int
+    how: str
+    differences: dict[str, float]
+
+    @classmethod
+    def of(cls, name: str, case: Case, span_seconds: float = SPAN_SECONDS) -> Contender:
+        """Warm up, compare with scikit-learn, and choose the span; AssertionError if the library is wrong."""
+        given, fit = problem(case), LIBRARIES[name]
+        fit(given, FIRST)  # loads or compiles
+        seconds, outcome = timed(lambda: fit(given, ITERATIONS_COMPARED))
+        differences = verify(name, case, outcome)
+        span = math.ceil(span_seconds / (seconds / ITERATIONS_COMPARED))
+        span = min(max(span, FEWEST_ITERATIONS), MOST_ITERATIONS)
+        return cls(name, case, span, outcome.how, differences)
+
+    def seconds_per_iteration(self) -> float:
+        """One measurement."""
+        given, fit = problem(self.case), LIBRARIES[self.name]
+        time.sleep(PAUSE)
+        return difference_of_fits(lambda iterations: fit(given, iterations).iterations, self.span)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Seconds per iteration of each contender and flop/s of the machine's matrix product, one for each round."""
+
+    case: Case
+    contenders: dict[str, Contender]
+    seconds: dict[str, list[float]]
+    matrix_product: list[float]
+
+    def median(self, name: str) -> float:
+        return median(self.seconds[name])
+
+    def ratio(self, slower: str, faster: str) -> float:
+        """How many times faster, by the medians."""
+        return self.median(slower) / self.median(faster)
+
+    def share(self, name: str) -> float:
+        """The share of the machine's matrix product rate at which the iteration does its 4 N F K flop."""
+        return self.case.flop / self.median(name) / median(self.matrix_product)
+
+
+def measure(case: Case, rounds: int, span_seconds: float = SPAN_SECONDS) -> Measurement:
+    """All libraries that can do `case`, in turns."""
+    contenders = {name: Contender.of(name, case, span_seconds) for name in competitors(case)}
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    rates = []
+    names = list(contenders)
+    for round_number in range(rounds):
+        turn = round_number % len(names)
+        for name in names[turn:] + names[:turn]:
+            seconds[name].append(contenders[name].seconds_per_iteration())
+        rates.append(matrix_product_rate(case.dtype))
+    return Measurement(case, contenders, seconds, rates)

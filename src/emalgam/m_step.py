@@ -1,0 +1,155 @@
+"""The M-step: weights, means and covariances from the moments, and what is done when a component collapses.
+
+A component collapses when no data are left to it, or when its data have (almost) no spread in a direction in which all
+data have some. `on_degenerate` is the policy: "regularize" keeps it positive definite, "reseed" starts it again at a
+random row, "error" names it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from emalgam.covariance import Covariance
+from emalgam.initialization import draw_by_weight
+from emalgam.observations import Observations
+from emalgam.packing import Components, Moments
+
+RELATIVE_FLOOR: Final = 1e-6  # of each feature's variance: reg_covar="auto", and what repairs a collapsed component
+NO_MASS: Final = 10 * np.finfo(np.float64).eps  # share of the weight below which a component is without data
+LIFTS: Final = (0.0, 1.0, 1e2, 1e4, 1e6)  # floors that are added until a covariance is positive definite
+RESEEDS_PER_COMPONENT: Final = 10
+POLICIES: Final = ("regularize", "reseed", "error")
+
+
+class DegenerateComponentError(ValueError):
+    """A component collapsed under ``on_degenerate="error"``; `component` is its index (None: the tied covariance)."""
+
+    def __init__(self, component: int | None, iteration: int, reason: str) -> None:
+        which = "the tied covariance" if component is None else f"component {component}"
+        super().__init__(
+            f"{which} collapsed in iteration {iteration}: {reason}; use fewer components, a larger reg_covar, "
+            'or on_degenerate="regularize" or "reseed"'
+        )
+        self.component, self.iteration = component, iteration
+
+
+class NumericalError(ValueError):
+    """A fit met NaN or infinity, or a covariance that no floor could mend."""
+
+
+class MStep:
+    """The M-step of one restart: `reg_covar` and `on_degenerate` as in `emalgam.fit`."""
+
+    def __init__(
+        self,
+        data: Observations,
+        covariance: Covariance,
+        n_components: int,
+        reg_covar: float | str,
+        on_degenerate: str,
+        rng: np.random.Generator,
+    ) -> None:
+        self.data, self.covariance, self.K = data, covariance, n_components
+        self.on_degenerate, self.rng = on_degenerate, rng
+        # In the frame; a constant feature has no scale of its own and takes the frame's unit.
+        self.spread = np.where(data.variance > 0, data.variance, 1.0)
+        self.floor = RELATIVE_FLOOR * self.spread
+        self.added = self.floor if reg_covar == "auto" else float(reg_covar) * data.frame.scale**2
+        self.reseeds_left = RESEEDS_PER_COMPONENT * n_components
+
+    def broadest(self, means: np.ndarray) -> Components:
+        """Components about `means`, each as wide as all data."""
+        covariances = self.covariance.from_variances(self.spread, self.K)
+        return Components(np.full(self.K, 1.0 / self.K), means, covariances, self.covariance.factor(covariances))
+
+    def update(self, moments: Moments, old: Components, algorithm: str, iteration: int) -> Components:
+        """w_k = N_k / Σ N, μ_k and Σ_k from the moments, regularized; then the policy.
+
+        Raises
+        ------
+        DegenerateComponentError
+            Under "error".
+        NumericalError
+            If the moments or a covariance are not finite, or nothing makes it positive definite.
+
+        References
+        ----------
+        Bishop (2006), eq. 9.24-9.26.
+        """
+        total = moments.mass.sum()
+        if not (np.isfinite(total) and total > 0):
+            raise NumericalError(f"the responsibilities of iteration {iteration} sum to {total}")
+        empty = moments.mass <= NO_MASS * total
+        # An empty component stays where it was, without weight.
+        weights = np.where(empty, 0.0, moments.mass) / total
+        means = np.where(empty[:, None], old.means, moments.means())
+        estimate = self.covariance.estimate(moments, algorithm, self.data.scatter)
+        covariances = self.covariance.regularize(estimate, self.added)
+        if not self.covariance.shared:
+            covariances[empty] = old.covariances[empty]
+        if not np.isfinite(covariances).all():
+            raise NumericalError(f"a covariance became NaN or infinite in iteration {iteration}")
+        if self.on_degenerate != "regularize":
+            narrow = self.covariance.narrow(estimate, self.data.total_covariance, self.floor)
+            collapsed = np.flatnonzero(empty | narrow)
+            if len(collapsed) and self.on_degenerate == "error":
+                raise self.collapse(int(collapsed[0]), weights, iteration)
+            if 0 < len(collapsed) <= self.reseeds_left:
+                self.reseed(collapsed, weights, means, covariances)
+        covariances, factors = self.factor(covariances, iteration)
+        return Components(weights, means, covariances, factors)
+
+    def collapse(self, k: int, weights: np.ndarray, iteration: int) -> DegenerateComponentError:
+        """The error that names component k."""
+        reason = "it has no data left" if weights[k] == 0 else "its data have (almost) no spread in some direction"
+        return DegenerateComponentError(k, iteration, f"{reason} (weight {weights[k]:.3g})")
+
+    def reseed(self, collapsed: np.ndarray, weights: np.ndarray, means: np.ndarray, covariances: np.ndarray) -> None:
+        """Start the collapsed components again at random rows, as wide as all data, with weight 1 / K; in place."""
+        self.reseeds_left -= len(collapsed)
+        rows = draw_by_weight(self.data, self.rng.random(len(collapsed)))
+        means[collapsed] = self.data.frame.apply(self.data.x[rows].astype(np.float64))
+        if not self.covariance.shared:  # a shared covariance is as wide as it should be
+            covariances[collapsed] = self.broadest(means).covariances[collapsed]
+        weights[collapsed] = 1.0 / self.K
+        weights /= weights.sum()
+
+    def factor(self, covariances: np.ndarray, iteration: int) -> tuple[np.ndarray, np.ndarray]:
+        """Covariances and their factors; those that are not positive definite get the floor, growing until they are."""
+        try:
+            return covariances, self.covariance.factor(covariances)
+        except np.linalg.LinAlgError:
+            if self.covariance.shared:
+                return self.lift(covariances, None, iteration)
+        pairs = [self.lift(covariances[k : k + 1], k, iteration) for k in range(self.K)]
+        return np.concatenate([c for c, _ in pairs]), np.concatenate([f for _, f in pairs])
+
+    def lift(self, covariances: np.ndarray, k: int | None, iteration: int) -> tuple[np.ndarray, np.ndarray]:
+        """One covariance and its factor, with as many floors added as it takes."""
+        for times in LIFTS:
+            lifted = self.covariance.regularize(covariances, times * self.floor)
+            try:
+                return lifted, self.covariance.factor(lifted)
+            except np.linalg.LinAlgError:
+                if self.on_degenerate == "error":
+                    reason = "its covariance is not positive definite"
+                    raise DegenerateComponentError(k, iteration, reason) from None
+        raise NumericalError(f"a covariance of iteration {iteration} is not positive definite, whatever is added to it")
+
+
+def effective_components(components: Components, covariance: Covariance) -> int:
+    """How many components have weight and differ from every earlier one by more than rounding."""
+    alive = np.flatnonzero(components.weights > 0)
+    K = len(components.means)
+    features = [components.means]
+    if covariance.name != "tied":
+        features.append(components.covariances.reshape(K, -1))
+    signature = np.hstack(features)[alive]
+    size = np.maximum(np.abs(signature), np.sqrt(RELATIVE_FLOOR))
+    count = 0
+    for k in range(len(alive)):
+        difference = np.abs(signature[:k] - signature[k]) > 1e-6 * size[k]
+        count += bool(difference.any(axis=1).all())
+    return count
