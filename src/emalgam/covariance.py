@@ -340,7 +340,7 @@ class Diag(Covariance):
 
     def narrow(self, estimate: np.ndarray, total: np.ndarray, floor: np.ndarray) -> np.ndarray:
         below: np.ndarray = (estimate < floor) & (np.diag(total) > floor)
-        return below.any(axis=1)
+        return np.logical_or.reduce(below, axis=1)
 
     def cancellation(self, components: Components) -> float:
         factors = self._diagonals(components.precisions_cholesky, components.means.shape[1])

@@ -52,7 +52,6 @@ class Problem(NamedTuple):
     """What all blocks share. Arrays are C-contiguous; their dtype is the arithmetic one unless said otherwise."""
 
     feature_map: int
-    direct: bool
     hard: bool
     n_components: int
     columns: int  # T
@@ -62,7 +61,7 @@ class Problem(NamedTuple):
     scale: np.ndarray  # (D,) float64
     whitening: np.ndarray  # Wᵀ, packed; or empty
     coefficients: np.ndarray  # (1, padded K, padded F) η; direct: what direct_logit_tile calls factors
-    means: np.ndarray  # (K, D); or empty
+    means: np.ndarray | None  # (K, D); None if packed
     log_constants: np.ndarray  # (K,); or empty
 
 
@@ -81,36 +80,37 @@ class Tiles(NamedTuple):
 
 
 @compiled(OPTIONS)
-def _logits(problem: Problem, work: Tiles, z: np.ndarray, columns: int) -> None:
+def _logits(problem: Problem, means: np.ndarray | None, work: Tiles, z: np.ndarray, columns: int) -> None:
     """L of one tile; the features stay in work.phi if there is only one block of them."""
-    if problem.direct:
+    if means is None:
+        natural = problem.coefficients[0]
+        for first in range(0, natural.shape[1], problem.features):
+            phi = work.phi[: min(problem.features, natural.shape[1] - first)]
+            feature_tile(problem.feature_map, z, columns, first, phi)
+            logit_tile(natural, first, phi, columns, first > 0, work.logits)
+    else:
+        factors, log_constants = problem.coefficients, problem.log_constants
         direct_logit_tile(
-            problem.feature_map, problem.coefficients, problem.means, problem.log_constants, z, columns,
-            work.phi, work.second, work.logits,
-        )  # fmt: skip
-        return
-    natural = problem.coefficients[0]
-    for first in range(0, natural.shape[1], problem.features):
-        phi = work.phi[: min(problem.features, natural.shape[1] - first)]
-        feature_tile(problem.feature_map, z, columns, first, phi)
-        logit_tile(natural, first, phi, columns, first > 0, work.logits)
+            problem.feature_map, factors, means, log_constants, z, columns, work.phi, work.second, work.logits
+        )
 
 
 @compiled(OPTIONS)
-def _statistics(problem: Problem, work: Tiles, z: np.ndarray, columns: int, statistics: np.ndarray) -> None:
+def _statistics(
+    problem: Problem, means: np.ndarray | None, work: Tiles, z: np.ndarray, columns: int, statistics: np.ndarray
+) -> None:
     """S += the statistics of one tile."""
-    if problem.direct:
+    if means is None:
+        F = statistics.shape[1]
+        for first in range(0, F, problem.features):
+            phi = work.phi[: min(problem.features, F - first)]
+            if problem.features < F:
+                feature_tile(problem.feature_map, z, columns, first, phi)
+            statistic_tile(work.logits, phi, columns, first, statistics)
+    else:
         direct_statistic_tile(
-            problem.feature_map, problem.means, z, work.logits, columns,
-            work.phi, work.second, work.products, statistics,
-        )  # fmt: skip
-        return
-    F = statistics.shape[1]
-    for first in range(0, F, problem.features):
-        phi = work.phi[: min(problem.features, F - first)]
-        if problem.features < F:
-            feature_tile(problem.feature_map, z, columns, first, phi)
-        statistic_tile(work.logits, phi, columns, first, statistics)
+            problem.feature_map, means, z, work.logits, columns, work.phi, work.second, work.products, statistics
+        )
 
 
 def _block_function(version: str) -> Callable[..., float]:
@@ -139,7 +139,7 @@ def _block_function(version: str) -> Callable[..., float]:
             if len(problem.whitening) > 0:
                 logit_tile(problem.whitening, 0, work.z, columns, False, work.second)
                 z = work.second[:D]
-            _logits(problem, work, z, columns)
+            _logits(problem, problem.means, work, z, columns)
             softmax_tile(work.logits, K, columns, weight, problem.hard, log_p, scratch)
             for n in range(min(rows, len(log_prob) - start)):
                 log_prob[start + n] = log_p[n]
@@ -148,20 +148,20 @@ def _block_function(version: str) -> Callable[..., float]:
                     responsibilities[start + n, k] = work.logits[k, n]
             if len(statistics) > 0:
                 total += inner_product(weight, log_p, rows)
-                _statistics(problem, work, z, columns, statistics)
+                _statistics(problem, problem.means, work, z, columns, statistics)
         return total
 
     return mixture_block
 
 
-_compiled: dict[tuple[str, str], tuple[Callable[..., float], float]] = {}
+_compiled: dict[tuple[str, str, bool], tuple[Callable[..., float], float]] = {}
 _compiling = threading.Lock()
 
 
 def _compiled_block(x_dtype: np.dtype, problem: Problem) -> Callable[..., float]:
     """mixture_block for one dtype of x and one arithmetic; any strides, read-only or not, go to the same code."""
     dtype = problem.coefficients.dtype
-    key = str(x_dtype.char), str(dtype.char)
+    key = str(x_dtype.char), str(dtype.char), problem.means is None
     with _compiling:
         if key not in _compiled:
             types: Any = numba.types
@@ -195,8 +195,8 @@ def _compile(signature: Any) -> tuple[Callable[..., float], float]:
 def compile_seconds() -> dict[str, float]:
     """Seconds that Numba compiled in this process, for every block function in use; 0 if it came from disk."""
     return {
-        f"mixture_block ({np.dtype(x)} samples, {np.dtype(arithmetic)} arithmetic)": seconds
-        for (x, arithmetic), (_, seconds) in _compiled.items()
+        f"mixture_block ({np.dtype(x)} samples, {np.dtype(arithmetic)} arithmetic, {'packed' if packed else 'direct'})": seconds
+        for (x, arithmetic, packed), (_, seconds) in _compiled.items()
     }
 
 
@@ -240,14 +240,13 @@ class _Blocks:
         D, K, self.dtype = x.shape[1], parameters.n_components, np.dtype(parameters.arithmetic)
         features, step = _features_at_once(parameters, D), column_step(parameters.arithmetic)
         self.heights = _heights(D, K, features)
-        whitening, means, log_constants = np.empty((0, 0)), np.empty((0, 0)), np.empty(0)
+        whitening, means, log_constants = np.empty((0, 0)), None, np.empty(0)
         if isinstance(parameters, Direct):
             means, log_constants = parameters.means, parameters.log_constants
         elif parameters.whitening is not None:
             whitening = pack_natural(parameters.whitening.T, parameters.arithmetic)
         self.problem = Problem(
             feature_map=FEATURE_MAP_CODES[parameters.feature_map],
-            direct=isinstance(parameters, Direct),
             hard=bool(hard),
             n_components=K,
             columns=_tile_columns(sum(self.heights), self.dtype.itemsize, step),
@@ -257,7 +256,7 @@ class _Blocks:
             scale=np.array(parameters.scale),
             whitening=whitening.astype(self.dtype),
             coefficients=_coefficients(parameters),
-            means=means.astype(self.dtype),
+            means=None if means is None else means.astype(self.dtype),
             log_constants=log_constants.astype(self.dtype),
         )
         self.function = _compiled_block(tile_dtype(x), self.problem)
@@ -273,7 +272,7 @@ class _Blocks:
         z, second, phi, logits, rows = (
             whole[end - height : end] for height, end in zip(self.heights, ends, strict=True)
         )
-        products = np.empty((len(second), len(phi)) if self.problem.direct else (0, 0))
+        products = np.empty((len(second), len(phi)) if self.problem.means is not None else (0, 0))
         return Tiles(z, second, phi, logits, rows, products)
 
     def run(
