@@ -83,6 +83,8 @@ def numba_start(rounds: int) -> dict[str, dict[str, float]]:
             for state in found.values():
                 output = _run([sys.executable, "-c", NUMBA_SCRIPT], {"NUMBA_CACHE_DIR": folder})
                 state.append(json.loads(output))
+    if any(each["compiled"] > 0 for each in found["from cache"]):
+        raise AssertionError(f"Numba compiled again what it had just compiled: {found['from cache']}")
     return {
         state: {part: median(each[part] for each in values) for part in values[0]} for state, values in found.items()
     }

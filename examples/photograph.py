@@ -52,7 +52,9 @@ def main() -> None:
     photograph = load_sample_image("china.jpg")
     pixels = photograph.reshape(-1, 3)
     start = time.perf_counter()
-    fitted = emalgam.fit(pixels, arguments.components, random_state=0, max_iter=500, backend=arguments.backend)
+    fitted = emalgam.fit(
+        pixels, arguments.components, tol=1e-4, max_iter=500, random_state=0, backend=arguments.backend
+    )
     seconds = time.perf_counter() - start
     total = float(fitted.mixture.log_prob(pixels, backend=fitted.backend).sum())
     arguments.output.mkdir(parents=True, exist_ok=True)

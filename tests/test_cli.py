@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import IO, Any, cast, get_args
 
 import numpy as np
 import pytest
@@ -363,26 +365,59 @@ def test_the_reader_of_the_output_may_leave(folder: Path) -> None:
     assert done.stderr == ""
 
 
-def test_progress_is_for_terminals(folder: Path) -> None:
-    """A fit whose standard error is a terminal shows iterations there, and its report is still on standard output."""
-    import pty
+class OnTerminal:
+    """`emalgam arguments` with its standard error on a terminal."""
 
-    leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "emalgam", "fit", str(folder / "x.npy"), "-k", "2", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower, text=True) as process:
+    def __init__(self, *arguments: object) -> None:
+        self.leader, follower = pty.openpty()
+        command = [sys.executable, "-m", "emalgam", *map(str, arguments)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower, text=True)
         os.close(follower)
-        shown = b""
-        while True:
+        self.shown = ""
+
+    def read(self, until: str | None = None) -> str:
+        """What the terminal shows, up to a text or to the end."""
+        while until is None or until not in self.shown:
             try:
-                shown += os.read(leader, 4096)
-            except OSError:  # the other side is closed
+                self.shown += os.read(self.leader, 4096).decode(errors="replace")
+            except OSError:  # the process has closed its side
                 break
-            if not shown:
-                break
-        out, _ = process.communicate()
-    os.close(leader)
+        return self.shown
+
+    def __enter__(self) -> OnTerminal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        cast(IO[str], self.process.stdout).close()
+        os.close(self.leader)
+
+    def finish(self) -> tuple[int, str, str]:
+        """Wait for the end: exit status, standard output and what the terminal shows."""
+        shown = self.read()
+        out = cast(IO[str], self.process.stdout).read()
+        return self.process.wait(), out, shown
+
+
+def test_progress_is_for_terminals(folder: Path) -> None:
+    with OnTerminal("fit", folder / "x.npy", "-k", 2, "--json") as terminal:
+        status, out, shown = terminal.finish()
+    assert status == 0
+    assert "restart 0  log-likelihood -" in shown
     assert json.loads(out)["n_components"] == 2
-    assert "log-likelihood" in shown.decode()
+
+
+def test_an_interrupt_ends_with_130_and_without_a_traceback(folder: Path, tmp_path: Path) -> None:
+    endless = ["--tol", 0, "--max-iter", 10**9, "-o", tmp_path / "model.safetensors"]
+    with OnTerminal("fit", folder / "x.npy", "-k", 2, *endless) as terminal:
+        terminal.read(until="log-likelihood")
+        terminal.process.send_signal(signal.SIGINT)
+        status, out, shown = terminal.finish()
+    assert status == 130
+    assert "Traceback" not in shown
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_fit_starts_without_what_it_does_not_need(folder: Path) -> None:

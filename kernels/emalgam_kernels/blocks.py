@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Final, cast
+from functools import partial
+from queue import SimpleQueue
+from typing import Final
 
 import numpy as np
 
@@ -22,14 +24,15 @@ FEWEST_ROWS: Final = 1024
 MOST_ROWS: Final = 65536
 ROWS_PER_CONVERSION: Final = 2048
 BLOCKS_AHEAD: Final = 4  # per thread: enough that a thread which lost its processor for a while holds up no other
+SECONDS_OF_A_WAIT: Final = 0.0005
 
-_threads: ThreadPoolExecutor | None = None
+_idle: list[_Worker] = []
 _local = threading.local()
 
 
 def _forget_threads() -> None:
-    global _threads, _local
-    _threads, _local = None, threading.local()
+    global _idle, _local
+    _idle, _local = [], threading.local()
 
 
 if hasattr(os, "register_at_fork"):
@@ -74,45 +77,74 @@ def native_slices(x: np.ndarray, start: int, stop: int) -> Iterator[tuple[int, i
         yield first, last, x[first:last].astype(dtype)
 
 
+class _Worker:
+    """A thread that runs one task after another, and waits in `_idle` for the next."""
+
+    def __init__(self) -> None:
+        self.tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        threading.Thread(target=self._run, name="emalgam", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            self.tasks.get()()
+            _idle.append(self)
+
+
+def _idle_worker() -> _Worker:
+    try:
+        return _idle.pop()
+    except IndexError:
+        return _Worker()
+
+
 class _Crew:
-    """Threads that share the blocks of one call. The first error ends them all, and is raised when they have ended."""
+    """Threads that share the blocks of one call. The first error ends them all, and is raised when they have ended.
+
+    KeyboardInterrupt can reach the caller's thread at any instruction. Therefore only plain locks, whose ``with``
+    cannot be cut in two, and no Condition, Event or Future, which would stay locked and hang the next call.
+    """
 
     def __init__(self, n_blocks: int) -> None:
         self.indices = iter(range(n_blocks))
         self.errors: list[BaseException] = []
-        self.changed = threading.Condition()
 
     def run(self, block: Callable[[int], None], n_threads: int) -> None:
         """Call ``block(index)`` for every index on `n_threads` threads, the caller's among them."""
-        global _threads
-        others: list[Future[None]] = []
+        others: list[threading.Lock] = []
         try:
-            if n_threads > 1 and _threads is None:
-                _threads = ThreadPoolExecutor(max_workers=4096, thread_name_prefix="emalgam")
             for _ in range(n_threads - 1):
-                others.append(cast(ThreadPoolExecutor, _threads).submit(self._work, block))
-            self._work(block)
-            wait(others)
-        except BaseException as error:  # an interrupt, or no thread to be had
-            self._fail(error)
-            wait(others)
+                running = threading.Lock()
+                running.acquire()
+                _idle_worker().tasks.put(partial(self._work, block, running))
+                others.append(running)
+            self._work(block, None)
+        except BaseException as error:  # no thread to be had, or an interrupt
+            self.errors.append(error)
+        self._join(others)
         if self.errors:
             del self.errors[1:]
             raise self.errors.pop()
 
-    def _work(self, block: Callable[[int], None]) -> None:
+    def _work(self, block: Callable[[int], None], running: threading.Lock | None) -> None:
         try:
             for index in self.indices:
                 if self.errors:
-                    return
+                    break
                 block(index)
         except BaseException as error:
-            self._fail(error)
-
-    def _fail(self, error: BaseException) -> None:
-        with self.changed:
             self.errors.append(error)
-            self.changed.notify_all()
+        if running is not None:
+            running.release()
+
+    def _join(self, others: list[threading.Lock]) -> None:
+        while True:
+            try:
+                for running in others:
+                    with running:
+                        pass
+                return
+            except BaseException as error:
+                self.errors.append(error)
 
 
 def for_each_block(block: Callable[[int, int], None], n_rows: int, rows: int, n_threads: int) -> None:
@@ -125,8 +157,7 @@ def for_each_block(block: Callable[[int, int], None], n_rows: int, rows: int, n_
 def sum_over_blocks(
     block: Callable[[int, int, np.ndarray], float], n_rows: int, rows: int, out: np.ndarray, n_threads: int
 ) -> float:
-    """out ← Σ over blocks of what ``block(start, stop, partial)`` adds to a C-contiguous array of zeros, in block
-    order.
+    """out ← Σ over blocks of what ``block(start, stop, partial)`` adds to C-contiguous zeros, in block order.
 
     Returns the sum of the blocks' return values, in the same order. Memory: `out` at most a few times per thread, as
     threads wait rather than run far ahead of a block that takes long.
@@ -134,7 +165,7 @@ def sum_over_blocks(
     n_blocks = -(-n_rows // rows)
     n_threads = min(n_threads, n_blocks)
     ahead = BLOCKS_AHEAD * max(n_threads, 1)
-    crew = _Crew(n_blocks)
+    crew, lock = _Crew(n_blocks), threading.Lock()
     finished: dict[int, tuple[np.ndarray, float]] = {}
     spare: list[np.ndarray] = []
     added, total = 0, 0.0
@@ -142,22 +173,22 @@ def sum_over_blocks(
 
     def add(index: int) -> None:
         nonlocal added, total
-        with crew.changed:
-            crew.changed.wait_for(lambda: crew.errors or index < added + ahead)
-            if crew.errors:
-                return
-            partial = spare.pop() if spare else np.empty(out.shape)
-        partial[...] = 0.0
-        value = block(index * rows, min((index + 1) * rows, n_rows), partial)
-        with crew.changed:
-            finished[index] = partial, value
+        while index >= added + ahead and not crew.errors:
+            time.sleep(SECONDS_OF_A_WAIT)
+        if crew.errors:
+            return
+        with lock:
+            sums = spare.pop() if spare else np.empty(out.shape)
+        sums[...] = 0.0
+        value = block(index * rows, min((index + 1) * rows, n_rows), sums)
+        with lock:
+            finished[index] = sums, value
             while added in finished:
-                partial, value = finished.pop(added)
-                np.add(out, partial, out=out)
+                sums, value = finished.pop(added)
+                np.add(out, sums, out=out)
                 total += value
                 added += 1
-                spare.append(partial)
-            crew.changed.notify_all()
+                spare.append(sums)
 
     crew.run(add, n_threads)
     return total

@@ -32,12 +32,19 @@ __all__ = [*_HOMES, *_MODULES]
 if TYPE_CHECKING:
     from emalgam import backends as backends
     from emalgam import plot as plot
-    from emalgam.backends import BackendUnavailable, use_backend
-    from emalgam.em import ConvergenceWarning, Fit, Iteration, fit
-    from emalgam.estimator import GaussianMixture
-    from emalgam.m_step import DegenerateComponentError, NumericalError
-    from emalgam.mixture import Mixture
-    from emalgam.model_file import ModelFileError, load_model, save_model
+    from emalgam.backends import BackendUnavailable as BackendUnavailable
+    from emalgam.backends import use_backend as use_backend
+    from emalgam.em import ConvergenceWarning as ConvergenceWarning
+    from emalgam.em import Fit as Fit
+    from emalgam.em import Iteration as Iteration
+    from emalgam.em import fit as fit
+    from emalgam.estimator import GaussianMixture as GaussianMixture
+    from emalgam.m_step import DegenerateComponentError as DegenerateComponentError
+    from emalgam.m_step import NumericalError as NumericalError
+    from emalgam.mixture import Mixture as Mixture
+    from emalgam.model_file import ModelFileError as ModelFileError
+    from emalgam.model_file import load_model as load_model
+    from emalgam.model_file import save_model as save_model
 
 
 def __getattr__(name: str) -> Any:

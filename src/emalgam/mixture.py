@@ -317,12 +317,13 @@ def check_numbers(name: str, values: Any, shape: tuple[int, ...] | None = None) 
 
 
 def check_weights(weights: np.ndarray) -> np.ndarray:
-    """Mixing weights, checked and divided by their sum."""
-    if weights.min() < 0 or abs(weights.sum() - 1) > WEIGHT_SUM_TOLERANCE:
+    """Mixing weights, checked, and divided by their sum unless that is one but for rounding."""
+    excess = abs(weights.sum() - 1)
+    if weights.min() < 0 or excess > WEIGHT_SUM_TOLERANCE:
         raise ValueError(
             f"weights have minimum {weights.min():g} and sum {weights.sum():.9g}; expected weights >= 0 that sum to one"
         )
-    return weights / weights.sum()
+    return weights if excess <= len(weights) * np.finfo(np.float64).eps else weights / weights.sum()
 
 
 def factor_covariances(covariance: Covariance, covariances: np.ndarray) -> np.ndarray:

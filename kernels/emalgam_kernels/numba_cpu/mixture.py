@@ -1,8 +1,8 @@
 """The E-step and its statistics, compiled by Numba on first use: blocks of rows through the tile loop of tiles.py.
 
 The functions are specified in `emalgam_kernels.reference.mixture`. One jitted function serves the three of them. It is
-compiled once for each pair of x's dtype and the arithmetic dtype that occurs, whatever the strides of x, and kept on
-disk.
+compiled once for each combination of packed or direct, x's dtype and the arithmetic dtype that occurs, whatever the
+strides of x, and kept on disk.
 """
 
 from __future__ import annotations
@@ -77,6 +77,9 @@ class Tiles(NamedTuple):
 
 
 # ---- compiled ------------------------------------------------------------------------------------------------------
+
+# Numba knows when it compiles whether `means` is None, and leaves out the branch that is not taken: packed parameters
+# do not wait for the compilation of direct ones.
 
 
 @compiled(OPTIONS)
@@ -154,14 +157,14 @@ def _block_function(version: str) -> Callable[..., float]:
     return mixture_block
 
 
-_compiled: dict[tuple[str, str, bool], tuple[Callable[..., float], float]] = {}
+_compiled: dict[tuple[str, str, str], tuple[Callable[..., float], float]] = {}
 _compiling = threading.Lock()
 
 
 def _compiled_block(x_dtype: np.dtype, problem: Problem) -> Callable[..., float]:
     """mixture_block for one dtype of x and one arithmetic; any strides, read-only or not, go to the same code."""
     dtype = problem.coefficients.dtype
-    key = str(x_dtype.char), str(dtype.char), problem.means is None
+    key = "packed" if problem.means is None else "direct", str(x_dtype.char), str(dtype.char)
     with _compiling:
         if key not in _compiled:
             types: Any = numba.types
@@ -195,8 +198,8 @@ def _compile(signature: Any) -> tuple[Callable[..., float], float]:
 def compile_seconds() -> dict[str, float]:
     """Seconds that Numba compiled in this process, for every block function in use; 0 if it came from disk."""
     return {
-        f"mixture_block ({np.dtype(x)} samples, {np.dtype(arithmetic)} arithmetic, {'packed' if packed else 'direct'})": seconds
-        for (x, arithmetic, packed), (_, seconds) in _compiled.items()
+        f"mixture_block ({form}, {np.dtype(x)} samples, {np.dtype(arithmetic)} arithmetic)": seconds
+        for (form, x, arithmetic), (_, seconds) in _compiled.items()
     }
 
 
@@ -209,7 +212,7 @@ def _coefficients(parameters: Packed | Direct) -> np.ndarray:
         return pack_natural(parameters.natural[None], parameters.arithmetic)
     factors = parameters.precisions_cholesky
     if parameters.feature_map == "diag":
-        return factors[:, None].astype(parameters.arithmetic)
+        return factors[:, None].astype(parameters.arithmetic, order="C")
     shared = factors.strides[0] == 0
     return pack_natural((factors[:1] if shared else factors).transpose(0, 2, 1), parameters.arithmetic)
 
@@ -256,7 +259,7 @@ class _Blocks:
             scale=np.array(parameters.scale),
             whitening=whitening.astype(self.dtype),
             coefficients=_coefficients(parameters),
-            means=None if means is None else means.astype(self.dtype),
+            means=None if means is None else means.astype(self.dtype, order="C"),
             log_constants=log_constants.astype(self.dtype),
         )
         self.function = _compiled_block(tile_dtype(x), self.problem)

@@ -170,12 +170,14 @@ def exp(x: Any) -> Any:
     >>> half(0.0)
     0.5
     """
-    return (_exp_float32 if isinstance(x, np.float32) else _exp_float64)(x)
+    with np.errstate(over="ignore", invalid="ignore"):  # not under Numba: integers wrap around as they do there
+        return (_exp_float32 if isinstance(x, np.float32) else _exp_float64)(x)
 
 
 def log(x: Any) -> Any:
     """log(x) for normal x > 0, float32 or float64, ≤ 2 ulp; NaN for NaN."""
-    return (_log_float32 if isinstance(x, np.float32) else _log_float64)(x)
+    with np.errstate(over="ignore", invalid="ignore"):  # not under Numba: integers wrap around as they do there
+        return (_log_float32 if isinstance(x, np.float32) else _log_float64)(x)
 
 
 @overload(exp, jit_options=INLINED)
@@ -316,12 +318,12 @@ def logit_tile(
     logits : (padded K, ≥ columns)
         Receives L_kn.
     """
-    for k in range(0, len(natural), 2):
+    for k in range(0, len(natural), COMPONENTS_AT_ONCE):
         a, b = logits[k], logits[k + 1]
         if not accumulate:
             _fill(a, columns, 0)
             _fill(b, columns, 0)
-        for row in range(0, len(phi), 4):
+        for row in range(0, len(phi), STATISTICS_AT_ONCE):
             p, q, r, s = phi[row], phi[row + 1], phi[row + 2], phi[row + 3]
             f = first + row
             ap, aq, ar, as_ = natural[k, f], natural[k, f + 1], natural[k, f + 2], natural[k, f + 3]
@@ -425,10 +427,10 @@ def statistic_tile(r: np.ndarray, phi: np.ndarray, columns: int, first: int, sta
         Added to.
     """
     zero = r.dtype.type(0)
-    for row in range(0, len(phi), 4):
+    for row in range(0, len(phi), STATISTICS_AT_ONCE):
         p, q, s, t = phi[row], phi[row + 1], phi[row + 2], phi[row + 3]
         f = first + row
-        for k in range(0, len(r), 2):
+        for k in range(0, len(r), COMPONENTS_AT_ONCE):
             a, b = r[k], r[k + 1]
             ap = aq = as_ = at = bp = bq = bs = bt = zero
             for n in range(columns):
