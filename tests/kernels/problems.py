@@ -68,6 +68,7 @@ def direct(mixture: Gaussians, frame: Frame, arithmetic: str) -> Direct:
     factors = precision_in_frame(mixture, frame).astype(np.float64, order="C")
     feature_map = "full" if mixture.covariance_type in ("full", "tied") else "diag"
     if mixture.covariance_type == "tied":
+        factors[1:] = np.nan  # for a kernel that overlooks the stride
         factors = np.broadcast_to(factors[0], factors.shape)
     elif feature_map == "diag":
         factors = np.ascontiguousarray(np.einsum("kdd->kd", factors))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ import pytest
 import emalgam_kernels
 from emalgam_kernels import blocks
 from emalgam_kernels.blocks import for_each_block, rows_per_block, sum_over_blocks, workspace
-from tests.kernels.problems import problem
+from tests.conftest import ALGORITHMS, COVARIANCE_TYPES, CPU_BACKENDS, need
+from tests.kernels.problems import Problem, problem, random_mixture
 from tests.processes import output_of
 
 SECONDS = 60
@@ -291,6 +294,39 @@ def test_workspaces_of_threads_are_their_own() -> None:
 
     with ThreadPoolExecutor(2) as pool:
         assert len(set(pool.map(address, range(2)))) == 2
+
+
+def assert_workspace_is_large_enough(kernels: ModuleType, arithmetic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Canaries behind the workspace: its size is computed in one place and used in another."""
+    given: list[tuple[np.ndarray, int]] = []
+
+    def guarded_workspace(n_bytes: int) -> np.ndarray:
+        memory = np.full(n_bytes + 4096, 0xA5, np.uint8)
+        start = -memory.ctypes.data % 64 + 16  # the worst alignment that malloc gives
+        given.append((memory, start + n_bytes))
+        return memory[start : start + n_bytes]
+
+    assert kernels.workspace is workspace
+    monkeypatch.setattr(kernels, "workspace", guarded_workspace)
+    rng = np.random.default_rng(0)
+    for covariance_type, algorithm in product(COVARIANCE_TYPES, ALGORITHMS):
+        for D, K in product((1, 2, 3, 5, 8, 9, 13, 17), (1, 2, 3, 5, 8)):
+            mixture, x = random_mixture(rng, K, D, covariance_type), rng.normal(size=(40, D))
+            parameters = Problem(x, mixture, algorithm).parameters(arithmetic)
+            given.clear()
+            kernels.em_statistics(x, None, parameters, np.empty((K, parameters.n_statistics)))
+            assert given, "the kernel has its memory from elsewhere"
+            for memory, end in given:
+                behind = np.flatnonzero(memory[end:] != 0xA5)
+                what = f"{covariance_type}, {algorithm}, D = {D}, K = {K}"
+                assert len(behind) == 0, f"{what}: {behind[-1] + 1} bytes behind the workspace were written"
+
+
+@pytest.mark.parametrize("arithmetic", ["float64", "float32"])
+@pytest.mark.parametrize("name", [name for name in CPU_BACKENDS if name != "reference"])
+def test_workspace_is_large_enough(name: str, arithmetic: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    need(name)
+    assert_workspace_is_large_enough(emalgam_kernels.load(name), arithmetic, monkeypatch)
 
 
 def test_a_small_problem_after_a_large_one(backend: str) -> None:

@@ -8,10 +8,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from emalgam_kernels import blocks
-from tests.conftest import ALGORITHMS, COVARIANCE_TYPES, Variant, variants
+from tests.conftest import COVARIANCE_TYPES, Variant, variants
 from tests.kernels import test_mixture
-from tests.kernels.problems import SIZES, Problem, problem, random_mixture
+from tests.kernels.problems import SIZES, problem
+from tests.kernels.test_blocks import assert_workspace_is_large_enough
 from tests.processes import output_of, python
 
 LEVELS = {"v4": "x86-64-v4 (AVX-512)", "v3": "x86-64-v3 (AVX2)", "baseline": "x86-64 (SSE2)"}
@@ -66,40 +66,13 @@ def test_environment_selects_the_level() -> None:
     assert "SIMD level is 'avx'; expected v4, v3 or baseline (EMALGAM_SIMD)" in finished.stderr
 
 
-@pytest.mark.parametrize("simd_level", LEVELS, indirect=True)
+@lower_levels
 @pytest.mark.parametrize("arithmetic", ["float64", "float32"])
 def test_workspace_is_large_enough(
     simd_level: str, cython_cpu: ModuleType, arithmetic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Canaries behind the workspace: its size is computed in one place and used in another."""
-    given: list[tuple[np.ndarray, int]] = []
-
-    def workspace(n_bytes: int) -> np.ndarray:
-        memory = np.full(n_bytes + 4096, 0xA5, np.uint8)
-        start = -memory.ctypes.data % 64 + 16  # the worst alignment that malloc gives
-        given.append((memory, start + n_bytes))
-        return memory[start : start + n_bytes]
-
-    monkeypatch.setattr(cython_cpu, "workspace", workspace)
-    rng = np.random.default_rng(0)
-    for covariance_type in COVARIANCE_TYPES:
-        for D in (1, 2, 3, 5, 8, 9, 13, 17):
-            for K in (1, 2, 3, 5, 8):
-                mixture, x = random_mixture(rng, K, D, covariance_type), rng.normal(size=(40, D))
-                for algorithm in ALGORITHMS:
-                    parameters = Problem(x, mixture, algorithm).parameters(arithmetic)
-                    given.clear()
-                    cython_cpu.em_statistics(x, None, parameters, np.empty((K, parameters.n_statistics)))
-                    cython_cpu.responsibilities(x, parameters, np.empty((40, K)))
-                    assert len(given) == 2
-                    for memory, end in given:
-                        behind = np.flatnonzero(memory[end:] != 0xA5)
-                        what = f"{covariance_type}, {algorithm}, D = {D}, K = {K} on {simd_level}"
-                        assert len(behind) == 0, f"{what}: {behind[-1] + 1} bytes behind the workspace were written"
-
-
-def test_workspace_is_that_of_the_blocks(cython_cpu: ModuleType) -> None:
-    assert cython_cpu.workspace is blocks.workspace
+    """The alignment of rows depends on the level."""
+    assert_workspace_is_large_enough(cython_cpu, arithmetic, monkeypatch)
 
 
 def test_levels_agree_to_rounding(cython_cpu: ModuleType) -> None:
