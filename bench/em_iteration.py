@@ -2,10 +2,11 @@
 
     seconds = (time of a fit with FIRST + span iterations − time of a fit with FIRST iterations) / span
 
-What a fit does once (checking the data, scikit-learn's last E-step) drops out, and nobody's internals are touched. `span` makes
-the difference last about `SPAN_SECONDS`; a library that stops before, because the likelihood stands still, is divided by the
-iterations that it did. A measurement takes turns: in every round each library does its two fits, in an
-order that rotates, so that a slow minute of the machine hits all of them; then the machine's matrix product is timed.
+What a fit does once (checking the data, scikit-learn's last E-step) drops out, and nobody's internals are touched.
+`span` makes the difference last about `SPAN_SECONDS`; a library that stops before, because the likelihood stands
+still, is divided by the iterations that it did. A measurement takes turns: in every round each library does its two
+fits, in an order that rotates, so that a slow minute of the machine hits all of them; then the machine's matrix
+product is timed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final, TypeVar
 
-from bench.libraries import ITERATIONS_COMPARED, LIBRARIES, competitors, verify
+from bench.libraries import ITERATIONS_COMPARED, LIBRARIES, Outcome, competitors, verify
 from bench.machine import matrix_product_rate
 from bench.problems import Case, problem
 
@@ -43,21 +44,27 @@ def timed(function: Callable[[], T]) -> tuple[float, T]:
         gc.enable()
 
 
-def difference_of_fits(fit: Callable[[int], int], span: int) -> float:
-    """Seconds per iteration of ``fit(iterations)``, which returns how many it did; see the module.
+def difference_of_fits(fit: Callable[[int], Outcome], span: int, how: str) -> float:
+    """Seconds per iteration of ``fit(iterations)``, which has to say that it ran `how`; see the module.
 
     Where noise leaves no difference, the longer fit's time by its iterations instead: that is never too short.
     """
-    short, few = timed(lambda: fit(FIRST))
-    long, many = timed(lambda: fit(FIRST + span))
-    if few != FIRST or many <= few:
-        raise AssertionError(f"fits of {FIRST} and {FIRST + span} iterations did {few} and {many}")
+    short, first = timed(lambda: fit(FIRST))
+    long, last = timed(lambda: fit(FIRST + span))
+    few, many = first.iterations, last.iterations
+    if few != FIRST or many <= few or last.how != how:
+        raise AssertionError(
+            f"fits of {FIRST} and {FIRST + span} iterations did {few} and {many} ({last.how}; expected {how})"
+        )
     return (long - short) / (many - few) if long > short else long / many
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A library on a case, found to compute the right thing: `span` iterations make a measurement, `how` is what it says it runs."""
+    """A library that was found to compute the right thing on a case.
+
+    `span` iterations make a measurement, `how` is what the library says it runs, `differences` is what `verify` saw.
+    """
 
     name: str
     case: Case
@@ -80,7 +87,7 @@ class Contender:
         """One measurement."""
         given, fit = problem(self.case), LIBRARIES[self.name]
         time.sleep(PAUSE)
-        return difference_of_fits(lambda iterations: fit(given, iterations).iterations, self.span)
+        return difference_of_fits(lambda iterations: fit(given, iterations), self.span, self.how)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The competitors behind one function, and the check that all of them compute the same thing.
 
-Every library begins from the same parameters, adds nothing to covariances and never stops early, so after m iterations all
-must hold the same mixture but for rounding.
+Every library begins from the same parameters and adds nothing to covariances, so after m iterations all must hold the
+same mixture but for rounding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 
 import emalgam
-from bench.problems import SMALLEST, SMOKE_SIZES, Case, Problem, problem
+from bench.problems import SMALLEST, SMOKE_SIZE, Case, Problem, problem
 
 EMALGAM: Final = ("cython_cpu", "numba_cpu")
 REFERENCE: Final = "reference"
@@ -23,9 +23,9 @@ SCIKIT_LEARN: Final = "scikit-learn"
 ONEDAL: Final = "oneDAL"
 ITERATIONS_COMPARED: Final = 3
 
-# Largest difference from scikit-learn's float64 result on the same rows after ITERATIONS_COMPARED iterations. The clusters have
-# variances near one, so means and covariances compare as they are. float64: rounding only, 1e-12 at most was seen. float32:
-# scikit-learn sums N terms in float32 and was off by 1e-5 nats and 1e-3, the others by a hundredth of that.
+# Largest difference from scikit-learn's float64 result on the same rows after ITERATIONS_COMPARED iterations. The
+# clusters have variances near one, so means and covariances compare as they are. float64: rounding only, 1e-12 at most
+# was seen. float32: scikit-learn sums N terms in float32 and was off by 1e-5 nats and 1e-3, the others by a hundredth.
 TOLERANCES: Final = {
     "float64": {"lower bound (nats)": 1e-10, "weights (relative)": 1e-10, "means": 1e-10, "covariances": 1e-10},
     "float32": {"lower bound (nats)": 2e-4, "weights (relative)": 3e-3, "means": 3e-3, "covariances": 3e-3},
@@ -34,7 +34,7 @@ TOLERANCES: Final = {
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Parameters after so many iterations, the mean log-likelihood of the last of them, and what the library says it ran."""
+    """Parameters after so many iterations, the last one's mean log-likelihood, and what the library says it ran."""
 
     iterations: int
     lower_bound: float
@@ -91,7 +91,7 @@ def fit_scikit_learn(problem: Problem, iterations: int) -> Outcome:
 
 
 def fit_onedal(problem: Problem, iterations: int) -> Outcome:
-    """`daal4py.em_gmm` on all processors. It has full and diagonal covariances only, and stops when the likelihood stands still."""
+    """`daal4py.em_gmm` on all processors. Full and diagonal covariances; stops when the likelihood stands still."""
     from daal4py import em_gmm
 
     case, dtype = problem.case, problem.x.dtype
@@ -129,7 +129,7 @@ def competitors(case: Case) -> list[str]:
     return [
         name
         for name in LIBRARIES
-        if not (name == REFERENCE and case.size not in (SMALLEST, *SMOKE_SIZES))
+        if not (name == REFERENCE and case.size not in (SMALLEST, SMOKE_SIZE))
         and not (name == ONEDAL and case.covariance_type not in ("full", "diag"))
     ]
 
@@ -152,17 +152,18 @@ def differences(outcome: Outcome, truth: Outcome) -> dict[str, float]:
 
 
 def verify(name: str, case: Case, outcome: Outcome) -> dict[str, float]:
-    """The differences from `expected`; AssertionError if one is larger than its tolerance, or the precision is not the case's."""
+    """The differences from `expected`; AssertionError if one is too large, or if the arithmetic is not the case's."""
     truth = expected(case)
     if outcome.iterations != truth.iterations or case.dtype not in outcome.how:
         raise AssertionError(
-            f"{name} ran {outcome.iterations} iterations ({outcome.how}) on {case}; expected {truth.iterations} in {case.dtype}"
+            f"{name} ran {outcome.iterations} iterations ({outcome.how}) on {case}; "
+            f"expected {truth.iterations} in {case.dtype}"
         )
     found = differences(outcome, truth)
     for quantity, allowed in TOLERANCES[case.dtype].items():
         if not found[quantity] <= allowed:
             raise AssertionError(
                 f"{name} does not compute what scikit-learn computes on {case}: after {truth.iterations} iterations "
-                f"{quantity} differs by {found[quantity]:.2g}; expected at most {allowed:g}. Its time would mean nothing."
+                f"{quantity} differs by {found[quantity]:.2g}; expected at most {allowed:g}. Its time means nothing."
             )
     return found

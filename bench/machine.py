@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import time
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -17,7 +18,17 @@ import emalgam_kernels
 from emalgam_kernels.blocks import default_threads
 
 MATRIX_SIZE: Final = 2048
-PACKAGES: Final = ("numpy", "scipy", "numba", "llvmlite", "Cython", "scikit-learn", "scikit-learn-intelex", "daal", "tbb")
+PACKAGES: Final = (
+    "numpy",
+    "scipy",
+    "numba",
+    "llvmlite",
+    "Cython",
+    "scikit-learn",
+    "scikit-learn-intelex",
+    "daal",
+    "tbb",
+)
 
 
 def describe() -> dict[str, str]:
@@ -60,9 +71,15 @@ def blas() -> str:
     return f"{found.get('name', 'unknown')} {found.get('version', '')}".strip()
 
 
+@lru_cache(maxsize=1)
+def _factors(dtype: str, size: int) -> np.ndarray:
+    """Two square matrices of random numbers; (2, size, size)."""
+    return np.random.default_rng(0).random((2, size, size), dtype=np.dtype(dtype).type)
+
+
 def matrix_product_rate(dtype: str, size: int = MATRIX_SIZE) -> float:
     """flop/s of one product of two square matrices by NumPy, on all processors: the limit of a pass of EM."""
-    a, b = np.ones((2, size, size), dtype)
+    a, b = _factors(dtype, size)
     out = np.empty_like(a)
     np.matmul(a[:64], b, out=out[:64])  # wakes the threads
     start = time.perf_counter()

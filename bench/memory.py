@@ -2,10 +2,10 @@
 
     python -m bench.memory cython_cpu
 
-The process loads emalgam, fills X (float64, in memory) and then fits. What counts is the peak of resident memory since the process began, less
-what was resident just before the fit; the peak is the operating system's own record, so that no moment is missed. Before the
-fit, "loaded" has the backend's code in memory, as an interpreter with its libraries has; "cold" has nothing but X, NumPy and
-``import emalgam``, so that code which the first fit loads counts as well.
+The process loads emalgam, fills X (float64, in memory) and then fits. What counts is the peak of resident memory since
+the process began, less what was resident just before the fit; the peak is the operating system's own record, so that
+no moment is missed. Before the fit, "loaded" has the backend's code in memory, as an interpreter with its libraries
+has; "cold" has nothing but X, NumPy and ``import emalgam``, so that code which the first fit loads counts as well.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _fit(x: np.ndarray, backend: str) -> None:
 
 
 def resident() -> int:
-    """Bytes of this process in memory now; the peak so far where the system does not say (then libraries' start-up peaks hide some)."""
+    """Bytes of this process in memory now; on a system that does not say, the most there were so far."""
     status = Path("/proc/self/status")
     return _field(status, "VmRSS") if status.exists() else peak()
 

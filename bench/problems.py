@@ -12,7 +12,7 @@ SEED: Final = 20260101
 SEPARATION: Final = 6.0  # typical distance of two means, in standard deviations: responsibilities are neither 0 nor 1
 SIZES: Final = ((100_000, 16, 64), (100_000, 8, 16), (200_000, 2, 10), (50_000, 64, 32))
 SMALLEST: Final = (200_000, 2, 10)  # in work, N F K
-SMOKE_SIZES: Final = ((4_000, 4, 3), (6_000, 2, 2))
+SMOKE_SIZE: Final = (4_000, 4, 3)
 COVARIANCE_TYPES: Final = ("full", "tied", "diag", "spherical")
 DTYPES: Final = ("float64", "float32")
 
@@ -38,7 +38,9 @@ class Case:
     def F(self) -> int:
         """Statistics of a row, DESIGN's F."""
         D = self.D
-        return {"full": (D + 1) * (D + 2) // 2, "tied": D + 2, "diag": 2 * D + 1, "spherical": D + 2}[self.covariance_type]
+        return {"full": (D + 1) * (D + 2) // 2, "tied": D + 2, "diag": 2 * D + 1, "spherical": D + 2}[
+            self.covariance_type
+        ]
 
     @property
     def flop(self) -> int:
@@ -77,7 +79,7 @@ def blobs(N: int, D: int, K: int, seed: int = SEED) -> tuple[np.ndarray, np.ndar
 
 @lru_cache(maxsize=1)
 def problem(case: Case) -> Problem:
-    """Blobs, and a start some way off: true means moved by about one standard deviation, equal weights, variances 3/2."""
+    """Blobs, and a start: true means moved by about one standard deviation, equal weights, variances 3/2."""
     x, means = blobs(*case.size)
     rng = np.random.default_rng(SEED + 1)
     start = means + rng.normal(size=means.shape) / np.sqrt(case.D)

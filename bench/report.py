@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Final, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 from bench import em_iteration, initialization, machine, memory, startup
 from bench.em_iteration import Measurement
 from bench.libraries import EMALGAM, LIBRARIES, ONEDAL, SCIKIT_LEARN, TOLERANCES
-from bench.problems import COVARIANCE_TYPES, DTYPES, SIZES, SMOKE_SIZES, Case
+from bench.problems import COVARIANCE_TYPES, DTYPES, SIZES, SMOKE_SIZE, Case
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 ROUNDS: Final = 5
@@ -58,7 +59,12 @@ class Target:
 
     def cells(self) -> list[str]:
         sign = "≥" if self.at_least else "≤"
-        return [self.figure, f"{sign} {self.bound:g}{self.unit}", f"{number(self.measured)}{self.unit}", verdict(self.met)]
+        return [
+            self.figure,
+            f"{sign} {self.bound:g}{self.unit}",
+            f"{number(self.measured)}{self.unit}",
+            verdict(self.met),
+        ]
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,7 @@ class Results:
     numba: dict[str, dict[str, float]]
     date: str
     rounds: int
+    starts: int
 
 
 # ---- measuring
@@ -83,7 +90,7 @@ class Results:
 def cases(smoke: bool) -> list[Case]:
     """The cases that have figures; the small ones, of every covariance type and dtype, for a smoke test."""
     if smoke:
-        return [Case(*size, kind, dtype) for size in SMOKE_SIZES[:1] for kind in COVARIANCE_TYPES for dtype in DTYPES]
+        return [Case(*SMOKE_SIZE, kind, dtype) for kind in COVARIANCE_TYPES for dtype in DTYPES]
     return [Case(N, D, K, kind, dtype) for N, D, K, kind, dtype in FASTER]
 
 
@@ -92,33 +99,35 @@ def measure_all(smoke: bool = False) -> Results:
     started = time.perf_counter()
     rounds = 1 if smoke else ROUNDS
     iterations = []
+    span_seconds = 0.01 if smoke else em_iteration.SPAN_SECONDS
     for case in cases(smoke):
-        span_seconds = 0.01 if smoke else em_iteration.SPAN_SECONDS
-        found = _announced(f"iterations of {case}", lambda case=case: em_iteration.measure(case, rounds, span_seconds))
+        found = _announced(f"iterations of {case}", em_iteration.measure, case, rounds, span_seconds)
         iterations.append(found)
         _say("    " + ", ".join(f"{name} {milliseconds(found.median(name))} ms" for name in found.seconds))
     starts = 1 if smoke else ROUNDS_OF_STARTS
     return Results(
         description=machine.describe(),
         iterations=iterations,
-        initializations=_announced("initialization", lambda: initialization.measure(rounds, smoke)),
+        initializations=_announced("initialization", initialization.measure, rounds, smoke),
         memories=[
-            _announced(f"memory, {backend}, {start}", lambda b=backend, s=start: memory.measure(b, s, smoke))
+            _announced(f"memory, {backend}, {start}", memory.measure, backend, start, smoke)
             for backend in EMALGAM
             for start in memory.STARTS
         ],
-        imports=_announced("imports", lambda: startup.imports(starts)),
-        commands=_announced("command line", lambda: startup.command_line(starts)),
-        numba=_announced("Numba's compiler", lambda: startup.numba_start(1 if smoke else ROUNDS_OF_COMPILATION)),
+        imports=_announced("imports", startup.imports, starts),
+        commands=_announced("command line", startup.command_line, starts),
+        numba=_announced("Numba's compiler", startup.numba_start, 1 if smoke else ROUNDS_OF_COMPILATION),
         date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         rounds=rounds,
+        starts=starts,
         minutes=(time.perf_counter() - started) / 60,
     )
 
 
-def _announced(what: str, function: Callable[[], T]) -> T:
+def _announced(what: str, function: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
+    """What a function returns, said on standard error before it begins."""
     _say(what)
-    return function()
+    return function(*arguments, **keywords)
 
 
 def _say(text: str) -> None:
@@ -134,12 +143,20 @@ def targets(results: Results) -> list[Target]:
         *_speed_targets(results.iterations),
         *_backend_targets(results.iterations),
         *(
-            Target(f"k-means++ beside five iterations, {size(*each.size)}, {each.backend}", each.ratio("k-means++"), *less)
+            Target(
+                f"k-means++ beside five iterations, {size(*each.size)}, {each.backend}", each.ratio("k-means++"), *less
+            )
             for each in results.initializations
             for less in [(MOST_INITIALIZATION, False, " ×")]
         ),
         *(
-            Target(f"memory beyond X and the interpreter, {size(*each.size)}, {each.backend}", each.beyond, MOST_MEMORY, False, " MiB")
+            Target(
+                f"memory beyond X and the interpreter, {size(*each.size)}, {each.backend}",
+                each.beyond,
+                MOST_MEMORY,
+                False,
+                " MiB",
+            )
             for each in results.memories
             if each.start == "loaded"
         ),
@@ -160,7 +177,13 @@ def _backend_targets(measurements: Sequence[Measurement]) -> list[Target]:
     slowest = max(measurements, key=lambda found: found.ratio(NUMBA, CYTHON))
     name = f"numba_cpu beside cython_cpu, at worst ({describe(slowest.case)})"
     shares = [
-        Target(f"share of the matrix product rate, {describe(found.case)}", 100 * found.share(CYTHON), 100 * LEAST_SHARE, True, " %")
+        Target(
+            f"share of the matrix product rate, {describe(found.case)}",
+            100 * found.share(CYTHON),
+            100 * LEAST_SHARE,
+            True,
+            " %",
+        )
         for found in measurements
         if found.case == Case(*SIZES[0])
     ]
@@ -215,20 +238,25 @@ def render(results: Results) -> str:
         f"# Results\n\nWritten by `make bench` on {results.date} ({results.minutes:.0f} minutes). Do not edit.\n",
         f"{len(judged) - missed} of {len(judged)} targets met.\n",
         "## Machine\n\n" + table(["", ""], results.description.items()) + "\n" + _rates(results),
-        METHOD.format(rounds=results.rounds, span=em_iteration.SPAN_SECONDS, starts=ROUNDS_OF_STARTS),
+        METHOD.format(rounds=results.rounds, span=em_iteration.SPAN_SECONDS, starts=results.starts),
         *(
             f"## Full covariances, {dtype}\n\nMilliseconds per iteration; how many times faster cython_cpu is.\n\n"
-            + _speed_table([m for m in results.iterations if m.case.covariance_type == "full" and m.case.dtype == dtype])
+            + _speed_table(
+                [m for m in results.iterations if m.case.covariance_type == "full" and m.case.dtype == dtype]
+            )
             for dtype in DTYPES
         ),
         "## Other covariances, float64\n\noneDAL has no tied and no spherical ones.\n\n"
-        + _speed_table([m for m in results.iterations if m.case.covariance_type != "full" and m.case.dtype == "float64"]),
+        + _speed_table(
+            [m for m in results.iterations if m.case.covariance_type != "full" and m.case.dtype == "float64"]
+        ),
         "## Backends\n\n" + BACKENDS_NOTE + _backend_table(results.iterations),
         "## Initialization\n\n" + _initialization_table(results.initializations),
         "## Memory\n\n" + MEMORY_NOTE + _memory_table(results.memories),
         "## Start\n\n" + _start_tables(results),
         "## All targets\n\n" + table(["figure", "target", "measured", ""], (target.cells() for target in judged)),
-        "## All measurements\n\nMilliseconds per iteration over the rounds.\n\n" + _measurement_table(results.iterations),
+        "## All measurements\n\nMilliseconds per iteration over the rounds.\n\n"
+        + _measurement_table(results.iterations),
         "## Agreement\n\n" + AGREEMENT_NOTE + _agreement_table(results.iterations),
     ]
     return "\n".join(sections)
@@ -236,25 +264,28 @@ def render(results: Results) -> str:
 
 METHOD: Final = """## How
 
-Every library begins from the same weights, means and precisions on the same rows, adds nothing to covariances and does not
-stop early. Seconds per iteration are the difference between a long and a one-iteration fit, divided by the difference in
-iterations; the long one is about {span} s longer, or two iterations. The libraries take turns, {rounds} rounds of each, scikit-learn
-too; the figures are medians. All use every processor of the table above: emalgam's and oneDAL's own threads, scikit-learn's BLAS. Starts of
-processes are medians of {starts}. Before it is timed, each library has to agree with scikit-learn in float64; see the end.
+Every library begins from the same weights, means and precisions on the same rows and adds nothing to covariances.
+Seconds per iteration are the difference between a long and a one-iteration fit, divided by the difference in
+iterations; the long one is about {span} s longer, or two iterations. The libraries take turns, {rounds} times each,
+scikit-learn too; the figures are medians. All use every processor of the table above: emalgam's and oneDAL's own
+threads, scikit-learn's BLAS. Starts of processes are medians of {starts}. Before it is timed, each library has to agree
+with scikit-learn in float64; see the end.
 """
 
-BACKENDS_NOTE: Final = """What the guard chose, the share of the machine's matrix product rate (4 N F K flop per iteration by the
-time of an iteration, beside NumPy's product of two large matrices of the same dtype in the same rounds), and how many times longer numba_cpu takes.
-
-"""
-
-MEMORY_NOTE: Final = """Peak of resident memory during a fit (k-means, then EM) of float64 rows in memory, less what was resident before it. "loaded": the
-backend's code was in memory before. "cold": the first fit of the process loads it, Numba and LLVM included.
+BACKENDS_NOTE: Final = """What the guard chose (the benchmark stops if it leaves the dtype of the data), the share of
+the machine's matrix product rate (4 N F K flop per iteration by the time of an iteration, beside NumPy's product of two
+large matrices of the same dtype in the same rounds), and how many times longer numba_cpu takes.
 
 """
 
-AGREEMENT_NOTE: Final = """Largest difference from scikit-learn's float64 result on the same rows, after three iterations, over all cases; the
-benchmark stops where one is larger than allowed. Clusters have variances near one.
+MEMORY_NOTE: Final = """Peak of resident memory during a fit (k-means, then EM) of float64 rows in memory, less what was
+resident before it. "loaded": the backend's code was in memory before. "cold": the first fit of the process loads it,
+Numba and LLVM included.
+
+"""
+
+AGREEMENT_NOTE: Final = """Largest difference from scikit-learn's float64 result on the same rows, after three
+iterations, over all cases; the benchmark stops where one is larger than allowed. Clusters have variances near one.
 
 """
 
@@ -301,7 +332,14 @@ def _backend_table(measurements: Sequence[Measurement]) -> str:
         for found in measurements
     ]
     ratio = f"numba_cpu by cython_cpu (target {MOST_NUMBA} ×)"
-    header = ["N, D, K, covariance, dtype", "guard's choice", "cython_cpu Gflop/s", "cython_cpu share", "numba_cpu share", ratio]
+    header = [
+        "N, D, K, covariance, dtype",
+        "guard's choice",
+        "cython_cpu Gflop/s",
+        "cython_cpu share",
+        "numba_cpu share",
+        ratio,
+    ]
     return table(header, rows)
 
 
@@ -316,7 +354,13 @@ def _initialization_table(found: Sequence[initialization.Initialization]) -> str
         for each in found
     ]
     return "Seconds.\n\n" + table(
-        ["N, D, K, backend", "five iterations", *initialization.METHODS, f"k-means++ by five iterations (target {MOST_INITIALIZATION:g} ×)"], rows
+        [
+            "N, D, K, backend",
+            "five iterations",
+            *initialization.METHODS,
+            f"k-means++ by five iterations (target {MOST_INITIALIZATION:g} ×)",
+        ],
+        rows,
     )
 
 
@@ -327,11 +371,14 @@ def _memory_table(found: Sequence[memory.Memory]) -> str:
             each.start,
             f"{each.of_x / memory.MEBIBYTE:.0f}",
             f"{each.before / memory.MEBIBYTE:.0f}",
-            f"{each.beyond:.1f}" + (f" (target {MOST_MEMORY:g}: {verdict(each.beyond <= MOST_MEMORY)})" if each.start == "loaded" else ""),
+            f"{each.beyond:.1f}"
+            + (f" (target {MOST_MEMORY:g}: {verdict(each.beyond <= MOST_MEMORY)})" if each.start == "loaded" else ""),
         ]
         for each in found
     ]
-    return table(["N, D, K, backend", "before the fit", "MiB of X", "MiB resident before", "MiB that the fit took"], rows)
+    return table(
+        ["N, D, K, backend", "before the fit", "MiB of X", "MiB resident before", "MiB that the fit took"], rows
+    )
 
 
 def _start_tables(results: Results) -> str:
@@ -373,7 +420,9 @@ def _agreement_table(measurements: Sequence[Measurement]) -> str:
     for dtype in DTYPES:
         rows.append([dtype, "allowed", *(f"{allowed:g}" for allowed in TOLERANCES[dtype].values())])
         for name in LIBRARIES:
-            found = [m.contenders[name].differences for m in measurements if m.case.dtype == dtype and name in m.contenders]
+            found = [
+                m.contenders[name].differences for m in measurements if m.case.dtype == dtype and name in m.contenders
+            ]
             if found:
                 rows.append([dtype, name, *(f"{max(each[what] for each in found):.1e}" for what in TOLERANCES[dtype])])
     return table(["dtype", "library", *TOLERANCES["float64"]], rows)

@@ -1,7 +1,7 @@
 """Measure everything in one run and write bench/RESULTS.md; ``make bench`` calls this.
 
-    python bench/run.py            about ten minutes
-    python bench/run.py --smoke    everything once on small data, the pytest benchmarks too; prints, writes nothing
+python bench/run.py            about ten minutes
+python bench/run.py --smoke    everything once on small data, the pytest benchmarks too; prints, writes nothing
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ def main() -> int:
     arguments = parser.parse_args()
     absent = [name for name in PEERS if importlib.util.find_spec(name) is None]
     if absent:
-        print(f"{', '.join(absent)} is not installed; the competitors come with: pip install -e '.[peers]'", file=sys.stderr)
+        print(
+            f"{', '.join(absent)} is not installed; the competitors come with: pip install -e '.[peers]'",
+            file=sys.stderr,
+        )
         return 1
     use_processors(arguments.processors)
     sys.path.insert(0, str(ROOT))

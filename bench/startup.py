@@ -59,7 +59,7 @@ def imports(rounds: int) -> dict[str, float]:
 
 
 def command_line(rounds: int) -> dict[str, float]:
-    """Median seconds of ``emalgam fit`` as a process: 10 000 × 4 from a .npy file, K = 3, model written, on each backend."""
+    """Median seconds of ``emalgam fit`` as a process on each backend: from a .npy file to a model file."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(ROWS, FEATURES)) + 6 * rng.integers(COMPONENTS, size=(ROWS, 1))
     with tempfile.TemporaryDirectory() as folder:
@@ -91,9 +91,9 @@ def numba_start(rounds: int) -> dict[str, dict[str, float]]:
 
 
 def _in_turns(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, float]:
-    """Median wall-clock seconds of each command, after one run that fills the disk cache."""
+    """Median wall-clock seconds of each command; before several rounds, one that fills the disk cache and does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in commands}
-    for round_number in range(rounds + 1):
+    for round_number in range(0 if rounds > 1 else 1, rounds + 1):
         for name, command in commands.items():
             start = time.perf_counter()
             _run(command)

@@ -2,8 +2,8 @@
 
     python -m pytest bench/test_em_iteration.py --benchmark-enable -k "cython_cpu and full"
 
-Every contender is first compared with scikit-learn, so that what computes something else cannot look fast. The table's seconds are
-seconds per iteration. `make bench` measures the same in turns.
+Every contender is first compared with scikit-learn, so that what computes something else cannot look fast. The table's
+seconds are seconds per iteration. `make bench` measures the same in turns.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.em_iteration import Contender
 from bench.libraries import EMALGAM, competitors
-from bench.problems import COVARIANCE_TYPES, DTYPES, SIZES, SMOKE_SIZES, Case
+from bench.problems import COVARIANCE_TYPES, DTYPES, SIZES, SMOKE_SIZE, Case
 
 SMALL: Final = os.environ.get("EMALGAM_BENCH_SMALL") == "1"
 CASES: Final = [
     Case(*size, covariance_type, dtype)
-    for size in (SMOKE_SIZES if SMALL else SIZES)
+    for size in ((SMOKE_SIZE,) if SMALL else SIZES)
     for covariance_type in COVARIANCE_TYPES
     for dtype in DTYPES
 ]
@@ -43,9 +43,7 @@ CLOCK: Final = Clock()
 
 
 @pytest.mark.benchmark(timer=CLOCK)
-@pytest.mark.parametrize(
-    ("case", "library"), [(case, name) for case in CASES for name in competitors(case)], ids=str
-)
+@pytest.mark.parametrize(("case", "library"), [(case, name) for case in CASES for name in competitors(case)], ids=str)
 def test_em_iteration(benchmark: BenchmarkFixture, case: Case, library: str) -> None:
     contender = Contender.of(library, case, span_seconds=0.01 if SMALL else 0.25)
     benchmark.group = f"seconds per iteration, N-D-K-covariance-dtype = {case}"

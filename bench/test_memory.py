@@ -17,4 +17,6 @@ MOST: Final = 64.0
 @pytest.mark.parametrize("backend", EMALGAM)
 def test_memory(backend: str) -> None:
     found = memory.measure(backend, smoke=SMALL)
-    assert found.beyond <= MOST, f"the fit took {found.beyond:.1f} MiB beyond X and the interpreter; expected at most {MOST}"
+    assert found.beyond <= MOST, (
+        f"the fit took {found.beyond:.1f} MiB beyond X and the interpreter; expected at most {MOST}"
+    )

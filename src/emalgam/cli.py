@@ -241,13 +241,8 @@ def _compilation(kernels: Mapping[str, Any]) -> list[str]:
     folder = f"on disk in {kernels['cache']}" if kernels["cache"] else "not compiled yet"
     if kernels["error"]:
         return [folder, f"compiling failed with {kernels['error']}"]
-    if kernels["compile_seconds"] is None:
-        return [folder, "emalgam info --compile compiles and times those that are not on disk"]
-    took = {
-        name: f"compiled in {seconds:.1f} s" if seconds else "was on disk"
-        for name, seconds in kernels["compile_seconds"].items()
-    }
-    return [folder, *(f"{name}: {text}" for name, text in took.items())]
+    took = [f"{name}: compiled in {seconds:.1f} s" for name, seconds in kernels["compile_seconds"].items()]
+    return [folder, *took, "emalgam info --compile compiles and times those that are not on disk"]
 
 
 def _print_line(label: str, *texts: object) -> None:

@@ -13,8 +13,9 @@ import numpy as np
 
 import emalgam_kernels
 from emalgam import __version__, backends
-from emalgam_kernels import Packed
+from emalgam_kernels import Direct, Packed
 from emalgam_kernels.blocks import default_threads
+from emalgam_kernels.numba_cpu import compile_times
 
 PACKAGES: Final = ("numpy", "numba", "numba-cuda", "scipy", "scikit-learn", "pyarrow", "safetensors", "torch")
 NVIDIA_DRIVER: Final = Path("/proc/driver/nvidia/gpus")
@@ -28,8 +29,8 @@ def describe(compile_kernels: bool = False) -> dict[str, Any]:
     Parameters
     ----------
     compile_kernels : bool
-        Whether to compile the Numba kernels now, for which `describe` then says the seconds. Those that are on disk
-        already take none; in an empty folder named by the environment variable NUMBA_CACHE_DIR, none are.
+        Whether to compile those Numba kernels now that are not on disk. (In an empty folder, named by the environment
+        variable NUMBA_CACHE_DIR, none are.)
 
     Returns
     -------
@@ -74,22 +75,28 @@ def _gpu(cuda: backends.BackendStatus) -> str:
 
 
 def _numba_kernels(compile_kernels: bool) -> dict[str, Any]:
-    """The folder of compiled kernels, None if there are none; seconds that each took, if it was compiled just now."""
-    seconds, error = None, None
+    """The folder of compiled kernels, None if there are none, and the seconds that each took when it was compiled."""
+    seconds: dict[str, float] = {}
+    error = None
     if compile_kernels:
         try:
-            seconds = _compile_seconds()
+            seconds = _compile()
         except Exception as reason:  # a broken Numba or LLVM raises anything, and this is where one looks for why
             error = f"{type(reason).__name__}: {reason}"
-    return {"cache": _numba_cache(), "compile_seconds": seconds, "error": error}
+    cache = _numba_cache()
+    if cache is not None:
+        seconds = {**seconds, **compile_times.recorded(Path(cache))}
+    return {"cache": cache, "compile_seconds": seconds, "error": error}
 
 
-def _compile_seconds() -> dict[str, float]:
-    """Seconds of compilation for each kernel, by running each on one number; 0 for those that were on disk."""
+def _compile() -> dict[str, float]:
+    """Have every form of the kernels compiled, by running each on one number; seconds, 0 for what was on disk."""
     kernels = emalgam_kernels.load("numba_cpu")
     for dtype, arithmetic in (("float64", "float64"), ("float32", "float32"), ("float32", "float64")):
-        one = Packed("diag", np.zeros(1), np.ones(1), None, np.zeros((1, 3)), arithmetic)
-        kernels.log_prob(np.zeros((1, 1), dtype), one, np.empty(1))
+        zero, one, x = np.zeros(1), np.ones(1), np.zeros((1, 1), dtype)
+        kernels.log_prob(x, Packed("diag", zero, one, None, np.zeros((1, 3)), arithmetic), np.empty(1))
+        direct = Direct("diag", zero, one, np.zeros((1, 1)), np.ones((1, 1)), zero, arithmetic)
+        kernels.log_prob(x, direct, np.empty(1))
     return dict(kernels.compile_seconds())
 
 

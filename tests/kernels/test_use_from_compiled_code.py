@@ -64,14 +64,20 @@ def score_float32(const float[:, ::1] z, const double[:, ::1] natural, float[::1
     free(memory)
 """
 
+# The include path is what mixture.pxd recommends: without it Cython overlooks an editable install.
 USER_SETUP = """
-import sys
+from pathlib import Path
+import emalgam_kernels
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 setup(
     name="user",
     script_args=["-q", "build_ext", "--inplace"],
-    ext_modules=cythonize([Extension("user", ["user.pyx"], extra_compile_args=["-O1", "-Werror"])], quiet=True),
+    ext_modules=cythonize(
+        [Extension("user", ["user.pyx"], extra_compile_args=["-O1", "-Werror"])],
+        include_path=[str(Path(emalgam_kernels.__file__).parents[1])],
+        quiet=True,
+    ),
 )
 """
 

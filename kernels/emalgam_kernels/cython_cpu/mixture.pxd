@@ -1,7 +1,11 @@
 """Tile functions for other people's Cython: ``from emalgam_kernels.cython_cpu.mixture cimport logit_tile``.
 
 A tile is feature-major: row d holds feature d of `columns` samples, rows are `stride` elements apart. `columns` is a
-multiple of ``tile_step()`` (``tile_step_float32()`` for the float32 functions). All run without the GIL and validate nothing.
+multiple of ``tile_step()`` (``tile_step_float32()`` for the float32 functions). All run without the GIL and validate
+nothing.
+
+``cythonize(..., include_path=[str(Path(emalgam_kernels.__file__).parents[1])])`` finds this file however the package is
+installed; for an editable install it has to be said. No header and no compiler flag is needed.
 """
 
 cpdef Py_ssize_t tile_step() noexcept nogil

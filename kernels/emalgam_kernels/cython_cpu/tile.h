@@ -43,7 +43,8 @@ INLINE VEC N_(exp)(VEC x) {
     return (VEC)((IVEC)(p * power) & ~(IVEC)(x < P_(EXP_UNDERFLOW)));
 }
 
-/* log(x) for normal x > 0: x = 2ᵉ (1 + f), s = f / (2 + f), log(1 + f) = f − (f²/2 − s (f²/2 + s² p(s²))). NaN stays. */
+/* log(x) for normal x > 0: x = 2ᵉ (1 + f), s = f / (2 + f), log(1 + f) = f − (f²/2 − s (f²/2 + s² p(s²))). NaN stays.
+ */
 INLINE VEC N_(log)(VEC x) {
     static const REAL c[] = {P_(LOG_COEFFICIENTS)};
     const VEC one = x - x + (REAL)1;
@@ -61,7 +62,7 @@ INLINE VEC N_(log)(VEC x) {
 
 /* ---- features ---------------------------------------------------------------------------------------------- */
 
-/* Rows [first, last) of φ(z) for one tile: full  z_i z_j (i ≥ j), z_i, 1;  diag  z_i², z_i, 1;  spherical  ‖z‖², z_i, 1.
+/* Rows [first, last) of φ(z) for one tile: full  z_i z_j (i ≥ j), z_i, 1; diag  z_i², z_i, 1; spherical  ‖z‖², z_i, 1.
  */
 KERNEL void N_(feature_tile)(int map, const REAL *restrict z, Py_ssize_t D, Py_ssize_t columns, Py_ssize_t stride,
                              Py_ssize_t first, Py_ssize_t last, REAL *restrict phi) {
@@ -162,8 +163,8 @@ KERNEL void N_(logit_tile)(const REAL *restrict packed, Py_ssize_t K, Py_ssize_t
 
 /* ---- log-sum-exp ------------------------------------------------------------------------------------------- */
 
-/* L ← ω softmax_k(L), log p ← log Σ_k exp(L_k). `store` = 0 leaves L as it is; `hard` puts ω at the (first) maximum of L
- * instead, and log p is that maximum. */
+/* L ← ω softmax_k(L), log p ← log Σ_k exp(L_k). `store` = 0 leaves L as it is; `hard` puts ω at the (first) maximum of
+ * L instead, and log p is that maximum. */
 KERNEL void N_(softmax_tile)(REAL *restrict logits, Py_ssize_t K, Py_ssize_t columns, Py_ssize_t stride,
                              const REAL *restrict weight, int hard, int store, REAL *restrict log_prob) {
     for (Py_ssize_t n = 0; n < columns; n += 4 * LANES) {
@@ -296,8 +297,8 @@ KERNEL void N_(statistic_tile)(const REAL *restrict r, Py_ssize_t K, const REAL 
 
 /* ---- one block of rows: the tile loop ------------------------------------------------------------------------ */
 
-/* z ← (x − shift) · scale for `rows` rows of x, zero in padding columns and where the weight is zero: such a row may hold
- * anything finite, and 0 · φ must be 0. */
+/* z ← (x − shift) · scale for `rows` rows of x, zero in padding columns and where the weight is zero: such a row may
+ * hold anything finite, and 0 · φ must be 0. */
 KERNEL void N_(load_tile)(const Problem *p, Py_ssize_t start, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t stride,
                           REAL *restrict weight, REAL *restrict z) {
     for (Py_ssize_t n = 0; n < rows; ++n)
@@ -487,8 +488,8 @@ KERNEL void N_(mixture_block)(const Problem *p, char *workspace) {
 }
 
 static const JOIN2(Tiles, TYPE) N_(tiles) = {
-    LEVEL_NAME, 8 * VECTOR_LANES, N_(workspace_size), N_(mixture_block), N_(feature_tile), N_(pack_natural), N_(logit_tile),
-    N_(softmax_tile), N_(statistic_tile)};
+    LEVEL_NAME, 8 * VECTOR_LANES, N_(workspace_size), N_(mixture_block), N_(feature_tile), N_(pack_natural),
+    N_(logit_tile), N_(softmax_tile), N_(statistic_tile)};
 
 #undef LANES
 #undef VEC
