@@ -6,7 +6,7 @@ hundred, and shows that long double was enough. Letters: N samples, D features, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import mpmath
@@ -268,10 +268,25 @@ def ulp_errors(values: np.ndarray, truth: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def chebyshev_coefficients(
-    function: Callable[[mpmath.mpf], mpmath.mpf], interval: Iterable[mpmath.mpf], count: int, dtype: str
+    function: Callable[[mpmath.mpf], mpmath.mpf], interval: tuple[mpmath.mpf, mpmath.mpf], count: int, dtype: str
 ) -> list[float]:
-    """Chebyshev interpolant of `function` with `count` coefficients, highest degree first, each rounded to `dtype`."""
+    """Interpolant of `function` at `count` Chebyshev nodes: coefficients, highest degree first, rounded to `dtype`."""
     with mpmath.workdps(DIGITS):
-        fitted = mpmath.chebyfit(function, [mpmath.mpf(end) for end in interval], count)
+        middle, half = (interval[1] + interval[0]) / 2, (interval[1] - interval[0]) / 2
+        angles = [mpmath.pi * (2 * k + 1) / (2 * count) for k in range(count)]
+        values = [function(middle + half * mpmath.cos(angle)) for angle in angles]
+        t = np.array(
+            [1 / half, -middle / half], object
+        )  # (x − middle) / half as a polynomial in x, highest degree first
+        before, chebyshev = np.array([mpmath.mpf(0)], object), np.array([mpmath.mpf(1)], object)
+        fitted = np.full(count, mpmath.mpf(0), object)
+        for degree in range(count):
+            terms = (value * mpmath.cos(degree * angle) for value, angle in zip(values, angles, strict=True))
+            coefficient = mpmath.fsum(terms) * (2 if degree else 1) / count
+            fitted[count - len(chebyshev) :] += coefficient * chebyshev
+            # T₁ = t, T_{j+1} = 2 t T_j − T_{j−1}
+            following = np.convolve((2 if degree else 1) * t, chebyshev)
+            following[len(following) - len(before) :] -= before
+            before, chebyshev = chebyshev, following
         bits = np.finfo(dtype).nmant + 1
         return [float(mpmath.mpf(c, prec=bits, rounding="n")) for c in fitted]
