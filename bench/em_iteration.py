@@ -26,8 +26,8 @@ from bench.problems import Case, problem
 T = TypeVar("T")
 
 FIRST: Final = 1
-SPAN_SECONDS: Final = 0.5
-FEWEST_ITERATIONS: Final = 2
+SPAN_SECONDS: Final = 1.0
+FEWEST_ITERATIONS: Final = 3
 MOST_ITERATIONS: Final = 400
 PAUSE: Final = 0.1  # seconds: threads of the library before spin for a while after their last work
 

@@ -266,10 +266,10 @@ METHOD: Final = """## How
 
 Every library begins from the same weights, means and precisions on the same rows and adds nothing to covariances.
 Seconds per iteration are the difference between a long and a one-iteration fit, divided by the difference in
-iterations; the long one is about {span} s longer, or two iterations. The libraries take turns, {rounds} times each,
-scikit-learn too; the figures are medians. All use every processor of the table above: emalgam's and oneDAL's own
-threads, scikit-learn's BLAS. Starts of processes are medians of {starts}. Before it is timed, each library has to agree
-with scikit-learn in float64; see the end.
+iterations; the long one is about {span:g} s longer, three iterations at least. The libraries take turns, {rounds}
+times each, scikit-learn too; the figures are medians. All use every processor of the table above: emalgam's and
+oneDAL's own threads, scikit-learn's BLAS. Starts of processes are medians of {starts}. Before it is timed, each library
+has to agree with scikit-learn in float64; see the end.
 """
 
 BACKENDS_NOTE: Final = """What the guard chose (the benchmark stops if it leaves the dtype of the data), the share of

@@ -91,7 +91,7 @@ def numba_start(rounds: int) -> dict[str, dict[str, float]]:
 
 
 def _in_turns(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, float]:
-    """Median wall-clock seconds of each command; before several rounds, one that fills the disk cache and does not count."""
+    """Median wall-clock seconds of each command; before several rounds, one round fills the disk cache."""
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     for round_number in range(0 if rounds > 1 else 1, rounds + 1):
         for name, command in commands.items():

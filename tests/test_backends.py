@@ -60,6 +60,13 @@ def test_a_broken_library_is_passed_over_and_its_reason_told(monkeypatch: pytest
         backends.resolve("cython_cpu")
 
 
+def test_a_mistyped_simd_level_is_no_reason_to_run_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMALGAM_SIMD", "avx2")
+    monkeypatch.delenv(backends.VARIABLE, raising=False)
+    with pytest.raises(ValueError, match="environment variable EMALGAM_SIMD is 'avx2'; expected one of v4, v3, base"):
+        backends.resolve()
+
+
 def test_unavailable_says_all_four_things() -> None:
     """Which backend, why, the command that installs it, and what is available."""
     with pytest.raises(BackendUnavailable) as caught:
@@ -67,7 +74,7 @@ def test_unavailable_says_all_four_things() -> None:
     text = str(caught.value)
     assert "backend 'numba_cuda' is unavailable" in text
     assert emalgam_kernels.probe("numba_cuda") in text
-    assert 'pip install "emalgam[cuda]"' in text
+    assert 'pip install --upgrade "emalgam[cuda]"' in text
     assert "Available here: reference" in text
 
 
@@ -143,7 +150,6 @@ HEAVY = ("torch", "dask", "matplotlib", "numba", "sklearn", "scipy", "pyarrow", 
             "",
         ),
         ("import emalgam; emalgam.load_model", ""),
-        ("import emalgam; emalgam.backends.status()", ""),
         ("import emalgam; emalgam.plot", ""),
         ("import emalgam.cli", ""),
         ("import emalgam; emalgam.GaussianMixture", "sklearn"),

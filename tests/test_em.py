@@ -15,6 +15,7 @@ import emalgam
 from emalgam import initialization
 from emalgam.covariance import COVARIANCES
 from emalgam.m_step import effective_components
+from emalgam_kernels import blocks
 from tests.conftest import COVARIANCE_TYPES, Variant
 from tests.tolerances import tolerance
 
@@ -206,9 +207,12 @@ def test_weights_mean_repetition_and_zero_means_absence(variant: Variant, init_p
     np.testing.assert_allclose(weighted.mixture.means, repeated.mixture.means, rtol=0, atol=20 * bound)
 
 
-def test_threads_give_the_same_bits(variant: Variant) -> None:
+def test_threads_give_the_same_bits(variant: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With so small blocks that there are many for each thread."""
+    monkeypatch.setattr(blocks, "FLOP_PER_BLOCK", 1)
     x, _ = blobs(20000, 4, 5)
     x = x.astype(variant.dtype)
+    assert len(x) > 8 * blocks.rows_per_block(5, 15)
     results = [
         quiet_fit(
             x,
@@ -219,8 +223,9 @@ def test_threads_give_the_same_bits(variant: Variant) -> None:
             backend=variant.backend,
             n_threads=n,
         )
-        for n in (1, 2)
+        for n in (1, 2, 5)
     ]
+    assert results[0].lower_bounds == results[2].lower_bounds
     assert results[0].lower_bounds == results[1].lower_bounds
     for name in ("weights", "means", "covariances"):
         np.testing.assert_array_equal(getattr(results[0].mixture, name), getattr(results[1].mixture, name))
@@ -256,6 +261,21 @@ def test_callback_sees_every_iteration_and_can_stop() -> None:
     assert events[0].change == np.inf
     assert events[2].change == result.lower_bounds[2] - result.lower_bounds[1]
     assert result.n_iter == 3
+    assert not result.converged
+
+
+def test_a_callback_ends_all_restarts_and_is_no_failure() -> None:
+    """Anything true will do, NumPy's too; a wanted stop is no warning."""
+    x, _ = blobs()
+    seen: list[tuple[int, int]] = []
+
+    def enough(event: emalgam.Iteration) -> object:
+        seen.append((event.restart, event.iteration))
+        return np.bool_(event.iteration == 2)
+
+    result = emalgam.fit(x, 4, n_init=3, tol=0.0, random_state=0, callback=enough)
+    assert seen == [(0, 1), (0, 2)]
+    assert result.stopped
     assert not result.converged
 
 
@@ -394,6 +414,24 @@ def test_initial_statistics_are_those_of_the_nearest_centre(covariance_type: str
     np.testing.assert_allclose(estimate, expected, atol=1e-12)
 
 
+def test_blas_limit_is_lifted_by_the_last_of_overlapping_fits() -> None:
+    """Two fits that overlap in threads leave BLAS as it was."""
+    from emalgam.blas import _controller, one_blas_thread
+
+    def threads() -> list[int]:
+        return [library.num_threads for library in _controller().select(user_api="blas").lib_controllers]
+
+    before = threads()
+    first, second = one_blas_thread(), one_blas_thread()
+    first.__enter__()
+    second.__enter__()
+    assert set(threads()) == {1}
+    first.__exit__(None, None, None)
+    assert set(threads()) == {1}
+    second.__exit__(None, None, None)
+    assert threads() == before
+
+
 # ---- components that collapse
 
 
@@ -438,6 +476,16 @@ def test_reseeding_gives_the_component_other_work(backend: str) -> None:
     moved = quiet_fit(x, 2, random_state=1, backend=backend, on_degenerate="reseed", **given)
     assert stuck.mixture.weights.min() < 0.01
     assert moved.mixture.weights.min() > 0.2
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_a_reseeded_fit_returns_what_it_reports(covariance_type: str) -> None:
+    """The bound is that of the returned mixture (one M-step on), never of one whose component was then thrown away."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(size=(100, 2)), np.full((20, 2), 9.0), np.full((20, 2), -9.0)])
+    for seed in range(20):
+        result = quiet_fit(x, 4, covariance_type=covariance_type, on_degenerate="reseed", random_state=seed)
+        assert result.mixture.log_prob(x).mean() >= result.lower_bound - 1e-6, f"random_state={seed}"
 
 
 def test_indefinite_covariances_are_lifted(backend: str) -> None:

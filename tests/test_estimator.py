@@ -181,6 +181,34 @@ def test_not_fitted_and_other_errors() -> None:
         GaussianMixture(verbose_interval=0).fit(np.eye(4))
 
 
+def test_changed_attributes_count() -> None:
+    """scikit-learn's users move means by hand, or set the parameters of a model that was never fitted."""
+    ours, x = fitted()
+    theirs = Peer(4)
+    moved = ours.means_ + 1.0
+    for model in (ours, theirs):
+        model.weights_, model.means_ = ours.weights_, moved
+        model.covariances_, model.precisions_cholesky_ = ours.covariances_, ours.precisions_cholesky_
+    np.testing.assert_allclose(ours.score_samples(x), theirs.score_samples(x), rtol=1e-10)
+    ours.means_ += 2.0
+    theirs.means_ = ours.means_
+    np.testing.assert_allclose(ours.score_samples(x), theirs.score_samples(x), rtol=1e-10)
+    unfitted = GaussianMixture(4)
+    unfitted.weights_, unfitted.means_ = ours.weights_, ours.means_
+    with pytest.raises(NotFittedError):
+        unfitted.predict(x)
+    unfitted.precisions_cholesky_ = ours.precisions_cholesky_
+    np.testing.assert_allclose(unfitted.score_samples(x), theirs.score_samples(x), rtol=1e-10)
+
+
+def test_derived_mixtures_keep_the_names() -> None:
+    x, _ = blobs(300)
+    frame = pd.DataFrame(x, columns=["a", "b", "c"])
+    model = GaussianMixture(2, random_state=0).fit(frame)
+    assert model.marginal([2, 0]).feature_names_in_.tolist() == ["c", "a"]
+    assert model.conditional([1], [0.0]).predict(frame[["a", "c"]]).shape == (300,)
+
+
 # ---- without a fit
 
 

@@ -28,15 +28,18 @@ __all__ = ["BACKENDS", "KERNELS", "Direct", "Packed", "Parameters", "load", "pro
 
 
 def probe(backend: str) -> str | None:
-    """Why `backend` cannot run here, or None if it can. Imports neither Numba nor a compiled module."""
+    """Why `backend` cannot run here, or None if it can. Imports neither Numba nor a compiled module.
+
+    ValueError for a backend that does not exist, or a setting of it that is not valid.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
     reason: str | None = importlib.import_module(f"emalgam_kernels.{backend}").probe()
     return reason
 
 
 def load(backend: str) -> ModuleType:
     """The module that holds the kernels of `backend`; ImportError with the reason if it cannot run here."""
-    if backend not in BACKENDS:
-        raise ValueError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
     reason = probe(backend)
     if reason is not None:
         raise ImportError(f"emalgam_kernels.{backend} cannot run here: {reason}")

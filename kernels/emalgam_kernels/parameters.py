@@ -34,7 +34,7 @@ def statistic_count(feature_map: str, n_features: int) -> int:
     return {"full": (D + 1) * (D + 2) // 2, "diag": 2 * D + 1, "spherical": D + 2}[feature_map]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Packed:
     """A mixture as natural parameters in a frame.
 
@@ -68,7 +68,7 @@ class Packed:
         return int(self.natural.shape[1])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Direct:
     """A mixture as means and precision factors in a frame: ``log w_k N = c_k − ½ ‖P_kᵀ (z − μ_k)‖²``.
 

@@ -23,7 +23,7 @@ INSTALL: Final = {
     "reference": "pip install emalgam",
     "cython_cpu": "apt-get install gcc python3-dev && pip install --force-reinstall --no-binary emalgam emalgam",
     "numba_cpu": "pip install numba",
-    "numba_cuda": 'pip install "emalgam[cuda]"',
+    "numba_cuda": 'pip install --upgrade "emalgam[cuda]"',
 }
 
 _used: ContextVar[str | None] = ContextVar("emalgam_backend", default=None)
@@ -63,8 +63,8 @@ def _probe(name: str) -> str | None:
 
 
 def status() -> list[BackendStatus]:
-    """Every backend in the order of `emalgam_kernels.BACKENDS`; looks without importing Numba or compiled modules."""
-    reasons = ((name, emalgam_kernels.probe(name)) for name in emalgam_kernels.BACKENDS)
+    """Every backend in the order of `emalgam_kernels.BACKENDS`, each imported to see whether it really runs."""
+    reasons = ((name, _probe(name)) for name in emalgam_kernels.BACKENDS)
     return [BackendStatus(name, reason is None, reason, INSTALL[name]) for name, reason in reasons]
 
 

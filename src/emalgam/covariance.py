@@ -109,6 +109,10 @@ class Covariance(ABC):
         """Covariances of the type's shape with the variances (D,) of independent features, the same for all."""
 
     @abstractmethod
+    def select(self, covariances: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """The covariances of some of the features."""
+
+    @abstractmethod
     def narrow(self, estimate: np.ndarray, total: np.ndarray, floor: np.ndarray) -> np.ndarray:
         """Whose estimate is below `floor` (D,) in some direction, (K,) bool.
 
@@ -177,6 +181,9 @@ class _Matrix(Covariance):
 
     def regularize(self, covariances: np.ndarray, floor: np.ndarray) -> np.ndarray:
         return covariances + floor[..., None] * np.eye(floor.shape[-1])
+
+    def select(self, covariances: np.ndarray, features: np.ndarray) -> np.ndarray:
+        return covariances[..., features[:, None], features]
 
     def cancellation(self, components: Components) -> float:
         K, D = components.means.shape
@@ -335,6 +342,9 @@ class Diag(Covariance):
     def regularize(self, covariances: np.ndarray, floor: np.ndarray) -> np.ndarray:
         return covariances + floor
 
+    def select(self, covariances: np.ndarray, features: np.ndarray) -> np.ndarray:
+        return covariances[:, features]
+
     def from_variances(self, variances: np.ndarray, n_components: int) -> np.ndarray:
         return np.tile(variances, (n_components, 1))
 
@@ -377,6 +387,9 @@ class Spherical(Diag):
 
     def regularize(self, covariances: np.ndarray, floor: np.ndarray) -> np.ndarray:
         return covariances + floor.mean(axis=-1)
+
+    def select(self, covariances: np.ndarray, features: np.ndarray) -> np.ndarray:
+        return covariances
 
     def from_variances(self, variances: np.ndarray, n_components: int) -> np.ndarray:
         return np.full(n_components, variances.mean())

@@ -13,11 +13,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from emalgam.blas import one_blas_thread
 from emalgam.covariance import COVARIANCES, Covariance
 from emalgam.guard import ALGORITHMS, Evaluation, choose_evaluation, parameters_of
 from emalgam.initialization import INITIALIZATIONS, Given
 from emalgam.m_step import POLICIES, MStep, NumericalError, effective_components
-from emalgam.mixture import Mixture, check_numbers, check_weights
+from emalgam.mixture import Mixture, check_numbers, check_symmetric, check_weights
 from emalgam.observations import Observations
 from emalgam.packing import Components, Frame, Moments
 from emalgam.validation import check_choice, check_integer, check_number, generator
@@ -59,6 +60,8 @@ class Fit:
         What ran last.
     error_bound : float
         Bound on the absolute error of a log-density near the components, in nats.
+    stopped : bool
+        Whether the callback ended it.
     """
 
     mixture: Mixture
@@ -71,6 +74,12 @@ class Fit:
     algorithm: str
     arithmetic: str
     error_bound: float
+    stopped: bool = False
+
+    @property
+    def short_of_convergence(self) -> bool:
+        """Whether `max_iter` ended the fit, which deserves a warning."""
+        return self.n_iter > 0 and not (self.converged or self.stopped)
 
 
 @dataclass(frozen=True)
@@ -152,7 +161,7 @@ def fit(
     n_threads : int, optional
         None means all processors; the result does not depend on it.
     callback : function of one `Iteration`, optional
-        Called after every iteration; the fit stops when it returns True.
+        Called after every iteration; the fit ends, without further restarts, when it returns something true.
 
     Returns
     -------
@@ -186,7 +195,7 @@ def fit(
     data = Observations.of(x, sample_weight, covariance, backend, n_threads)
     given = given_parameters(covariance, K, data.frame, weights_init, means_init, precisions_init)
     result = fit_observations(data, covariance, K, settings, given, generator(random_state))
-    if not result.converged and settings.max_iter > 0:
+    if result.short_of_convergence:
         warnings.warn(not_converged(result, settings), ConvergenceWarning, stacklevel=2)
     return result
 
@@ -209,6 +218,7 @@ def given_parameters(covariance: Covariance, K: int, frame: Frame, weights: Any,
         checked["means"] = frame.apply(check_numbers("means_init", means, (K, D)))
     if precisions is not None:
         values = check_numbers("precisions_init", precisions, covariance.shape(K, D))
+        check_symmetric("precisions_init", covariance, values)
         try:
             factor = covariance.factor_precisions(values)
         except np.linalg.LinAlgError:
@@ -240,6 +250,19 @@ def fit_observations(
             f"there are {data.rows_with_weight()} samples (with positive weight) for n_components={K}; "
             "expected at least as many samples as components"
         )
+    with one_blas_thread():
+        return _best_restart(data, covariance, K, settings, given, rng, start)
+
+
+def _best_restart(
+    data: Observations,
+    covariance: Covariance,
+    K: int,
+    settings: Settings,
+    given: Given,
+    rng: np.random.Generator,
+    start: Start | None,
+) -> Fit:
     best: Fit | None = None
     failures: list[str] = []
     for restart in range(1 if start is not None else settings.n_init):
@@ -250,6 +273,8 @@ def fit_observations(
             continue
         if best is None or result.lower_bound > best.lower_bound:
             best = result
+        if result.stopped:
+            break
     if best is None:
         raise NumericalError("no restart gave a finite likelihood; " + "; ".join(failures))
     return best
@@ -275,7 +300,7 @@ class _Restart:
         components = start.mixture.components(self.data.frame) if start is not None else self.first(given)
         lower_bound = start.lower_bound if start is not None else -np.inf
         trace: list[float] = []
-        converged = False
+        converged = stopped = False
         how = self.evaluation(components)
         for iteration in range(1, self.settings.max_iter + 1):
             how = self.evaluation(components)
@@ -284,12 +309,13 @@ class _Restart:
             if not np.isfinite(bound):
                 raise NumericalError(f"the log-likelihood became {bound} in iteration {iteration}")
             moments = self.covariance.moments(statistics, components, how.algorithm)
-            components = self.m_step.update(moments, components, how.algorithm, iteration)
+            last = iteration == self.settings.max_iter
+            components = self.m_step.update(moments, components, how.algorithm, iteration, reseed=not last)
             change, lower_bound = bound - lower_bound, bound
             trace.append(bound)
-            stop = self.report(iteration, bound, change)
-            converged = abs(change) < self.settings.tol
-            if converged or stop:
+            stopped = self.report(iteration, bound, change)
+            converged = abs(change) < self.settings.tol and not self.m_step.reseeded
+            if converged or stopped:
                 break
         return Fit(
             mixture=Mixture.from_components(components, self.data.frame, self.covariance),
@@ -302,11 +328,12 @@ class _Restart:
             algorithm=how.algorithm,
             arithmetic=how.arithmetic,
             error_bound=how.error_bound,
+            stopped=stopped,
         )
 
     def report(self, iteration: int, lower_bound: float, change: float) -> bool:
         callback = self.settings.callback
-        return callback is not None and callback(Iteration(self.number, iteration, lower_bound, change)) is True
+        return callback is not None and bool(callback(Iteration(self.number, iteration, lower_bound, change)))
 
     def evaluation(self, components: Components) -> Evaluation:
         """The guard, before each pass."""
@@ -321,7 +348,9 @@ class _Restart:
             initialize = INITIALIZATIONS[self.settings.init_params]
             statistics = initialize(self.data, self.covariance, self.K, self.rng)
             moments = Moments.of(statistics, np.zeros((self.K, D)))
-            components = self.m_step.update(moments, replace(components, means=moments.means()), "packed", 0)
+            components = self.m_step.update(
+                moments, replace(components, means=moments.means()), "packed", 0, reseed=True
+            )
         changes = {
             name: value
             for name in ("weights", "means", "precisions_cholesky")

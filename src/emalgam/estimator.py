@@ -1,5 +1,4 @@
-"""`GaussianMixture`: scikit-learn's estimator over `emalgam.em`. This module imports scikit-learn; nothing below it
-does."""
+"""`GaussianMixture`: scikit-learn's estimator over `emalgam.em`; the one module that imports scikit-learn."""
 
 from __future__ import annotations
 
@@ -21,6 +20,8 @@ from emalgam.mixture import Mixture
 from emalgam.observations import Observations
 from emalgam.validation import check_choice, check_integer, generator
 from emalgam_kernels.blocks import tile_dtype
+
+PARAMETERS = ("weights_", "means_", "precisions_cholesky_")
 
 
 class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is not typed
@@ -148,8 +149,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
 
         Examples
         --------
-        >>> GaussianMixture.from_parameters([1.0], [[0.0]], [[[1.0]]]).score([[0.0]]).round(6)
-        np.float64(-0.918939)
+        >>> round(GaussianMixture.from_parameters([1.0], [[0.0]], [[[1.0]]]).score([[0.0]]), 6)
+        -0.918939
         """
         mixture = Mixture(weights, means, covariances, constructor_arguments.get("covariance_type", "full"))
         constructor_arguments.setdefault("n_components", mixture.n_components)
@@ -194,7 +195,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
                 )
             start = Start(self.mixture_, self.lower_bound_)
         result = fit_observations(data, covariance, K, settings, given, generator(self.random_state), start)
-        if not result.converged and settings.max_iter > 0:
+        if result.short_of_convergence:
             warnings.warn(not_converged(result, settings), ConvergenceWarning, stacklevel=2)
         return self._adopt(result.mixture, tile_dtype(data.x), result)
 
@@ -203,7 +204,6 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         return self.fit(X, sample_weight=sample_weight).predict(X)
 
     def _settings(self) -> Settings:
-        check_integer("verbose", self.verbose, 0)
         return Settings(
             tol=self.tol,
             reg_covar=self.reg_covar,
@@ -212,7 +212,10 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
             init_params=self.init_params,
             on_degenerate=self.on_degenerate,
             algorithm=self.algorithm,
-            callback=_printer(self.verbose, check_integer("verbose_interval", self.verbose_interval, 1)),
+            callback=_printer(
+                check_integer("verbose", int(self.verbose) if isinstance(self.verbose, bool) else self.verbose, 0),
+                check_integer("verbose_interval", self.verbose_interval, 1),
+            ),
         )
 
     def _adopt(self, mixture: Mixture, dtype: np.dtype, result: Fit | None = None) -> Self:
@@ -250,7 +253,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Mean of log p(x_n) over the rows of X, weighted if there are weights, in nats."""
-        return np.average(self.score_samples(X), weights=sample_weight)
+        return float(np.average(self.score_samples(X), weights=sample_weight))
 
     def predict(self, X: Any) -> Any:
         """The component with the largest responsibility for each row, (N,) int64."""
@@ -261,42 +264,58 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         return self._evaluate("responsibilities", X)
 
     def _evaluate(self, method: str, X: Any) -> Any:
-        check_is_fitted(self)
-        result = getattr(self.mixture_, method)(
+        mixture = self._mixture()
+        result = getattr(mixture, method)(
             self._read(X, reset=False), backend=self.backend, algorithm=self.algorithm, n_threads=self.n_threads
         )
         return arrays.like(result, X)
 
+    def _mixture(self) -> Mixture:
+        """`mixture_`, or what the attributes say if somebody has changed them, as scikit-learn allows."""
+        check_is_fitted(self, PARAMETERS)
+        mixture: Mixture | None = getattr(self, "mixture_", None)
+        changed = mixture is None or not all(
+            np.array_equal(getattr(self, f"{name}_"), getattr(mixture, name).astype(self.means_.dtype))
+            for name in ("weights", "means", "precisions_cholesky")
+        )
+        if changed:
+            covariances = COVARIANCES[self.covariance_type].covariances(
+                np.asarray(self.precisions_cholesky_, dtype=np.float64)
+            )
+            self._adopt(Mixture(self.weights_, self.means_, covariances, self.covariance_type), self.means_.dtype)
+        return self.mixture_
+
     def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """n_samples points of the mixture and their components, grouped by component."""
-        check_is_fitted(self)
-        return self.mixture_.sample(n_samples, self.random_state)
+        return self._mixture().sample(n_samples, self.random_state)
 
     def bic(self, X: Any) -> float:
         """Schwarz's criterion −2 Σ log p + parameters · log N: the lower the better."""
-        log_prob = self.score_samples(X)
-        return float(-2.0 * log_prob.sum() + self.mixture_.n_parameters * np.log(len(log_prob)))
+        return self._evaluate("bic", X)
 
     def aic(self, X: Any) -> float:
         """Akaike's criterion −2 Σ log p + 2 · parameters: the lower the better."""
-        return float(-2.0 * self.score_samples(X).sum() + 2.0 * self.mixture_.n_parameters)
+        return self._evaluate("aic", X)
 
     def marginal(self, features: Sequence[int]) -> GaussianMixture:
         """The mixture of some of the features; see `Mixture.marginal`."""
-        check_is_fitted(self)
-        return self._derived(self.mixture_.marginal(features))
+        return self._derived(self._mixture().marginal(features), np.asarray(features))
 
     def conditional(self, features: Sequence[int], values: Any) -> GaussianMixture:
         """The mixture of the other features given that `features` have `values`; see `Mixture.conditional`."""
-        check_is_fitted(self)
-        return self._derived(self.mixture_.conditional(features, values))
+        rest = np.setdiff1d(np.arange(self.n_features_in_), features)
+        return self._derived(self._mixture().conditional(features, values), rest)
 
-    def _derived(self, mixture: Mixture) -> GaussianMixture:
+    def _derived(self, mixture: Mixture, features: np.ndarray) -> GaussianMixture:
+        """An estimator like this one over some of the features, with their names."""
         arguments = self.get_params()
         for name in ("weights_init", "means_init", "precisions_init"):
             arguments[name] = None
         arguments["n_components"] = mixture.n_components
-        return type(self)(**arguments)._adopt(mixture, self.means_.dtype)
+        derived = type(self)(**arguments)._adopt(mixture, self.means_.dtype)
+        if hasattr(self, "feature_names_in_"):
+            derived.feature_names_in_ = self.feature_names_in_[features]
+        return derived
 
 
 def _printer(verbose: int, interval: int) -> Callable[[Iteration], None] | None:

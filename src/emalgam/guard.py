@@ -46,9 +46,23 @@ def choose_evaluation(algorithm: str, dtype: np.dtype, covariance: Covariance, c
             if algorithm == "packed" or bound <= TOLERANCE[arithmetic]:
                 return Evaluation("packed", arithmetic, bound)
     # About its own mean only Σ_k itself can cancel; the differences z − μ_k have size m.
-    own = covariance.cancellation(replace(components, means=np.zeros_like(components.means)))
-    size = own + float(np.sqrt(covariance.cancellation(components)))
+    size = _own_cancellation(covariance, components) + float(np.sqrt(covariance.cancellation(components)))
     return Evaluation("direct", "float64", ERROR_FACTOR * float(np.finfo(np.float64).eps) * size)
+
+
+def packed_reach(how: Evaluation, covariance: Covariance, components: Components) -> float:
+    """½ m²: a row whose log-density is lower than that below the constants is too far away for the packed form.
+
+    At m standard deviations from the components the terms are about m² · own / D large, so the tolerance holds while
+    4 · eps · m² · own / D does.
+    """
+    eps = float(np.finfo(how.arithmetic).eps)
+    own = _own_cancellation(covariance, components) / components.means.shape[1]
+    return 0.5 * TOLERANCE[how.arithmetic] / (ERROR_FACTOR * eps * own)
+
+
+def _own_cancellation(covariance: Covariance, components: Components) -> float:
+    return covariance.cancellation(replace(components, means=np.zeros_like(components.means)))
 
 
 def parameters_of(covariance: Covariance, components: Components, frame: Frame, how: Evaluation) -> Parameters:

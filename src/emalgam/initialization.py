@@ -64,12 +64,16 @@ def draw(mass: np.ndarray, u: np.ndarray) -> np.ndarray:
     """
     starts = np.arange(0, len(mass), ROWS_AT_ONCE)
     ends = np.cumsum(np.add.reduceat(mass, starts))
+    targets = u * ends[-1]
+    last = int(np.searchsorted(ends, ends[-1]))  # the last block that holds any mass
+    blocks = np.minimum(np.searchsorted(ends, targets, side="right"), last)
     chosen = np.empty(len(u), np.int64)
-    for n, target in enumerate(np.asarray(u) * ends[-1]):
-        block = min(int(np.searchsorted(ends, target, side="right")), len(ends) - 1)
+    for block in np.unique(blocks):
+        drawn = blocks == block
         part = mass[starts[block] : starts[block] + ROWS_AT_ONCE]
-        inside = int(np.searchsorted(np.cumsum(part), target - (ends[block - 1] if block else 0.0), side="right"))
-        chosen[n] = starts[block] + (inside if inside < len(part) else int(np.flatnonzero(part)[-1]))
+        rest = targets[drawn] - (ends[block - 1] if block else 0.0)
+        inside = np.searchsorted(np.cumsum(part), rest, side="right")
+        chosen[drawn] = starts[block] + np.minimum(inside, np.flatnonzero(part)[-1])
     return chosen
 
 
@@ -197,9 +201,11 @@ def random_statistics(
     data: Observations, covariance: Covariance, n_components: int, rng: np.random.Generator
 ) -> np.ndarray:
     """S for responsibilities drawn uniformly and normalized, row by row."""
-    out = np.zeros((n_components, statistic_count(covariance.feature_map, data.n_features)))
-    for start in range(0, len(data.x), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
+    F = statistic_count(covariance.feature_map, data.n_features)
+    out = np.zeros((n_components, F))
+    step = max(ELEMENTS_OF_A_SAMPLE // max(F, n_components), 1)
+    for start in range(0, len(data.x), step):
+        rows = slice(start, start + step)
         r = rng.random((len(data.x[rows]), n_components))
         r /= r.sum(axis=1, keepdims=True)
         if data.weight is not None:

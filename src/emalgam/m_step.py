@@ -2,7 +2,7 @@
 
 A component collapses when no data are left to it, or when its data have (almost) no spread in a direction in which all
 data have some. `on_degenerate` is the policy: "regularize" keeps it positive definite, "reseed" starts it again at a
-random row, "error" names it.
+random row (at most ten times as often as there are components; then it regularizes), "error" names it.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class MStep:
         self.spread = np.where(data.variance > 0, data.variance, 1.0)
         self.floor = RELATIVE_FLOOR * self.spread
         self.added = self.floor if reg_covar == "auto" else float(reg_covar) * data.frame.scale**2
+        self.reseeded = False
         self.reseeds_left = RESEEDS_PER_COMPONENT * n_components
 
     def broadest(self, means: np.ndarray) -> Components:
@@ -64,8 +65,10 @@ class MStep:
         covariances = self.covariance.from_variances(self.spread, self.K)
         return Components(np.full(self.K, 1.0 / self.K), means, covariances, self.covariance.factor(covariances))
 
-    def update(self, moments: Moments, old: Components, algorithm: str, iteration: int) -> Components:
+    def update(self, moments: Moments, old: Components, algorithm: str, iteration: int, reseed: bool) -> Components:
         """w_k = N_k / Σ N, μ_k and Σ_k from the moments, regularized; then the policy.
+
+        `reseed` is False in the last iteration: a component that no pass would look at again is not started anew.
 
         Raises
         ------
@@ -96,7 +99,8 @@ class MStep:
             collapsed = np.flatnonzero(empty | narrow)
             if len(collapsed) and self.on_degenerate == "error":
                 raise self.collapse(int(collapsed[0]), weights, iteration)
-            if 0 < len(collapsed) <= self.reseeds_left:
+            self.reseeded = reseed and 0 < len(collapsed) <= self.reseeds_left
+            if self.reseeded:
                 self.reseed(collapsed, weights, means, covariances)
         covariances, factors = self.factor(covariances, iteration)
         return Components(weights, means, covariances, factors)
@@ -142,14 +146,17 @@ class MStep:
 def effective_components(components: Components, covariance: Covariance) -> int:
     """How many components have weight and differ from every earlier one by more than rounding."""
     alive = np.flatnonzero(components.weights > 0)
-    K = len(components.means)
-    features = [components.means]
-    if covariance.name != "tied":
-        features.append(components.covariances.reshape(K, -1))
-    signature = np.hstack(features)[alive]
-    size = np.maximum(np.abs(signature), np.sqrt(RELATIVE_FLOOR))
+    means = components.means[alive]
+    shapes = np.empty((len(alive), 0))
+    if not covariance.shared:
+        shapes = components.covariances[alive].reshape(len(alive), -1)
     count = 0
     for k in range(len(alive)):
-        difference = np.abs(signature[:k] - signature[k]) > 1e-6 * size[k]
-        count += bool(difference.any(axis=1).all())
+        twins = np.flatnonzero(_equal(means[:k], means[k]))
+        count += not _equal(shapes[twins], shapes[k]).any()
     return count
+
+
+def _equal(rows: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """Which rows are equal to `row` but for rounding, (n,) bool."""
+    return (np.abs(rows - row) <= 1e-6 * np.maximum(np.abs(row), np.sqrt(RELATIVE_FLOOR))).all(axis=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,12 +10,13 @@ import numpy as np
 
 from emalgam import arrays, backends
 from emalgam.covariance import COVARIANCES, Covariance
-from emalgam.guard import ALGORITHMS, choose_evaluation, parameters_of
-from emalgam.packing import LOG_2_PI, Components, Frame, power_of_two
+from emalgam.guard import ALGORITHMS, choose_evaluation, packed_reach, parameters_of
+from emalgam.packing import Components, Frame, log_constants, power_of_two
 from emalgam.validation import check_choice, check_data, check_finite, check_integer, check_threads, generator
 from emalgam_kernels.blocks import tile_dtype
 
-ROWS_AT_ONCE = 16384
+ROWS_AT_ONCE = 65536  # per thread: at least one block of rows
+ELEMENTS_AT_ONCE = 2**18
 WEIGHT_SUM_TOLERANCE = 1e-6
 
 
@@ -70,6 +71,13 @@ class Mixture:
         weights = check_weights(check_numbers("weights", self.weights, (K,)))
         covariances = check_numbers("covariances", self.covariances, covariance.shape(K, D))
         self._set(weights, means, covariances, factor_covariances(covariance, covariances))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickled arrays are writeable; a mixture's are not."""
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+            if isinstance(value, np.ndarray):
+                value.setflags(write=False)
 
     def _set(self, *values: np.ndarray) -> None:
         for name, value in zip(("weights", "means", "covariances", "precisions_cholesky"), values, strict=True):
@@ -149,7 +157,8 @@ class Mixture:
         backend : str
             See `emalgam.backends`.
         algorithm : {"auto", "packed", "direct"}
-            "auto" keeps the absolute error below 1e-9 nats (1e-3 for float32 data); see `emalgam.guard`.
+            "auto" keeps the absolute error below 1e-9 nats (1e-3 for float32 data). Rows so far from all components
+            that their log-density itself has fewer digits keep a relative error of a few eps. See `emalgam.guard`.
         n_threads : int, optional
             None means all processors; the result does not depend on it.
 
@@ -166,29 +175,26 @@ class Mixture:
             If the backend cannot run here.
         """
         name = backends.resolve(backend, x)
-        data = self._check(x)
-        out = np.empty(len(data))
-        self._call(name, "log_prob", data, out, algorithm, n_threads)
-        bad = np.flatnonzero(~np.isfinite(out))
-        if len(bad):
-            out[bad] = _far_log_prob(self, data[bad])[0]
-        return arrays.like(out, x)
+        run = _Query(self, name, self._check(x), algorithm, n_threads)
+        return arrays.like(run.log_prob(), x)
 
     def responsibilities(
         self, x: Any, *, backend: str = "auto", algorithm: str = "auto", n_threads: int | None = None
     ) -> Any:
         """r_nk = w_k N(x_n; μ_k, Σ_k) / p(x_n); (N, K), float32 for float32 data, else float64. See `log_prob`."""
         name = backends.resolve(backend, x)
-        return arrays.like(self._responsibilities(name, self._check(x), algorithm, n_threads), x)
+        run = _Query(self, name, self._check(x), algorithm, n_threads)
+        return arrays.like(run.responsibilities(slice(None)), x)
 
     def predict(self, x: Any, *, backend: str = "auto", algorithm: str = "auto", n_threads: int | None = None) -> Any:
         """The component with the largest responsibility for each row, (N,) int64. See `log_prob`."""
         name = backends.resolve(backend, x)
-        data = self._check(x)
-        labels = np.empty(len(data), np.int64)
-        for start in range(0, len(data), ROWS_AT_ONCE):
-            rows = slice(start, start + ROWS_AT_ONCE)
-            labels[rows] = self._responsibilities(name, data[rows], algorithm, n_threads).argmax(axis=1)
+        run = _Query(self, name, self._check(x), algorithm, n_threads)
+        labels = np.empty(len(run.data), np.int64)
+        step = ROWS_AT_ONCE * run.n_threads
+        for start in range(0, len(labels), step):
+            rows = slice(start, start + step)
+            labels[rows] = run.responsibilities(rows).argmax(axis=1)
         return arrays.like(labels, x)
 
     def aic(self, x: Any, **how: Any) -> float:
@@ -204,24 +210,6 @@ class Mixture:
         data = check_data(x, n_features=self.n_features)
         check_finite(data)
         return data
-
-    def _responsibilities(self, name: str, data: np.ndarray, algorithm: str, n_threads: int | None) -> np.ndarray:
-        out = np.empty((len(data), self.n_components), tile_dtype(data))
-        self._call(name, "responsibilities", data, out, algorithm, n_threads)
-        bad = np.flatnonzero(~np.isfinite(out[:, 0]))
-        if len(bad):
-            out[bad] = _far_log_prob(self, data[bad])[1]
-        return out
-
-    def _call(
-        self, name: str, kernel: str, data: np.ndarray, out: np.ndarray, algorithm: str, n_threads: int | None
-    ) -> None:
-        check_choice("algorithm", algorithm, ALGORITHMS)
-        frame = self.own_frame()
-        components = self.components(frame)
-        how = choose_evaluation(algorithm, tile_dtype(data), self.covariance, components)
-        parameters = parameters_of(self.covariance, components, frame, how)
-        getattr(backends.kernels(name), kernel)(data, parameters, out, n_threads=check_threads(n_threads))
 
     # ---- sampling, marginals, conditionals
 
@@ -255,11 +243,7 @@ class Mixture:
         """The mixture of some of the features, in the order given; ValueError for a feature that is not there."""
         kept = self._features(features)
         kind = self.covariance_type
-        if kind in ("full", "tied"):
-            covariances = self.covariances[..., kept[:, None], kept]
-        else:
-            covariances = self.covariances[:, kept] if kind == "diag" else self.covariances
-        return Mixture(self.weights, self.means[:, kept], covariances, kind)
+        return Mixture(self.weights, self.means[:, kept], self.covariance.select(self.covariances, kept), kind)
 
     def conditional(self, features: Sequence[int], values: Sequence[float] | np.ndarray) -> Mixture:
         """The mixture of the other features, given that `features` have `values`.
@@ -283,8 +267,8 @@ class Mixture:
         if len(rest) == 0:
             raise ValueError(f"features is {list(features)}, all {self.n_features} of them; leave at least one unknown")
         weights = self.marginal(given.tolist()).responsibilities(point[None])[0]
-        if self.covariance_type in ("diag", "spherical"):
-            covariances = self.covariances[:, rest] if self.covariance_type == "diag" else self.covariances
+        if self.covariance.direct_map == "diag":  # independent features: only the weights learn something
+            covariances = self.covariance.select(self.covariances, rest)
             return Mixture(weights / weights.sum(), self.means[:, rest], covariances, self.covariance_type)
         across = self.covariances[..., rest[:, None], given]
         gain = np.linalg.solve(self.covariances[..., given[:, None], given], across.swapaxes(-1, -2)).swapaxes(-1, -2)
@@ -326,17 +310,23 @@ def check_weights(weights: np.ndarray) -> np.ndarray:
     return weights if excess <= len(weights) * np.finfo(np.float64).eps else weights / weights.sum()
 
 
+def check_symmetric(name: str, covariance: Covariance, matrices: np.ndarray) -> None:
+    """ValueError naming the argument if its matrices are not symmetric but for rounding."""
+    if covariance.direct_map != "full":
+        return
+    size = np.sqrt(np.abs(np.einsum("...ii->...i", matrices)))
+    skew = np.abs(matrices - matrices.swapaxes(-1, -2)) > 1e-8 * size[..., None] * size[..., None, :]
+    if skew.any():
+        raise ValueError(f"{name} are not symmetric (type {covariance.name}); pass 0.5 * (c + c.T)")
+
+
 def factor_covariances(covariance: Covariance, covariances: np.ndarray) -> np.ndarray:
     """P of each covariance; ValueError naming the first that is not symmetric and positive definite."""
-    if covariances.ndim >= 2 and covariance.direct_map == "full":
-        size = np.sqrt(np.abs(np.einsum("...ii->...i", covariances)))
-        skew = np.abs(covariances - covariances.swapaxes(-1, -2)) > 1e-8 * size[..., None] * size[..., None, :]
-        if skew.any():
-            raise ValueError(f"covariances are not symmetric (type {covariance.name}); pass 0.5 * (c + c.T)")
+    check_symmetric("covariances", covariance, covariances)
     try:
         return covariance.factor(covariances)
     except np.linalg.LinAlgError:
-        if covariance.name == "tied":
+        if covariance.shared:
             raise ValueError("covariances is not positive definite (type tied); add to its diagonal") from None
         smallest = [float(np.linalg.eigvalsh(c)[0] if np.ndim(c) == 2 else np.min(c)) for c in covariances]
         k = int(np.argmin(smallest))
@@ -346,25 +336,73 @@ def factor_covariances(covariance: Covariance, covariances: np.ndarray) -> np.nd
         ) from None
 
 
-def _far_log_prob(mixture: Mixture, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Log-density and responsibilities where squares overflow: distances with their scale taken out.
+class _Query:
+    """One call on checked data: parameters and guard once, then the kernels, then the rows that need more care."""
 
-    −½ d² is cut off at the most negative float64; the nearest components share the responsibility.
-    """
-    frame = mixture.own_frame()
-    components = mixture.components(frame)
-    factors = mixture.covariance.matrices(components.precisions_cholesky, mixture.n_components, mixture.n_features)
-    # z − μ in halves, so that the difference of the largest numbers is finite, and relative to the largest entry.
-    half = (x.astype(np.float64) / 2 - frame.shift / 2)[:, None]
-    size = np.maximum(np.abs(half).max(axis=2, keepdims=True), 0.5)
-    centred = half / size * frame.scale - components.means / size / 2
-    distance = np.linalg.norm((centred[:, :, None] @ factors)[:, :, 0], axis=2)
-    with np.errstate(over="ignore", divide="ignore"):
-        square = np.minimum((2 * size[:, :, 0] * distance) ** 2, np.finfo(np.float64).max)
-        log_det = mixture.covariance.log_det(components.precisions_cholesky, *mixture.means.shape)
-        constants = components.log_weights + log_det + np.log(frame.scale).sum() - 0.5 * mixture.n_features * LOG_2_PI
-    alive = mixture.weights > 0
-    log_prob = np.where(alive, constants - 0.5 * square, -np.inf).max(axis=1)
-    nearest = np.where(alive, distance, np.inf)
-    shared = (nearest <= nearest.min(axis=1, keepdims=True)) * mixture.weights
-    return log_prob, shared / shared.sum(axis=1, keepdims=True)
+    def __init__(self, mixture: Mixture, backend: str, data: np.ndarray, algorithm: str, n_threads: int | None) -> None:
+        check_choice("algorithm", algorithm, ALGORITHMS)
+        self.kernels, self.data, self.n_threads = backends.kernels(backend), data, check_threads(n_threads)
+        self.covariance, self.frame = mixture.covariance, mixture.own_frame()
+        self.components = mixture.components(self.frame)
+        self.alive = mixture.weights > 0
+        how = choose_evaluation(algorithm, tile_dtype(data), self.covariance, self.components)
+        self.parameters = parameters_of(self.covariance, self.components, self.frame, how)
+        K, D = mixture.means.shape
+        log_det = self.covariance.log_det(self.components.precisions_cholesky, K, D)
+        self.constants = log_constants(self.components.log_weights, log_det, D, self.frame)
+        self.lowest = -np.inf  # the log-density below which a row is evaluated again, directly
+        if algorithm == "auto" and how.algorithm == "packed":
+            self.lowest = float(self.constants.max()) - packed_reach(how, self.covariance, self.components)
+
+    def log_prob(self) -> np.ndarray:
+        """log p of all rows, (N,) float64."""
+        out = np.empty(len(self.data))
+        self.kernels.log_prob(self.data, self.parameters, out, n_threads=self.n_threads)
+        for rows in self._rows_to_repair(out):
+            out[rows] = self._carefully(self.data[rows])[0]
+        return out
+
+    def responsibilities(self, where: slice) -> np.ndarray:
+        """r of some rows, (n, K) in the type of the data."""
+        data = self.data[where]
+        out, log_prob = np.empty((len(data), len(self.alive)), tile_dtype(data)), np.empty(len(data))
+        self.kernels.responsibilities(data, self.parameters, out, n_threads=self.n_threads, log_prob=log_prob)
+        for rows in self._rows_to_repair(log_prob):
+            out[rows] = self._carefully(data[rows])[1]
+        return out
+
+    def _rows_to_repair(self, log_prob: np.ndarray) -> Iterator[np.ndarray]:
+        """Indices of rows that are too far away for the packed form, or overflowed (inf, NaN); a few at a time."""
+        rows = np.flatnonzero(~((log_prob >= self.lowest) & (log_prob < np.inf)))
+        K, D = self.components.means.shape
+        step = max(ELEMENTS_AT_ONCE // (K * D), 1)
+        return (rows[start : start + step] for start in range(0, len(rows), step))
+
+    def _carefully(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """log p and r of a few rows by the direct form in float64; by scaled distances where squares overflow."""
+        direct = self.covariance.direct(self.components, self.frame, "float64")
+        log_prob, r = np.empty(len(x)), np.empty((len(x), len(self.alive)))
+        self.kernels.responsibilities(x, direct, r, log_prob=log_prob)
+        overflow = ~np.isfinite(log_prob)
+        if overflow.any():
+            log_prob[overflow], r[overflow] = self._beyond_squares(x[overflow])
+        return log_prob, r
+
+    def _beyond_squares(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """log p and r from distances with their scale taken out.
+
+        −½ d² is cut off at the most negative float64; the nearest components share the responsibility.
+        """
+        K, D = self.components.means.shape
+        factors = self.covariance.matrices(self.components.precisions_cholesky, K, D)
+        # z − μ in halves, so that the difference of the largest numbers is finite, and relative to the largest entry.
+        half = (x.astype(np.float64) / 2 - self.frame.shift / 2)[:, None]
+        size = np.maximum(np.abs(half).max(axis=2, keepdims=True), 0.5)
+        centred = half / size * self.frame.scale - self.components.means / size / 2
+        distance = np.linalg.norm((centred[:, :, None] @ factors)[:, :, 0], axis=2)
+        with np.errstate(over="ignore"):
+            square = np.minimum((2 * size[:, :, 0] * distance) ** 2, np.finfo(np.float64).max)
+        log_prob = np.where(self.alive, self.constants - 0.5 * square, -np.inf).max(axis=1)
+        nearest = np.where(self.alive, distance, np.inf)
+        shared = (nearest <= nearest.min(axis=1, keepdims=True)) * self.components.weights
+        return log_prob, shared / shared.sum(axis=1, keepdims=True)

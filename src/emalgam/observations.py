@@ -17,7 +17,10 @@ from emalgam.validation import check_data, check_finite, check_threads, check_we
 from emalgam_kernels import Packed, Parameters, statistic_count
 from emalgam_kernels.blocks import for_each_block
 
-ROWS_AT_ONCE = 16384
+ROWS_AT_ONCE = 4096
+PASSES_FOR_THE_FRAME = 3
+CANCELLED = 1e-6  # of the second moment: a variance below it has lost its digits
+LARGEST_WEIGHT = 2.0**30  # beyond this, or below its inverse, weights are scaled: float32 tiles hold them too
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +72,7 @@ class Observations:
         arrays.same_device(x=x, sample_weight=sample_weight)
         data, threads = check_data(x), check_threads(n_threads)
         check_finite(data)
-        weight = check_weight(sample_weight, len(data))
+        weight = _moderate(check_weight(sample_weight, len(data)))
         kernels = backends.kernels(name)
         low, high = _ranges(data, weight, threads)
         frame, variance, total = _frame(data, weight, low, high, kernels, threads)
@@ -107,6 +110,13 @@ class Observations:
         return out, total / self.total_weight
 
 
+def _moderate(weight: np.ndarray | None) -> np.ndarray | None:
+    """Weights whose largest is near one, if it was far from it: only their ratios matter."""
+    if weight is None or 1 / LARGEST_WEIGHT <= weight.max() <= LARGEST_WEIGHT:
+        return weight
+    return weight * power_of_two(weight.max(keepdims=True))
+
+
 def _ranges(x: np.ndarray, weight: np.ndarray | None, n_threads: int) -> tuple[np.ndarray, np.ndarray]:
     """Least and greatest value of each feature over the rows with weight; (D,) float64 each."""
     n_blocks = -(-len(x) // ROWS_AT_ONCE)
@@ -117,7 +127,8 @@ def _ranges(x: np.ndarray, weight: np.ndarray | None, n_threads: int) -> tuple[n
         if weight is not None:
             rows = rows[weight[start:stop] > 0]
         if len(rows):
-            low[start // ROWS_AT_ONCE], high[start // ROWS_AT_ONCE] = rows.min(axis=0), rows.max(axis=0)
+            columns = np.ascontiguousarray(rows.T)  # minima along short rows of memory would take ten times as long
+            low[start // ROWS_AT_ONCE], high[start // ROWS_AT_ONCE] = columns.min(axis=1), columns.max(axis=1)
 
     for_each_block(block, len(x), ROWS_AT_ONCE, n_threads)
     return low.min(axis=0), high.max(axis=0)
@@ -140,20 +151,29 @@ def _frame(
 ) -> tuple[Frame, np.ndarray, float]:
     """The frame, the variances in it, and Σ ω.
 
-    Moments are taken in the frame of the range, where nothing overflows; a constant feature keeps its own value as
-    shift, so that it is exactly zero in the frame.
+    Moments are taken in the frame of the range, where nothing overflows, and again in the frame they give if the
+    variance cancelled (a row far out that weighs next to nothing). A constant feature keeps its own value as shift, so
+    that it is exactly zero in the frame.
     """
     D = x.shape[1]
     middle, half = low / 2 + high / 2, high / 2 - low / 2
-    middle = np.where(half > 0, middle, low)
-    rough = Frame(middle, power_of_two(half))
-    statistics = _total_statistics("diag", x, weight, rough, kernels, n_threads)
-    total = float(statistics[-1])
-    mean = np.where(half > 0, statistics[D:-1] / total, 0.0)
-    variance = np.where(half > 0, np.maximum(statistics[:D] / total - mean**2, np.finfo(float).tiny), 0.0)
-    fine = power_of_two(np.sqrt(variance))
-    scale = np.ldexp(rough.scale, np.frexp(fine)[1] - 1)
-    return Frame(rough.undo(mean), scale), variance * fine**2, total
+    varies = half > 0
+    frame = Frame(np.where(varies, middle, low), power_of_two(half))
+    for _ in range(PASSES_FOR_THE_FRAME):
+        statistics = _total_statistics("diag", x, weight, frame, kernels, n_threads)
+        total = float(statistics[-1])
+        mean, square = statistics[D:-1] / total, statistics[:D] / total
+        variance = np.where(varies, np.maximum(square - mean**2, np.finfo(float).tiny), 0.0)
+        frame = Frame(np.where(varies, frame.undo(mean), low), _product(frame.scale, power_of_two(np.sqrt(variance))))
+        if (variance >= CANCELLED * square)[varies].all():
+            break
+    return frame, variance * power_of_two(np.sqrt(variance)) ** 2, total
+
+
+def _product(scale: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The product of powers of two, kept within what a float64 can be."""
+    exponent = (np.frexp(scale)[1] - 1) + (np.frexp(other)[1] - 1)
+    return np.ldexp(1.0, np.clip(exponent, -1021, 1021))
 
 
 def _warn_of_constants(low: np.ndarray, high: np.ndarray) -> None:

@@ -8,6 +8,7 @@ moments. Everything happens in a `Frame`, in which the data have their mean near
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 LOG_2_PI: Final = float(np.log(2 * np.pi))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Frame:
     """``z = (x − shift) · scale``, feature by feature; both (D,) float64, every scale a power of two."""
 
@@ -37,7 +38,7 @@ def power_of_two(spread: np.ndarray) -> np.ndarray:
     return np.ldexp(1.0, np.clip(-exponent, -1021, 1021))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Components:
     """A mixture in a frame.
 
@@ -57,6 +58,12 @@ class Components:
             return np.log(self.weights)
 
 
+@lru_cache(maxsize=32)
+def _lower_triangle(n_features: int) -> tuple[np.ndarray, np.ndarray]:
+    i, j = np.tril_indices(n_features)
+    return i, j
+
+
 def log_constants(log_weights: np.ndarray, log_det: np.ndarray, n_features: int, frame: Frame) -> np.ndarray:
     """c_k = log w_k + log|P_k| − D/2 log 2π + Σ log scale: what a log-density adds to −½ ‖P_kᵀ (z − μ_k)‖²; (K,)."""
     return log_weights + log_det + (np.log(frame.scale).sum() - 0.5 * n_features * LOG_2_PI)
@@ -69,20 +76,20 @@ def natural_parameters(quadratic: np.ndarray, linear: np.ndarray, constants: np.
 
 def pack_precisions(precisions: np.ndarray) -> np.ndarray:
     """−½ Λ as coefficients of z_i z_j (i ≥ j), off-diagonals doubled; (K, D, D) → (K, D (D + 1) / 2)."""
-    i, j = np.tril_indices(precisions.shape[-1])
+    i, j = _lower_triangle(precisions.shape[-1])
     return precisions[:, i, j] * np.where(i == j, -0.5, -1.0)
 
 
 def unpack_symmetric(packed: np.ndarray, n_features: int) -> np.ndarray:
     """The symmetric matrices (K, D, D) whose lower triangles are `packed`, (K, D (D + 1) / 2)."""
-    i, j = np.tril_indices(n_features)
+    i, j = _lower_triangle(n_features)
     full = np.empty((len(packed), n_features, n_features))
     full[:, i, j] = packed
     full[:, j, i] = packed
     return full
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Moments:
     """What the statistics of a pass say: ``S = (Σ r φ₂(z − a), Σ r (z − a), Σ r)`` about the centres a.
 

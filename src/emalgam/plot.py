@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 OKABE_ITO: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 INK: Final = "#333333"
-ROWS_AT_ONCE: Final = 16384
 
 __all__ = ["bic_curve", "component_colors", "ellipses", "likelihood_trace", "responsibilities"]
 

@@ -42,6 +42,9 @@ def check_finite(x: np.ndarray, name: str = "x") -> None:
         return
     for start in range(0, len(x), ROWS_AT_ONCE):
         rows = x[start : start + ROWS_AT_ONCE]
+        if x.dtype.itemsize > 8:  # long double: what float64 cannot hold is infinite to the kernels
+            with np.errstate(over="ignore"):
+                rows = rows.astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
             total = np.add.reduce(rows, axis=None, dtype=np.float64) * 0.0
         if total == 0 or (finite := np.isfinite(rows)).all():

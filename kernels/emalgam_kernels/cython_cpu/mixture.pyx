@@ -90,7 +90,7 @@ def select_simd_level(wanted: str | None = None) -> str:
     return _f64.level.decode()
 
 
-select_simd_level(os.environ.get("EMALGAM_SIMD"))
+select_simd_level(os.environ.get("EMALGAM_SIMD") or None)
 
 
 def simd_level() -> str:
@@ -175,10 +175,17 @@ def log_prob(x: np.ndarray, parameters: Packed | Direct, out: np.ndarray, n_thre
     for_each_block(_Block(x, parameters, log_prob=out).rows, len(x), rows, n_threads)
 
 
-def responsibilities(x: np.ndarray, parameters: Packed | Direct, out: np.ndarray, n_threads: int = 1) -> None:
+def responsibilities(
+    x: np.ndarray,
+    parameters: Packed | Direct,
+    out: np.ndarray,
+    n_threads: int = 1,
+    log_prob: np.ndarray | None = None,
+) -> None:
     """r_nk; see `emalgam_kernels.reference.mixture.responsibilities`."""
     rows = rows_per_block(parameters.n_components, parameters.n_statistics)
-    for_each_block(_Block(x, parameters, responsibilities=out).rows, len(x), rows, n_threads)
+    block = _Block(x, parameters, log_prob=log_prob, responsibilities=out)
+    for_each_block(block.rows, len(x), rows, n_threads)
 
 
 def em_statistics(

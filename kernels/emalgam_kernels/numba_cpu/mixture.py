@@ -316,7 +316,13 @@ def log_prob(x: np.ndarray, parameters: Packed | Direct, out: np.ndarray, n_thre
     for_each_block(block, len(x), rows_per_block(parameters.n_components, parameters.n_statistics), n_threads)
 
 
-def responsibilities(x: np.ndarray, parameters: Packed | Direct, out: np.ndarray, n_threads: int = 1) -> None:
+def responsibilities(
+    x: np.ndarray,
+    parameters: Packed | Direct,
+    out: np.ndarray,
+    n_threads: int = 1,
+    log_prob: np.ndarray | None = None,
+) -> None:
     """r_nk; see `emalgam_kernels.reference.mixture.responsibilities`."""
     blocks = _Blocks(x, parameters)
 
@@ -324,7 +330,7 @@ def responsibilities(x: np.ndarray, parameters: Packed | Direct, out: np.ndarray
         for first, last, rows in native_slices(x, start, stop):
             same = out.dtype == blocks.dtype
             r = out[first:last] if same else np.empty((last - first, parameters.n_components), blocks.dtype)
-            blocks.run(rows, responsibilities=r)
+            blocks.run(rows, log_prob=None if log_prob is None else log_prob[first:last], responsibilities=r)
             if not same:
                 out[first:last] = r
 

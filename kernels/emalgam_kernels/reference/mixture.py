@@ -38,7 +38,13 @@ def log_prob(x: np.ndarray, parameters: Packed | Direct, out: np.ndarray, n_thre
     for_each_block(block, len(x), rows_per_block(parameters.n_components, parameters.n_statistics), n_threads)
 
 
-def responsibilities(x: np.ndarray, parameters: Packed | Direct, out: np.ndarray, n_threads: int = 1) -> None:
+def responsibilities(
+    x: np.ndarray,
+    parameters: Packed | Direct,
+    out: np.ndarray,
+    n_threads: int = 1,
+    log_prob: np.ndarray | None = None,
+) -> None:
     """r_nk = exp(L_nk − log p(x_n)), the posterior probability of component k given x_n.
 
     Parameters
@@ -47,11 +53,16 @@ def responsibilities(x: np.ndarray, parameters: Packed | Direct, out: np.ndarray
         As in `log_prob`.
     out : (N, K) float32 or float64
         Receives r_nk; each row sums to one.
+    log_prob : (N,) float64, optional
+        Receives log p(x_n), which comes for nothing.
     """
 
     def block(start: int, stop: int) -> None:
         for first, last, rows in _slices(x, start, stop):
-            out[first:last] = _log_sum_exp(_logits(into_frame(rows, parameters), parameters))[1]
+            log_p, r = _log_sum_exp(_logits(into_frame(rows, parameters), parameters))
+            out[first:last] = r
+            if log_prob is not None:
+                log_prob[first:last] = log_p
 
     for_each_block(block, len(x), rows_per_block(parameters.n_components, parameters.n_statistics), n_threads)
 
