@@ -88,12 +88,11 @@ def main() -> None:
             outcomes.append(auto / TOLERANCE[dtype])
             worst[dtype] = max(worst[dtype], ratios[-1])
             delivered[dtype] = max(delivered[dtype], outcomes[-1])
+        figures = f"{ratios[0]:9.3f} {ratios[1]:9.3f}   {outcomes[0]:9.4f} {outcomes[1]:9.4f}"
+        print(f"{label:52s} {cancellation:9.2e}  {figures}")
+    for dtype, ratio in worst.items():
         print(
-            f"{label:52s} {cancellation:9.2e}  {ratios[0]:9.3f} {ratios[1]:9.3f}   {outcomes[0]:9.4f} {outcomes[1]:9.4f}"
-        )
-    for dtype in worst:
-        print(
-            f"{dtype}: worst packed error {worst[dtype]:.2f} eps c; worst auto error {delivered[dtype]:.3f} of the tolerance"
+            f"{dtype}: worst packed error {ratio:.2f} eps c; worst auto error {delivered[dtype]:.3f} of the tolerance"
         )
 
 

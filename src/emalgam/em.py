@@ -250,31 +250,19 @@ def fit_observations(
             f"there are {data.rows_with_weight()} samples (with positive weight) for n_components={K}; "
             "expected at least as many samples as components"
         )
-    with one_blas_thread():
-        return _best_restart(data, covariance, K, settings, given, rng, start)
-
-
-def _best_restart(
-    data: Observations,
-    covariance: Covariance,
-    K: int,
-    settings: Settings,
-    given: Given,
-    rng: np.random.Generator,
-    start: Start | None,
-) -> Fit:
     best: Fit | None = None
     failures: list[str] = []
-    for restart in range(1 if start is not None else settings.n_init):
-        try:
-            result = _Restart(data, covariance, K, settings, rng, restart).run(given, start)
-        except NumericalError as error:
-            failures.append(f"restart {restart}: {error}")
-            continue
-        if best is None or result.lower_bound > best.lower_bound:
-            best = result
-        if result.stopped:
-            break
+    with one_blas_thread():
+        for restart in range(1 if start is not None else settings.n_init):
+            try:
+                result = _Restart(data, covariance, K, settings, rng, restart).run(given, start)
+            except NumericalError as error:
+                failures.append(f"restart {restart}: {error}")
+                continue
+            if best is None or result.lower_bound > best.lower_bound:
+                best = result
+            if result.stopped:
+                break
     if best is None:
         raise NumericalError("no restart gave a finite likelihood; " + "; ".join(failures))
     return best

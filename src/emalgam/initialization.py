@@ -22,7 +22,7 @@ from emalgam_kernels.reference.mixture import features
 KMEANS_TOLERANCE: Final = 1e-4  # of the mean variance, as in scikit-learn's KMeans
 KMEANS_ITERATIONS: Final = 300
 KMEANS_ITERATIONS_ON_ALL: Final = 10  # after convergence on a sample
-ROWS_OF_A_SAMPLE: Final = 65536
+ROWS_OF_A_SAMPLE: Final = 32768
 ELEMENTS_OF_A_SAMPLE: Final = 2**20
 ROWS_AT_ONCE: Final = 4096
 
@@ -105,7 +105,7 @@ class _Distances:
 def plus_plus_rows(data: Observations, frame: Frame, n_seeds: int, rng: np.random.Generator) -> np.ndarray:
     """Rows chosen by greedy k-means++: each next one with probability ω d², the best of 2 + log K candidates.
 
-    Candidates are compared by the potential they leave on all rows, or on 65 536 rows drawn by weight if there are
+    Candidates are compared by the potential they leave on all rows, or on 32 768 rows drawn by weight if there are
     more.
 
     References

@@ -373,7 +373,7 @@ class _Query:
 
     def _rows_to_repair(self, log_prob: np.ndarray) -> Iterator[np.ndarray]:
         """Indices of rows that are too far away for the packed form, or overflowed (inf, NaN); a few at a time."""
-        rows = np.flatnonzero(~((log_prob >= self.lowest) & (log_prob < np.inf)))
+        rows = np.flatnonzero(~((log_prob >= self.lowest) & np.isfinite(log_prob)))
         K, D = self.components.means.shape
         step = max(ELEMENTS_AT_ONCE // (K * D), 1)
         return (rows[start : start + step] for start in range(0, len(rows), step))

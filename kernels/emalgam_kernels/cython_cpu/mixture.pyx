@@ -50,7 +50,7 @@ cdef extern from "tiles.h" nogil:
         void (*logit_tile)(const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, Py_ssize_t,
                            Py_ssize_t, int, double *) noexcept nogil
         void (*softmax_tile)(double *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const double *, int, int,
-                             double *) noexcept nogil
+                             double *, double *) noexcept nogil
         void (*statistic_tile)(const double *, Py_ssize_t, const double *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
                                double *, Py_ssize_t) noexcept nogil
 
@@ -65,7 +65,7 @@ cdef extern from "tiles.h" nogil:
         void (*logit_tile)(const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, Py_ssize_t,
                            Py_ssize_t, int, float *) noexcept nogil
         void (*softmax_tile)(float *, Py_ssize_t, Py_ssize_t, Py_ssize_t, const float *, int, int,
-                             float *) noexcept nogil
+                             float *, float *) noexcept nogil
         void (*statistic_tile)(const float *, Py_ssize_t, const float *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
                                double *, Py_ssize_t) noexcept nogil
 
@@ -234,11 +234,11 @@ cdef void logit_tile_float32(const float *packed, Py_ssize_t K, Py_ssize_t F, co
 
 cdef void softmax_tile(double *logits, Py_ssize_t K, Py_ssize_t columns, Py_ssize_t stride, const double *weight,
                        double *log_prob) noexcept nogil:
-    _f64.softmax_tile(logits, K, columns, stride, weight, 0, 1, log_prob)
+    _f64.softmax_tile(logits, K, columns, stride, weight, 0, 1, NULL, log_prob)
 
 cdef void softmax_tile_float32(float *logits, Py_ssize_t K, Py_ssize_t columns, Py_ssize_t stride,
                                const float *weight, float *log_prob) noexcept nogil:
-    _f32.softmax_tile(logits, K, columns, stride, weight, 0, 1, log_prob)
+    _f32.softmax_tile(logits, K, columns, stride, weight, 0, 1, NULL, log_prob)
 
 cdef void statistic_tile(const double *r, Py_ssize_t K, const double *phi, Py_ssize_t F, Py_ssize_t columns,
                          Py_ssize_t stride, double *statistics) noexcept nogil:

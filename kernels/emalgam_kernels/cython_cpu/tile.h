@@ -164,9 +164,17 @@ KERNEL void N_(logit_tile)(const REAL *restrict packed, Py_ssize_t K, Py_ssize_t
 /* ---- log-sum-exp ------------------------------------------------------------------------------------------- */
 
 /* L ← ω softmax_k(L), log p ← log Σ_k exp(L_k). `store` = 0 leaves L as it is; `hard` puts ω at the (first) maximum of
- * L instead, and log p is that maximum. */
+ * L instead, and log p is that maximum. With a place for `factor`, L ← exp(L − max) and factor ← ω / Σ_k: whoever
+ * multiplies by L next may scale the smaller side. */
 KERNEL void N_(softmax_tile)(REAL *restrict logits, Py_ssize_t K, Py_ssize_t columns, Py_ssize_t stride,
-                             const REAL *restrict weight, int hard, int store, REAL *restrict log_prob) {
+                             const REAL *restrict weight, int hard, int store, REAL *restrict factor,
+                             REAL *restrict log_prob) {
+    if (K == 1) { /* nothing to choose: r = 1 */
+        memcpy(log_prob, logits, columns * sizeof(REAL));
+        if (store) memcpy(logits, weight, columns * sizeof(REAL));
+        for (Py_ssize_t n = 0; factor && n < columns; ++n) factor[n] = 1;
+        return;
+    }
     for (Py_ssize_t n = 0; n < columns; n += 4 * LANES) {
         VEC top[4], sum[4];
 #pragma GCC unroll 4
@@ -202,8 +210,9 @@ KERNEL void N_(softmax_tile)(REAL *restrict logits, Py_ssize_t K, Py_ssize_t col
         for (int v = 0; v < 4; ++v) {
             STORE(log_prob + n + v * LANES, top[v] + N_(log)(sum[v]));
             sum[v] = LOAD(weight + n + v * LANES) / sum[v];
+            if (factor) STORE(factor + n + v * LANES, sum[v]);
         }
-        if (!store) continue;
+        if (!store || factor) continue;
         for (Py_ssize_t k = 0; k < K; ++k)
 #pragma GCC unroll 4
             for (int v = 0; v < 4; ++v) {
@@ -402,7 +411,7 @@ INLINE void N_(tile_shape)(Py_ssize_t D, Py_ssize_t K, Py_ssize_t F, int direct,
                            Py_ssize_t *columns, Py_ssize_t *stride) {
     const Py_ssize_t pieces = (F + FEATURES_AT_ONCE - 1) / FEATURES_AT_ONCE;
     *features = direct ? 2 * (D + 1) : (F + pieces - 1) / pieces;
-    const Py_ssize_t height = *features + K + 2 * D + 2, step = 8 * LANES;
+    const Py_ssize_t height = *features + K + 2 * D + 3, step = 8 * LANES;
     Py_ssize_t n = TILE_BYTES / (height * (Py_ssize_t)sizeof(REAL)) / step * step;
     *columns = n < step ? step : n > MOST_COLUMNS ? MOST_COLUMNS : n;
     *stride = *columns + LANES;
@@ -414,7 +423,14 @@ KERNEL Py_ssize_t N_(workspace_size)(Py_ssize_t D, Py_ssize_t K, Py_ssize_t F, i
     const Py_ssize_t coefficients = direct ? (map == FULL ? K * D * D : K * D) : K * F;
     const Py_ssize_t whitening = D * D, square = direct ? D * D * sizeof(double) / sizeof(REAL) : 0;
     /* up to 63 bytes go to the alignment of the start and of each of the arrays that mixture_block takes */
-    return ((features + K + 2 * D + 2) * stride + coefficients + whitening + square) * sizeof(REAL) + 10 * 64;
+    return ((features + K + 2 * D + 3) * stride + coefficients + whitening + square) * sizeof(REAL) + 12 * 64;
+}
+
+/* Each of `rows` rows times `factor`. */
+KERNEL void N_(scale_rows)(REAL *restrict tile, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t stride,
+                           const REAL *restrict factor) {
+    for (Py_ssize_t i = 0; i < rows; ++i, tile += stride)
+        for (Py_ssize_t n = 0; n < columns; n += LANES) STORE(tile + n, LOAD(tile + n) * LOAD(factor + n));
 }
 
 /* The coefficients as logit_tile reads them: η; for direct P_kᵀ, or the diagonal of P_k; and the whitening Wᵀ. */
@@ -442,6 +458,9 @@ KERNEL void N_(mixture_block)(const Problem *p, char *workspace) {
     REAL *logits = TAKE(K * stride);
     REAL *weight = TAKE(stride);
     REAL *log_prob = TAKE(stride);
+    REAL *factor = TAKE(stride);
+    /* S = (E f) Φᵀ = E (f Φ)ᵀ: with fewer features than components it is cheaper to scale Φ. */
+    if (p->direct || p->hard || p->responsibilities || !p->statistics || F >= K) factor = NULL;
     REAL *whitening = TAKE(D * D);
     double *square = (double *)workspace;
     if (p->direct) workspace += (D * D * sizeof(double) + 63) / 64 * 64;
@@ -468,7 +487,8 @@ KERNEL void N_(mixture_block)(const Problem *p, char *workspace) {
                 N_(feature_tile)(p->map, tile, D, columns, stride, f, f + width, phi);
                 N_(logit_tile)(packed, K, F, f, width, phi, columns, stride, f > 0, logits);
             }
-        N_(softmax_tile)(logits, K, columns, stride, weight, p->hard, p->statistics || p->responsibilities, log_prob);
+        N_(softmax_tile)(logits, K, columns, stride, weight, p->hard, p->statistics || p->responsibilities, factor,
+                         log_prob);
         if (p->log_prob)
             for (Py_ssize_t n = 0; n < rows; ++n)
                 *(double *)(p->log_prob + (start + n) * p->log_prob_stride) = (double)log_prob[n];
@@ -481,6 +501,7 @@ KERNEL void N_(mixture_block)(const Problem *p, char *workspace) {
             for (Py_ssize_t f = 0; f < F; f += features) {
                 const Py_ssize_t width = F - f < features ? F - f : features;
                 if (features < F) N_(feature_tile)(p->map, tile, D, columns, stride, f, f + width, phi);
+                if (factor) N_(scale_rows)(phi, width, columns, stride, factor);
                 N_(statistic_tile)(logits, K, phi, width, columns, stride, p->statistics + f, F);
             }
     }

@@ -1,5 +1,5 @@
 /* tile.h for float64 and float32 at the current LEVEL, with the constants that depend on the type. No include guard:
- * tiles.h includes this once for each level. */
+ * tiles.h includes this once for each level, and defines the level anew before. */
 
 #define REAL double
 #define INTEGER int64_t
@@ -40,3 +40,13 @@
 #undef ROUND_TO_INTEGER
 #undef ROUND_TO_INTEGER_BITS
 #undef SQRT_HALF_BITS
+
+#undef LEVEL
+#undef LEVEL_NAME
+#undef TARGET
+#undef VECTOR_BYTES
+#undef LANES_OF_FLOAT64
+#undef LANES_OF_FLOAT32
+#undef LOGIT_ROWS
+#undef STATISTIC_ROWS
+#undef STATISTIC_COLUMNS

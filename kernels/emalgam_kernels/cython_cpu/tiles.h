@@ -17,7 +17,7 @@ enum feature_map { FULL = 0, DIAG = 1, SPHERICAL = 2 };
 #define FEATURES_AT_ONCE 160
 #endif
 #ifndef TILE_BYTES
-#define TILE_BYTES (448 * 1024)
+#define TILE_BYTES (640 * 1024)
 #endif
 #ifndef MOST_COLUMNS
 #define MOST_COLUMNS 512
@@ -66,7 +66,7 @@ typedef struct {
         void (*logit_tile)(const REAL *packed, Py_ssize_t K, Py_ssize_t F, Py_ssize_t first, Py_ssize_t features,   \
                            const REAL *phi, Py_ssize_t columns, Py_ssize_t stride, int accumulate, REAL *logits);   \
         void (*softmax_tile)(REAL *logits, Py_ssize_t K, Py_ssize_t columns, Py_ssize_t stride,                     \
-                             const REAL *weight, int hard, int store, REAL *log_prob);                              \
+                             const REAL *weight, int hard, int store, REAL *factor, REAL *log_prob);                \
         void (*statistic_tile)(const REAL *r, Py_ssize_t K, const REAL *phi, Py_ssize_t features,                   \
                                Py_ssize_t columns, Py_ssize_t stride, double *out, Py_ssize_t F);                   \
     }
@@ -84,15 +84,6 @@ typedef TILES(float) Tiles_f32;
 #define STATISTIC_ROWS 3
 #define STATISTIC_COLUMNS 8
 #include "tile_types.h"
-#undef LEVEL
-#undef LEVEL_NAME
-#undef TARGET
-#undef VECTOR_BYTES
-#undef LANES_OF_FLOAT64
-#undef LANES_OF_FLOAT32
-#undef LOGIT_ROWS
-#undef STATISTIC_ROWS
-#undef STATISTIC_COLUMNS
 
 #define LEVEL v3
 #define LEVEL_NAME "x86-64-v3 (AVX2)"
@@ -104,15 +95,6 @@ typedef TILES(float) Tiles_f32;
 #define STATISTIC_ROWS 3
 #define STATISTIC_COLUMNS 4
 #include "tile_types.h"
-#undef LEVEL
-#undef LEVEL_NAME
-#undef TARGET
-#undef VECTOR_BYTES
-#undef LANES_OF_FLOAT64
-#undef LANES_OF_FLOAT32
-#undef LOGIT_ROWS
-#undef STATISTIC_ROWS
-#undef STATISTIC_COLUMNS
 #endif
 
 #define LEVEL baseline
@@ -129,15 +111,6 @@ typedef TILES(float) Tiles_f32;
 #define STATISTIC_ROWS 3
 #define STATISTIC_COLUMNS 4
 #include "tile_types.h"
-#undef LEVEL
-#undef LEVEL_NAME
-#undef TARGET
-#undef VECTOR_BYTES
-#undef LANES_OF_FLOAT64
-#undef LANES_OF_FLOAT32
-#undef LOGIT_ROWS
-#undef STATISTIC_ROWS
-#undef STATISTIC_COLUMNS
 
 /* The functions for this processor; `wanted` (or NULL) asks for a lower level: "v4", "v3" or "baseline". */
 static inline int simd_level(const char *wanted) {
