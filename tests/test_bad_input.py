@@ -81,9 +81,11 @@ def test_large_finite_numbers_are_not_mistaken_for_inf(variant: Variant) -> None
         ),
     ],
 )
-def test_shapes_and_types_are_stated(backend: str, bad: object, message: str) -> None:
+def test_shapes_and_types_are_stated(variant: Variant, bad: object, message: str) -> None:
+    if isinstance(bad, np.ndarray) and bad.dtype == np.float64:
+        bad = bad.astype(variant.dtype)
     with pytest.raises(ValueError, match=message):
-        emalgam.fit(bad, 3, backend=backend)
+        fit(bad, variant)
 
 
 def test_other_number_of_features(variant: Variant) -> None:
@@ -298,9 +300,9 @@ def test_zero_weights_leave_rows_out_and_two_counts_twice(variant: Variant) -> N
         (np.r_[1.0, 1.0, np.zeros(598)], r"there are 2 samples \(with positive weight\) for n_components=3"),
     ],
 )
-def test_bad_weights(backend: str, weight: np.ndarray, message: str) -> None:
+def test_bad_weights(variant: Variant, weight: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        emalgam.fit(clusters(), 3, sample_weight=weight, backend=backend)
+        fit(clusters(variant.dtype), variant, sample_weight=weight)
 
 
 def test_scale_of_the_weights_does_not_matter(variant: Variant) -> None:

@@ -16,7 +16,7 @@ from emalgam import initialization
 from emalgam.covariance import COVARIANCES
 from emalgam.m_step import effective_components
 from emalgam_kernels import blocks
-from tests.conftest import COVARIANCE_TYPES, Variant
+from tests.conftest import COVARIANCE_TYPES, DTYPES, Variant
 from tests.tolerances import tolerance
 
 FAITHFUL = np.loadtxt(Path(__file__).parent / "data" / "old_faithful.csv", delimiter=",", skiprows=1)
@@ -450,11 +450,12 @@ def test_duplicates_fit_and_effective_components_counts(variant: Variant) -> Non
     assert len(set(result.mixture.predict(duplicates(variant.dtype))[::10])) == 3
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("covariance_type", ["full", "diag", "spherical"])
-def test_collapse_under_error_names_the_component(backend: str, covariance_type: str) -> None:
-    """Two far points, each ten times: a component that takes one of them has no spread left."""
+def test_collapse_under_error_names_the_component(backend: str, covariance_type: str, dtype: str) -> None:
+    """A far point, ten times: the component that takes it has no spread left."""
     rng = np.random.default_rng(0)
-    x = np.concatenate([rng.normal(size=(200, 2)), np.full((10, 2), 50.0)])
+    x = np.concatenate([rng.normal(size=(200, 2)), np.full((10, 2), 50.0)]).astype(dtype)
     given = {"means_init": [[0.0, 0.0], [50.0, 50.0]], "weights_init": [0.9, 0.1]}
     with pytest.raises(emalgam.DegenerateComponentError, match="component 1 collapsed in iteration") as caught:
         emalgam.fit(
@@ -463,10 +464,11 @@ def test_collapse_under_error_names_the_component(backend: str, covariance_type:
     assert caught.value.component == 1
 
 
-def test_reseeding_gives_the_component_other_work(backend: str) -> None:
-    """A component stuck on ten equal points is started again and finds the second cluster instead."""
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_reseeding_gives_the_component_other_work(backend: str, dtype: str) -> None:
+    """A component stuck on four equal points is started again and finds the second cluster instead."""
     rng = np.random.default_rng(0)
-    x = np.concatenate([rng.normal(size=(300, 2)), rng.normal(8, 1, (300, 2)), np.full((4, 2), 30.0)])
+    x = np.concatenate([rng.normal(size=(300, 2)), rng.normal(8, 1, (300, 2)), np.full((4, 2), 30.0)]).astype(dtype)
     given = {
         "means_init": [[4.0, 4.0], [30.0, 30.0]],
         "weights_init": [0.99, 0.01],
@@ -522,9 +524,11 @@ def spoil(monkeypatch: pytest.MonkeyPatch, calls_to_spoil: set[int]) -> None:
     monkeypatch.setattr(Observations, "statistics", statistics)
 
 
-def test_nan_restart_loses(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_restart_loses(monkeypatch: pytest.MonkeyPatch, backend: str, dtype: str) -> None:
     """A restart that meets NaN never wins; when all do, the error says why."""
     x, centres = blobs(300)
+    x = x.astype(dtype)
     given = start(centres, "full")
     clean = quiet_fit(x, 4, max_iter=3, tol=0.0, backend=backend, **given)
     spoil(monkeypatch, {1})
