@@ -378,7 +378,7 @@ def test_kmeans_on_a_sample_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """More rows than a sample: seeds, trials and Lloyd's first part look at the sample; the result is as good."""
     x, _ = blobs(6000, 3, 4)
     whole = quiet_fit(x, 4, random_state=0, n_init=5)
-    monkeypatch.setattr(initialization, "ROWS_OF_A_SAMPLE", 1000)
+    monkeypatch.setattr(initialization, "FEWEST_ROWS_OF_A_SAMPLE", 1000)
     sampled = quiet_fit(x, 4, random_state=0, n_init=5)
     assert sampled.lower_bound == pytest.approx(whole.lower_bound, abs=0.01)
     weight = np.random.default_rng(0).integers(0, 3, len(x))

@@ -22,7 +22,8 @@ from emalgam_kernels.reference.mixture import features
 KMEANS_TOLERANCE: Final = 1e-4  # of the mean variance, as in scikit-learn's KMeans
 KMEANS_ITERATIONS: Final = 300
 KMEANS_ITERATIONS_ON_ALL: Final = 10  # after convergence on a sample
-ROWS_OF_A_SAMPLE: Final = 32768
+ROWS_PER_COMPONENT: Final = 256  # of a sample; enough to compare candidates and to run Lloyd's algorithm on
+FEWEST_ROWS_OF_A_SAMPLE: Final = 8192
 ELEMENTS_OF_A_SAMPLE: Final = 2**20
 ROWS_AT_ONCE: Final = 4096
 
@@ -82,9 +83,11 @@ def draw_by_weight(data: Observations, u: np.ndarray) -> np.ndarray:
     return (u * len(data.x)).astype(np.int64) if data.weight is None else draw(data.weight, u)
 
 
-def rows_of_a_sample(data: Observations) -> int:
+def rows_of_a_sample(data: Observations, n_components: int) -> int:
     """How many rows may be copied to look at them more often than the rest."""
-    return max(min(ROWS_OF_A_SAMPLE, ELEMENTS_OF_A_SAMPLE // data.n_features), 1)
+    return max(
+        min(max(ROWS_PER_COMPONENT * n_components, FEWEST_ROWS_OF_A_SAMPLE), ELEMENTS_OF_A_SAMPLE // data.n_features), 1
+    )
 
 
 class _Distances:
@@ -105,14 +108,14 @@ class _Distances:
 def plus_plus_rows(data: Observations, frame: Frame, n_seeds: int, rng: np.random.Generator) -> np.ndarray:
     """Rows chosen by greedy k-means++: each next one with probability ω d², the best of 2 + log K candidates.
 
-    Candidates are compared by the potential they leave on all rows, or on 32 768 rows drawn by weight if there are
+    Candidates are compared by the potential they leave on all rows, or on 256 rows per seed drawn by weight if there are
     more.
 
     References
     ----------
     Arthur, Vassilvitskii (2007), "k-means++: the advantages of careful seeding", section 2.2.
     """
-    N, most = len(data.x), rows_of_a_sample(data)
+    N, most = len(data.x), rows_of_a_sample(data, n_seeds)
     sampled = most < N
     sample = np.sort(draw_by_weight(data, rng.random(most))) if sampled else np.arange(N)
     all_rows = _Distances(data, frame, data.x)
@@ -176,7 +179,7 @@ def kmeans(data: Observations, frame: Frame, centres: np.ndarray, iterations: in
 def kmeans_rows(data: Observations, frame: Frame, n_seeds: int, rng: np.random.Generator) -> np.ndarray:
     """k-means from k-means++ seeds: to convergence on a sample if there are many rows, then a little further on all."""
     centres = _points(data, frame, plus_plus_rows(data, frame, n_seeds, rng))
-    most = rows_of_a_sample(data)
+    most = rows_of_a_sample(data, n_seeds)
     if len(data.x) <= most:
         return kmeans(data, frame, centres, KMEANS_ITERATIONS)
     rows = np.sort(draw_by_weight(data, rng.random(most)))

@@ -389,6 +389,11 @@ def softmax_tile(
     total : (≥ columns,)
         Scratch.
     """
+    if n_components == 1:  # nothing to choose: r = 1
+        for n in range(columns):
+            log_prob[n] = logits[0, n]
+            logits[0, n] = weight[n]
+        return
     top = log_prob
     _maximum(logits, n_components, columns, top)
     if hard:
