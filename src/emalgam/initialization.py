@@ -85,9 +85,8 @@ def draw_by_weight(data: Observations, u: np.ndarray) -> np.ndarray:
 
 def rows_of_a_sample(data: Observations, n_components: int) -> int:
     """How many rows may be copied to look at them more often than the rest."""
-    return max(
-        min(max(ROWS_PER_COMPONENT * n_components, FEWEST_ROWS_OF_A_SAMPLE), ELEMENTS_OF_A_SAMPLE // data.n_features), 1
-    )
+    wanted = max(ROWS_PER_COMPONENT * n_components, FEWEST_ROWS_OF_A_SAMPLE)
+    return max(min(wanted, ELEMENTS_OF_A_SAMPLE // data.n_features), 1)
 
 
 class _Distances:
@@ -108,8 +107,8 @@ class _Distances:
 def plus_plus_rows(data: Observations, frame: Frame, n_seeds: int, rng: np.random.Generator) -> np.ndarray:
     """Rows chosen by greedy k-means++: each next one with probability ω d², the best of 2 + log K candidates.
 
-    Candidates are compared by the potential they leave on all rows, or on 256 rows per seed drawn by weight if there are
-    more.
+    Candidates are compared by the potential they leave on all rows, or on 256 rows per seed, drawn by weight, if there
+    are more.
 
     References
     ----------
