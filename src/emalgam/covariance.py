@@ -161,7 +161,7 @@ class _Matrix(Covariance):
         return lower @ lower.swapaxes(-1, -2)
 
     def matrices(self, shaped: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
-        return np.broadcast_to(shaped, (n_components, n_features, n_features))
+        return shaped if shaped.ndim == 3 else np.broadcast_to(shaped, (n_components, n_features, n_features))
 
     def rescale(self, covariances: np.ndarray, scale: np.ndarray) -> np.ndarray:
         return covariances * scale[:, None] * scale
@@ -171,7 +171,8 @@ class _Matrix(Covariance):
 
     def log_det(self, factor: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
         diagonal = np.einsum("...ii->...i", factor)
-        return np.broadcast_to(np.log(diagonal).sum(axis=-1), (n_components,))
+        log_det = np.log(diagonal).sum(axis=-1)
+        return log_det if log_det.ndim else np.full(n_components, log_det)
 
     def direct(self, components: Components, frame: Frame, arithmetic: str) -> Direct:
         K, D = components.means.shape
@@ -229,7 +230,7 @@ class Full(_Matrix):
 
     def estimate(self, moments: Moments, algorithm: str, scatter: np.ndarray | None) -> np.ndarray:
         # Σ_k = Σ r (z − a)(z − a)ᵀ / N_k − δδᵀ
-        offset = moments.offset()
+        offset = moments.offset
         second = unpack_symmetric(moments.mean_of(moments.second), offset.shape[1])
         return second - offset[:, :, None] * offset[:, None]
 
@@ -272,7 +273,7 @@ class Tied(_Matrix):
         # Σ = (Σ_n ω z zᵀ − Σ_k N_k μ_k μ_kᵀ) / Σ ω, the first term constant; direct: about the centres, summed over k
         if algorithm == "direct" or scatter is None:
             scatter = unpack_symmetric(moments.second.sum(axis=0)[None], moments.first.shape[1])[0]
-        offset = moments.offset()
+        offset = moments.offset
         return (scatter - (offset * moments.mass[:, None]).T @ offset) / moments.mass.sum()
 
 
@@ -337,7 +338,7 @@ class Diag(Covariance):
 
     def estimate(self, moments: Moments, algorithm: str, scatter: np.ndarray | None) -> np.ndarray:
         # σ_i² = Σ r (z_i − a_i)² / N_k − δ_i²
-        return moments.mean_of(moments.second) - moments.offset() ** 2
+        return moments.mean_of(moments.second) - moments.offset**2
 
     def regularize(self, covariances: np.ndarray, floor: np.ndarray) -> np.ndarray:
         return covariances + floor
@@ -383,7 +384,7 @@ class Spherical(Diag):
         # σ² = (Σ r ‖z − a‖² / N_k − ‖δ‖²) / D
         D = moments.first.shape[1]
         second = moments.mean_of(moments.second).sum(axis=1)
-        return (second - (moments.offset() ** 2).sum(axis=1)) / D
+        return (second - (moments.offset**2).sum(axis=1)) / D
 
     def regularize(self, covariances: np.ndarray, floor: np.ndarray) -> np.ndarray:
         return covariances + floor.mean(axis=-1)

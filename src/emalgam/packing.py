@@ -8,7 +8,7 @@ moments. Everything happens in a `Frame`, in which the data have their mean near
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Final
 
 import numpy as np
@@ -89,7 +89,7 @@ def unpack_symmetric(packed: np.ndarray, n_features: int) -> np.ndarray:
     return full
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Moments:
     """What the statistics of a pass say: ``S = (Σ r φ₂(z − a), Σ r (z − a), Σ r)`` about the centres a.
 
@@ -108,6 +108,7 @@ class Moments:
         D = centres.shape[1]
         return cls(statistics[:, -1], statistics[:, -1 - D : -1], statistics[:, : -1 - D], centres)
 
+    @cached_property
     def offset(self) -> np.ndarray:
         """δ_k = Σ r (z − a) / N_k, from the centre to the new mean; zero where there is no mass. (K, D)"""
         mass = self.mass[:, None]
@@ -115,7 +116,7 @@ class Moments:
 
     def means(self) -> np.ndarray:
         """a_k + δ_k, (K, D)."""
-        return self.centres + self.offset()
+        return self.centres + self.offset
 
     def mean_of(self, second: np.ndarray) -> np.ndarray:
         """`second` divided by N_k; zero where there is no mass."""
