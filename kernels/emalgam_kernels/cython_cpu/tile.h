@@ -224,19 +224,19 @@ KERNEL void N_(softmax_tile)(REAL *restrict logits, Py_ssize_t K, Py_ssize_t col
 
 /* ---- S += R Φ ---------------------------------------------------------------------------------------------- */
 
-/* Sums of the lanes of eight vectors: halve the vectors, interleaving their lanes, until one lane is left of each. */
+/* out[i] += the sum of the lanes of a[i], for `count` of eight vectors: halve the vectors, interleaving their lanes,
+ * until one lane is left of each. */
 INLINE void N_(add_lane_sums)(const int count, VEC *a, double *restrict out) {
 #if VECTOR_LANES >= 2
 #pragma GCC unroll 8
-    for (int i = 0; i < count / 2; ++i) a[i] = INTERLEAVE(a[2 * i], a[2 * i + 1], 1);
+    for (int i = 0; i < 4; ++i) a[i] = INTERLEAVE(a[2 * i], a[2 * i + 1], 1);
 #endif
 #if VECTOR_LANES >= 4
 #pragma GCC unroll 8
-    for (int i = 0; i < count / 4; ++i) a[i] = INTERLEAVE(a[2 * i], a[2 * i + 1], 2);
+    for (int i = 0; i < 2; ++i) a[i] = INTERLEAVE(a[2 * i], a[2 * i + 1], 2);
 #endif
 #if VECTOR_LANES >= 8
-#pragma GCC unroll 8
-    for (int i = 0; i < count / 8; ++i) a[i] = INTERLEAVE(a[2 * i], a[2 * i + 1], 4);
+    a[0] = INTERLEAVE(a[0], a[1], 4);
 #endif
 #if VECTOR_LANES == 16
     for (int i = 0; i < count; ++i) out[i] += (double)a[0][i] + (double)a[0][i + 8];
@@ -252,7 +252,7 @@ INLINE void N_(statistic_block)(const int rows, const int features, const REAL *
 #pragma GCC unroll 32
     for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 32
-        for (int j = 0; j < features; ++j) sum[i][j] = (VEC){0};
+        for (int j = 0; j < 8; ++j) sum[i][j] = (VEC){0};
     for (Py_ssize_t n = 0; n < columns; n += LANES) {
         VEC left[STATISTIC_ROWS];
 #pragma GCC unroll 32
@@ -265,18 +265,7 @@ INLINE void N_(statistic_block)(const int rows, const int features, const REAL *
         }
     }
 #pragma GCC unroll 32
-    for (int i = 0; i < rows; ++i) {
-        if (features == 8) {
-            N_(add_lane_sums)(8, sum[i], out + i * F);
-        } else {
-#pragma GCC unroll 8
-            for (int j = 0; j < features; ++j) {
-                double total = 0;
-                for (int lane = 0; lane < (VECTOR_LANES); ++lane) total += (double)sum[i][j][lane];
-                out[i * F + j] += total;
-            }
-        }
-    }
+    for (int i = 0; i < rows; ++i) N_(add_lane_sums)(features, sum[i], out + i * F);
 }
 
 /* S (K, features) float64 += R Φ over one tile; rows of S are F apart. */
@@ -426,6 +415,16 @@ KERNEL Py_ssize_t N_(workspace_size)(Py_ssize_t D, Py_ssize_t K, Py_ssize_t F, i
     return ((features + K + 2 * D + 3) * stride + coefficients + whitening + square) * sizeof(REAL) + 12 * 64;
 }
 
+/* Σ a_n b_n in float64: eight chains of additions, since each would wait for the one before it. */
+KERNEL double N_(inner_product)(const REAL *restrict a, const REAL *restrict b, Py_ssize_t count) {
+    double sum[8] = {0};
+    Py_ssize_t n = 0;
+    for (; n + 8 <= count; n += 8)
+        for (int i = 0; i < 8; ++i) sum[i] += (double)a[n + i] * (double)b[n + i];
+    for (; n < count; ++n) sum[n % 8] += (double)a[n] * (double)b[n];
+    return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+}
+
 /* Each of `rows` rows times `factor`. */
 KERNEL void N_(scale_rows)(REAL *restrict tile, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t stride,
                            const REAL *restrict factor) {
@@ -494,7 +493,7 @@ KERNEL void N_(mixture_block)(const Problem *p, char *workspace) {
                 *(double *)(p->log_prob + (start + n) * p->log_prob_stride) = (double)log_prob[n];
         if (p->responsibilities) N_(write_responsibilities)(p, start, rows, stride, logits);
         if (!p->statistics) continue;
-        for (Py_ssize_t n = 0; n < rows; ++n) total += (double)weight[n] * (double)log_prob[n];
+        total += N_(inner_product)(weight, log_prob, rows);
         if (p->direct)
             N_(direct_statistic_tile)(p, tile, logits, columns, stride, phi, second, square);
         else

@@ -45,6 +45,7 @@ FEATURE_MAP_CODES: Final = {"full": FULL, "diag": DIAG, "spherical": SPHERICAL}
 # 2 × 4 sums and their operands fit the 16 registers of AVX2; larger blocks gain little on AVX-512 and spill on AVX2.
 COMPONENTS_AT_ONCE: Final = 2
 STATISTICS_AT_ONCE: Final = 4
+ROWS_OF_A_LOAD: Final = 32
 
 # "contract" lets a product and the sum it goes into become one fused instruction. NaN, infinities, signed zeros and the
 # order of operations keep their meaning.
@@ -236,11 +237,16 @@ def load_tile(
     for n in range(len(sample_weight)):
         weight[n] = sample_weight[n]
     for d in range(len(z)):
-        _fill(z[d], columns, 0)
-    for d in range(D):
-        column, centre, factor, out = x[:, d], shift[d], scale[d], z[d]
-        for n in range(rows):
-            out[n] = (column[n] - centre) * factor
+        _fill(z[d, rows if d < D else 0 : columns], columns - (rows if d < D else 0), 0)
+    # A few rows at a time, so that the cache lines of row-major x are still there for the next feature.
+    for first in range(0, rows, ROWS_OF_A_LOAD):
+        last = min(first + ROWS_OF_A_LOAD, rows)
+        for d in range(D):
+            column, centre, factor, out = x[first:last, d], shift[d], scale[d], z[d, first:last]
+            for n in range(len(column)):
+                out[n] = (column[n] - centre) * factor
+    if len(sample_weight) == 0:
+        return
     for n in range(rows):
         if weight[n] == 0:
             for d in range(D):
@@ -513,14 +519,17 @@ def direct_logit_tile(
     half = z.dtype.type(0.5)
     for k in range(len(means)):
         factor, row, constant = factors[min(k, len(factors) - 1)], logits[k], log_constants[k]
-        _centre_tile(z, means[k], columns, y)
         if feature_map == FULL:
+            _centre_tile(z, means[k], columns, y)
             logit_tile(factor, 0, y[: factor.shape[1]], columns, False, whitened)
+            _sum_of_squares(whitened[:D], columns, row)
         else:
+            _fill(row, columns, 0)
             for d in range(D):
+                feature, mean, precision = z[d], means[k, d], factor[0, d]
                 for n in range(columns):
-                    whitened[d, n] = y[d, n] * factor[0, d]
-        _sum_of_squares(whitened[:D], columns, row)
+                    distance = (feature[n] - mean) * precision
+                    row[n] += distance * distance
         for n in range(columns):
             row[n] = constant - half * row[n]
 
