@@ -9,7 +9,7 @@ SOURCES := $(wildcard kernels/emalgam_kernels/cython_cpu/*.pyx kernels/emalgam_k
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-torch lint types bench bench-smoke wheel check-wheel clean
+.PHONY: help demo test test-torch test-cuda cuda-gate cuda-resources lint types bench bench-smoke wheel check-wheel clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,6 +31,10 @@ $(VENV)/torch: $(VENV)/dev
 	$(BIN)/python -m pip install --quiet --editable ".[dev,torch]"
 	touch $@
 
+$(VENV)/cuda: $(VENV)/dev
+	$(BIN)/python -m pip install --quiet --editable ".[dev,cuda]"
+	touch $@
+
 demo: $(VENV)/demo  ## fit a mixture to the pixels of a photograph; writes demo/
 	$(BIN)/python examples/photograph.py demo
 
@@ -39,6 +43,18 @@ test: $(VENV)/dev  ## all tests; cython_cpu and numba_cpu have to be there
 
 test-torch: $(VENV)/torch  ## the tests that need torch (2.13.0)
 	$(BIN)/python -m pytest -q tests/torch
+
+test-cuda: $(VENV)/cuda  ## the CUDA kernels in Numba's simulator: the contract, the oracles, and their own tests
+	NUMBA_ENABLE_CUDASIM=1 EMALGAM_REQUIRED_BACKENDS=numba_cuda EMALGAM_TESTED_BACKENDS=numba_cuda \
+	$(BIN)/python -m pytest -q tests/cuda kernels/emalgam_kernels/numba_cuda \
+		tests/kernels/test_contract.py tests/kernels/test_mixture.py
+
+cuda-gate: $(VENV)/cuda  ## compile every CUDA kernel: no spills, no stack, no float64 in float32 kernels
+	$(BIN)/python -m pytest -q tests/cuda/test_compile_gate.py
+	$(BIN)/python bench/cuda_resources.py --check
+
+cuda-resources: $(VENV)/cuda  ## the same with all figures; writes bench/CUDA_RESOURCES.md
+	$(BIN)/python bench/cuda_resources.py
 
 lint: $(VENV)/dev  ## style and formatting
 	$(BIN)/ruff check .

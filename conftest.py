@@ -7,8 +7,16 @@ from pathlib import Path
 
 import pytest
 
+import emalgam_kernels
+
 # torch is no dependency: `make test-torch` installs it and names these tests, and finds none without it.
 collect_ignore = [] if find_spec("torch") else ["tests/torch"]
+
+# Nor is numba-cuda: the documentation of its kernels runs where they do (`make test-cuda`: in the simulator).
+# tests/cuda/conftest.py is about their tests.
+collect_ignore_glob = (
+    [] if emalgam_kernels.probe("numba_cuda") is None else ["kernels/emalgam_kernels/numba_cuda/[a-z]*.py"]
+)
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from bench import em_iteration, initialization, machine, memory, startup
 from bench.em_iteration import Measurement
 from bench.libraries import EMALGAM, LIBRARIES, ONEDAL, SCIKIT_LEARN, TOLERANCES
 from bench.problems import COVARIANCE_TYPES, DTYPES, SIZES, SMOKE_SIZE, Case
+from bench.tables import Target, describe, milliseconds, number, size, table, verdict
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,30 +42,6 @@ MOST_MEMORY: Final = 64.0  # MiB
 MOST_IMPORT: Final = 0.2  # seconds
 MOST_COMMAND: Final = 1.2  # seconds
 MOST_INITIALIZATION: Final = 1.0  # of five iterations
-
-
-@dataclass(frozen=True)
-class Target:
-    """A figure, what it has to be and what it is."""
-
-    figure: str
-    measured: float
-    bound: float
-    at_least: bool
-    unit: str = ""
-
-    @property
-    def met(self) -> bool:
-        return self.measured >= self.bound if self.at_least else self.measured <= self.bound
-
-    def cells(self) -> list[str]:
-        sign = "≥" if self.at_least else "≤"
-        return [
-            self.figure,
-            f"{sign} {self.bound:g}{self.unit}",
-            f"{number(self.measured)}{self.unit}",
-            verdict(self.met),
-        ]
 
 
 @dataclass(frozen=True)
@@ -201,33 +178,6 @@ def import_seconds(results: Results) -> float:
 
 
 # ---- writing
-
-
-def number(value: float) -> str:
-    """Three significant digits, without an exponent where there need be none."""
-    digits = f"{value:.3g}"
-    return f"{value:.0f}" if "e+" in digits else digits
-
-
-def milliseconds(seconds: float) -> str:
-    return number(1e3 * seconds)
-
-
-def verdict(met: bool) -> str:
-    return "met" if met else "**missed**"
-
-
-def size(N: int, D: int, K: int) -> str:
-    return f"{N:,}, {D}, {K}".replace(f"{N:,}", f"{N:,}".replace(",", " "))
-
-
-def describe(case: Case) -> str:
-    return f"{size(*case.size)}, {case.covariance_type}, {case.dtype}"
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def render(results: Results) -> str:

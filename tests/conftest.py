@@ -2,6 +2,9 @@
 
 ``EMALGAM_REQUIRED_BACKENDS=cython_cpu,numba_cpu`` makes the absence of a listed backend a failure. Without it, an
 absent backend's tests are skipped one by one, each with its name and the reason, and the report's header says so too.
+
+``EMALGAM_TESTED_BACKENDS=numba_cuda`` runs the tests that go over backends on the listed ones instead of those of the
+CPU. With ``NUMBA_ENABLE_CUDASIM=1`` too, Numba interprets the CUDA kernels: no GPU is needed, but small data are.
 """
 
 from __future__ import annotations
@@ -9,24 +12,35 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import product
 from types import ModuleType
 from typing import Final
 
-import hypothesis
 import pytest
 
 import emalgam_kernels
 
+
+def listed(variable: str) -> tuple[str, ...]:
+    """The names in an environment variable, between commas."""
+    return tuple(name.strip() for name in os.environ.get(variable, "").split(",") if name.strip())
+
+
 CPU_BACKENDS: Final = ("reference", "cython_cpu", "numba_cpu")
+TESTED_BACKENDS: Final = listed("EMALGAM_TESTED_BACKENDS") or CPU_BACKENDS
+SIMULATED: Final = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 DTYPES: Final = ("float64", "float32")
 COVARIANCE_TYPES: Final = ("full", "tied", "diag", "spherical")
 ALGORITHMS: Final = ("packed", "direct")
 
-hypothesis.settings.register_profile(
-    "emalgam", deadline=None, derandomize=True, database=None, max_examples=20, print_blob=False
-)
-hypothesis.settings.load_profile("emalgam")
+if find_spec("hypothesis"):  # the tests of the CUDA kernels do without it
+    import hypothesis
+
+    hypothesis.settings.register_profile(
+        "emalgam", deadline=None, derandomize=True, database=None, max_examples=20, print_blob=False
+    )
+    hypothesis.settings.load_profile("emalgam")
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,7 @@ class Variant:
         return emalgam_kernels.load(self.backend)
 
 
-def variants(algorithms: tuple[str, ...] = ALGORITHMS, backends: tuple[str, ...] = CPU_BACKENDS) -> list[Variant]:
+def variants(algorithms: tuple[str, ...] = ALGORITHMS, backends: tuple[str, ...] = TESTED_BACKENDS) -> list[Variant]:
     """Every combination that the kernels know; ``parametrize("variant", variants(), indirect=True, ids=str)``."""
     arithmetics = [("float64", "float64"), ("float32", "float32"), ("float32", "float64")]
     return [
@@ -65,12 +79,16 @@ def variants(algorithms: tuple[str, ...] = ALGORITHMS, backends: tuple[str, ...]
 
 def required_backends() -> list[str]:
     """The names in EMALGAM_REQUIRED_BACKENDS; one that no version of emalgam has is an error."""
-    names = [name.strip() for name in os.environ.get("EMALGAM_REQUIRED_BACKENDS", "").split(",") if name.strip()]
-    unknown = sorted(set(names) - set(emalgam_kernels.BACKENDS))
+    return known_backends("EMALGAM_REQUIRED_BACKENDS")
+
+
+def known_backends(variable: str) -> list[str]:
+    """The names in an environment variable, each of a backend."""
+    unknown = sorted(set(listed(variable)) - set(emalgam_kernels.BACKENDS))
     if unknown:
         known = ", ".join(emalgam_kernels.BACKENDS)
-        raise pytest.UsageError(f"EMALGAM_REQUIRED_BACKENDS names {', '.join(unknown)}; expected some of {known}")
-    return names
+        raise pytest.UsageError(f"{variable} names {', '.join(unknown)}; expected some of {known}")
+    return list(listed(variable))
 
 
 def need(backend: str) -> None:
@@ -85,14 +103,20 @@ def need(backend: str) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     required_backends()
+    known_backends("EMALGAM_TESTED_BACKENDS")
+    if SIMULATED and emalgam_kernels.probe("numba_cuda") is None:
+        from tests.simulator import take_turns
+
+        take_turns()
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     required = required_backends()
-    return [
+    lines = [
         f"{backend}: {emalgam_kernels.probe(backend) or 'available'}{' (required)' if backend in required else ''}"
         for backend in emalgam_kernels.BACKENDS
     ]
+    return [*lines, "numba_cuda: in Numba's simulator, without large data"] if SIMULATED else lines
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -101,7 +125,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(
-    scope="session", params=[Variant(*each) for each in product(CPU_BACKENDS, DTYPES, COVARIANCE_TYPES)], ids=str
+    scope="session", params=[Variant(*each) for each in product(TESTED_BACKENDS, DTYPES, COVARIANCE_TYPES)], ids=str
 )
 def variant(request: pytest.FixtureRequest) -> Variant:
     """Backend × dtype × covariance type; a test may parametrize it indirectly with `variants(...)`."""
@@ -109,11 +133,19 @@ def variant(request: pytest.FixtureRequest) -> Variant:
     return request.param
 
 
-@pytest.fixture(scope="session", params=CPU_BACKENDS)
+@pytest.fixture(scope="session", params=TESTED_BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     """The name of a backend that runs here."""
     need(request.param)
     return request.param
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The reason why numba_cuda cannot run, on a machine with a GPU too."""
+    reason = "no NVIDIA driver: install the driver of the GPU"
+    monkeypatch.setattr("emalgam_kernels.numba_cuda.probe", lambda: reason)
+    return reason
 
 
 @pytest.fixture(scope="session")

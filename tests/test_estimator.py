@@ -21,7 +21,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from emalgam import BackendUnavailable, GaussianMixture, Mixture
 from tests.conftest import COVARIANCE_TYPES, Variant
-from tests.test_em import blobs, start
+from tests.samples import blobs, start
 
 
 def fitted(variant: Variant | None = None, **arguments: object) -> tuple[GaussianMixture, np.ndarray]:
@@ -46,7 +46,13 @@ def test_constructor_is_that_of_scikit_learn() -> None:
     """Same names and defaults, but for reg_covar; ours come after."""
     theirs, ours = Peer().get_params(), GaussianMixture().get_params()
     assert {name: ours[name] for name in theirs} == {**theirs, "reg_covar": "auto"}
-    added = {"backend": "auto", "algorithm": "auto", "on_degenerate": "regularize", "n_threads": None}
+    added = {
+        "backend": "auto",
+        "algorithm": "auto",
+        "on_degenerate": "regularize",
+        "n_threads": None,
+        "precision": "strict",
+    }
     assert {name: ours[name] for name in ours if name not in theirs} == added
 
 
@@ -172,6 +178,7 @@ def test_verbose_prints_progress(capsys: pytest.CaptureFixture[str]) -> None:
     assert "ll change" in lines[1]
 
 
+@pytest.mark.usefixtures("no_gpu")
 def test_not_fitted_and_other_errors() -> None:
     with pytest.raises(NotFittedError):
         GaussianMixture().predict([[0.0]])

@@ -9,7 +9,7 @@ import pytest
 
 from emalgam import Mixture
 from emalgam.covariance import COVARIANCES, invert_triangular
-from emalgam.guard import TOLERANCE, choose_evaluation
+from emalgam.guard import TOLERANCE, Cancellation, choose_evaluation
 from emalgam.packing import Components, Frame, power_of_two
 from tests import oracles
 from tests.conftest import COVARIANCE_TYPES, Variant
@@ -74,20 +74,22 @@ def test_ladder(covariance_type: str) -> None:
     for separation in (3.0, 300.0, 1e5):
         mixture = make(covariance_type, 4, separation, 1.0, 0.0)
         components = mixture.components(mixture.own_frame())
-        how = choose_evaluation("auto", np.dtype(np.float32), mixture.covariance, components)
+        cancellation = Cancellation.of(mixture.covariance, components)
+        how = choose_evaluation("auto", np.dtype(np.float32), cancellation)
         steps.append((how.algorithm, how.arithmetic))
         assert how.error_bound <= TOLERANCE[how.arithmetic]
     assert steps == [("packed", "float32"), ("packed", "float64"), ("direct", "float64")]
-    how = choose_evaluation("packed", np.dtype(np.float32), mixture.covariance, components)
+    how = choose_evaluation("packed", np.dtype(np.float32), cancellation)
     assert (how.algorithm, how.arithmetic) == ("packed", "float32")
     assert how.error_bound > 1
-    assert choose_evaluation("direct", np.dtype(np.float32), mixture.covariance, components).arithmetic == "float64"
+    assert choose_evaluation("direct", np.dtype(np.float32), cancellation).arithmetic == "float64"
 
 
 def test_correlation_alone_climbs_the_ladder() -> None:
     """Components at the origin, condition 1e6: the distance of the means says nothing, the cancellation does."""
     mixture = make("full", 3, 0.0, 1e6, 0.0)
-    how = choose_evaluation("auto", np.dtype(np.float32), mixture.covariance, mixture.components(mixture.own_frame()))
+    cancellation = Cancellation.of(mixture.covariance, mixture.components(mixture.own_frame()))
+    how = choose_evaluation("auto", np.dtype(np.float32), cancellation)
     assert how.arithmetic == "float64"
 
 

@@ -1,31 +1,43 @@
 """Arrays in and out: NumPy where it lies, other libraries' arrays through DLPack without a copy, and back.
 
-No framework is imported here: a tensor in somebody's hand means that its library is loaded already.
+What lies on a GPU becomes a torch tensor over the same memory and stays there. No framework is imported for anything
+else: a tensor in somebody's hand means that its library is loaded already.
 """
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
 
 import numpy as np
 
-_DLPACK_CPU = (1, 3)  # main memory, and main memory pinned for a GPU
+from emalgam.namespace import is_tensor
+from emalgam_kernels import blocks
+
+_DLPACK_CPU: Final = (1, 3)  # main memory, and main memory pinned for a GPU
+_DLPACK_CUDA: Final = (2, 13)  # a GPU's memory, and managed memory
+
+
+def simulated() -> bool:
+    """Whether Numba simulates a GPU: torch's CPU tensors are then taken for the GPU's."""
+    return os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 
 
 def on_gpu(x: Any) -> bool:
     """Whether `x` lies on a device other than the CPU."""
     if isinstance(x, np.ndarray):
         return False
+    if is_tensor(x) and simulated():
+        return True
+    if is_tensor(x):
+        return x.device.type != "cpu"
     if hasattr(x, "__cuda_array_interface__"):
         return True
     device = getattr(x, "__dlpack_device__", None)
     return device is not None and int(device()[0]) not in _DLPACK_CPU
-
-
-def _is_tensor(x: Any) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(x, torch.Tensor)
 
 
 def to_numpy(x: Any, name: str = "x") -> np.ndarray:
@@ -39,22 +51,120 @@ def to_numpy(x: Any, name: str = "x") -> np.ndarray:
     if isinstance(x, np.ndarray):
         return x
     try:
-        return np.from_dlpack(x) if _is_tensor(x) else np.asarray(x)
+        return np.from_dlpack(x) if is_tensor(x) else np.asarray(x)
     except (ValueError, TypeError, RuntimeError, BufferError) as error:
-        remedy = "call x.detach().float() first" if _is_tensor(x) else "give a rectangular table of numbers"
+        remedy = "call x.detach().float() first" if is_tensor(x) else "give a rectangular table of numbers"
         raise ValueError(
             f"{name} is a {type(x).__name__} that cannot be read as an array ({error}); {remedy}"
         ) from None
 
 
-def like(result: np.ndarray, x: Any) -> Any:
-    """`result` in the library of `x`: a torch tensor for a torch tensor (sharing memory), else itself."""
-    return sys.modules["torch"].from_numpy(result) if _is_tensor(x) else result
+def to_tensor(x: Any, name: str = "x") -> Any:
+    """`x`, which lies on a GPU, as a torch tensor over the same memory.
+
+    Raises
+    ------
+    ValueError
+        If its device is not one of CUDA's, or it requires a gradient.
+    """
+    import torch
+
+    if isinstance(x, torch.Tensor):
+        if x.requires_grad:
+            raise ValueError(f"{name} is a tensor that requires a gradient; call x.detach() first")
+        if x.device.type != "cuda" and not simulated():
+            raise ValueError(f"{name} is on device {x.device}; expected the CPU or a CUDA device: {name}.cpu()")
+        return x
+    try:
+        if hasattr(x, "__dlpack_device__") and int(x.__dlpack_device__()[0]) in _DLPACK_CUDA:
+            return torch.from_dlpack(x)
+        return torch.as_tensor(x, device="cuda")
+    except (ValueError, TypeError, RuntimeError, BufferError) as error:
+        raise ValueError(
+            f"{name} is a {type(x).__name__} that cannot be read as a CUDA array ({error}); make it a torch tensor"
+        ) from None
+
+
+def read(x: Any, name: str = "x") -> Any:
+    """`x` as a tensor if it lies on a GPU, else as a NumPy array."""
+    return to_tensor(x, name) if on_gpu(x) else to_numpy(x, name)
+
+
+def kind(array: Any) -> str:
+    """The kind of an array's numbers as NumPy's one letter: "f", "i", "u", "b", or another one."""
+    if not is_tensor(array):
+        return str(array.dtype.kind)
+    dtype = array.dtype
+    if dtype.is_floating_point:
+        return "f"
+    if dtype.is_complex:
+        return "c"
+    return "b" if str(dtype) == "torch.bool" else "i"
+
+
+def tile_dtype(x: Any) -> np.dtype:
+    """The type that kernels read x as: float32 for float32, else float64."""
+    if is_tensor(x):
+        return np.dtype(np.float32 if str(x.dtype) == "torch.float32" else np.float64)
+    return blocks.tile_dtype(x)
+
+
+def empty(shape: tuple[int, ...], dtype: Any, beside: Any) -> Any:
+    """An array of a NumPy dtype where `beside` lies."""
+    if not is_tensor(beside):
+        return np.empty(shape, dtype)
+    torch = sys.modules["torch"]
+    return torch.empty(shape, dtype=getattr(torch, np.dtype(dtype).name), device=beside.device)
+
+
+def like(result: Any, x: Any) -> Any:
+    """`result` in the library of `x`, on its device and sharing memory, if it has a ``from_dlpack``; else itself."""
+    if is_tensor(x):
+        return result if is_tensor(result) else sys.modules["torch"].from_numpy(result)
+    if not is_tensor(result):
+        return result
+    library: Any = sys.modules.get(type(x).__module__.partition(".")[0])
+    for place in (library, getattr(library, "numpy", None)):  # cupy, jax.numpy
+        if place is not None and hasattr(place, "from_dlpack"):
+            return place.from_dlpack(result)
+    return result
+
+
+def _place(x: Any) -> str:
+    """Where an array lies, in words."""
+    if not on_gpu(x):
+        return "the CPU"
+    if is_tensor(x):
+        return f"the GPU ({x.device})"
+    number = f" (cuda:{x.__dlpack_device__()[1]})" if hasattr(x, "__dlpack_device__") else ""
+    return f"the GPU{number}"
 
 
 def same_device(**arrays: Any) -> None:
-    """ValueError if some of the arrays are on a GPU and some are not; None does not count."""
-    places = {name: on_gpu(array) for name, array in arrays.items() if array is not None}
+    """ValueError if the arrays are not all on one device; None does not count."""
+    places = {name: _place(array) for name, array in arrays.items() if array is not None}
     if len(set(places.values())) > 1:
-        found = ", ".join(f"{name} on the {'GPU' if gpu else 'CPU'}" for name, gpu in places.items())
+        found = ", ".join(f"{name} on {place}" for name, place in places.items())
         raise ValueError(f"all arrays must be on one device, but {found}; move them to the same device first")
+
+
+@contextmanager
+def callers_stream(x: Any) -> Iterator[None]:
+    """Make the stream on which `x` was computed torch's current one: CuPy's current one, or the one that `x` names."""
+    pointer = _stream_pointer(x) if on_gpu(x) and not is_tensor(x) else None
+    if pointer is None:
+        yield
+        return
+    import torch
+
+    with torch.cuda.stream(torch.cuda.ExternalStream(pointer)):
+        yield
+
+
+def _stream_pointer(x: Any) -> int | None:
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(x, cupy.ndarray):
+        return int(cupy.cuda.get_current_stream().ptr)
+    named = getattr(x, "__cuda_array_interface__", {}).get("stream")
+    # 1 and 2 stand for the default streams, which torch knows under other numbers.
+    return int(named) if named is not None and int(named) > 2 else None

@@ -2,7 +2,8 @@
 
 A type knows the shape of its covariances, their factors, the natural parameters of its feature map, and how to read new
 covariances off the statistics. `COVARIANCES` is the registry. Arrays below are in a frame, in float64; "shape" means
-(K, D, D) for full, (D, D) for tied, (K, D) for diag and (K,) for spherical, as in scikit-learn.
+(K, D, D) for full, (D, D) for tied, (K, D) for diag and (K,) for spherical, as in scikit-learn. What an iteration of EM
+needs works on NumPy arrays and on tensors alike, and on a GPU waits for nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Final
 
 import numpy as np
 
+from emalgam.namespace import cholesky, contiguous, invert_triangular, is_tensor, namespace, positive_or_error
 from emalgam.packing import (
     Components,
     Frame,
@@ -22,16 +24,6 @@ from emalgam.packing import (
     unpack_symmetric,
 )
 from emalgam_kernels import Direct, Packed
-
-
-def invert_triangular(lower: np.ndarray) -> np.ndarray:
-    """L⁻¹ of lower triangular matrices (K, D, D), by forward substitution over all of them at once."""
-    inverse = np.zeros_like(lower)
-    for i in range(lower.shape[-1]):
-        inverse[:, i, i] = 1.0
-        inverse[:, i, :i] = -(lower[:, i : i + 1, :i] @ inverse[:, :i, :i])[:, 0]
-        inverse[:, i, : i + 1] /= lower[:, i, i, None]
-    return inverse
 
 
 class Covariance(ABC):
@@ -53,7 +45,10 @@ class Covariance(ABC):
 
     @abstractmethod
     def factor(self, covariances: np.ndarray) -> np.ndarray:
-        """P with P Pᵀ = Σ⁻¹ in the type's shape; LinAlgError if some Σ is not positive definite."""
+        """P with P Pᵀ = Σ⁻¹ in the type's shape.
+
+        If some Σ is not positive definite: LinAlgError on the host, entries that are not finite on a GPU.
+        """
 
     @abstractmethod
     def factor_precisions(self, precisions: np.ndarray) -> np.ndarray:
@@ -121,11 +116,11 @@ class Covariance(ABC):
         """
 
     @abstractmethod
-    def cancellation(self, components: Components) -> float:
+    def cancellation(self, components: Components) -> np.ndarray:
         """max_k Σ_ij |Λ_ij| s_i s_j + D + 2, s_i² = Σ_ii + μ_i²: how large the terms of ⟨η_k, φ⟩ are near component k.
 
         For a diagonal Σ the sum is m² = max_k (μ_k − c)ᵀ Σ_k⁻¹ (μ_k − c) + D; correlations add what they cancel, and D
-        + 2 stands for the constants.
+        + 2 stands for the constants. A scalar () where the components lie.
         """
 
     def _constants(self, components: Components, frame: Frame) -> np.ndarray:
@@ -145,8 +140,8 @@ class _Matrix(Covariance):
 
     def factor(self, covariances: np.ndarray) -> np.ndarray:
         # Σ = L Lᵀ, so Λ = L⁻ᵀ L⁻¹ and P = L⁻ᵀ
-        inverse = invert_triangular(np.linalg.cholesky(self._batch(covariances)))
-        return np.ascontiguousarray(inverse.swapaxes(1, 2)).reshape(covariances.shape)
+        inverse = invert_triangular(cholesky(self._batch(covariances)))
+        return contiguous(inverse.swapaxes(1, 2)).reshape(covariances.shape)
 
     def factor_precisions(self, precisions: np.ndarray) -> np.ndarray:
         # The upper factor of Λ is the lower factor of Λ with rows and columns in reverse order, reversed back.
@@ -161,7 +156,8 @@ class _Matrix(Covariance):
         return lower @ lower.swapaxes(-1, -2)
 
     def matrices(self, shaped: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
-        return shaped if shaped.ndim == 3 else np.broadcast_to(shaped, (n_components, n_features, n_features))
+        xp = namespace(shaped)
+        return shaped if shaped.ndim == 3 else xp.broadcast_to(shaped, (n_components, n_features, n_features))
 
     def rescale(self, covariances: np.ndarray, scale: np.ndarray) -> np.ndarray:
         return covariances * scale[:, None] * scale
@@ -170,29 +166,32 @@ class _Matrix(Covariance):
         return factor / scale[:, None]
 
     def log_det(self, factor: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
-        diagonal = np.einsum("...ii->...i", factor)
-        log_det = np.log(diagonal).sum(axis=-1)
-        return log_det if log_det.ndim else np.full(n_components, log_det)
+        xp = namespace(factor)
+        log_det = xp.log(xp.linalg.diagonal(factor)).sum(axis=-1)
+        return xp.broadcast_to(log_det, (n_components,))
 
     def direct(self, components: Components, frame: Frame, arithmetic: str) -> Direct:
         K, D = components.means.shape
         factors = self.matrices(components.precisions_cholesky, K, D)
-        means = np.ascontiguousarray(components.means)
+        means = contiguous(components.means)
         return Direct("full", frame.shift, frame.scale, means, factors, self._constants(components, frame), arithmetic)
 
     def regularize(self, covariances: np.ndarray, floor: np.ndarray) -> np.ndarray:
-        return covariances + floor[..., None] * np.eye(floor.shape[-1])
+        xp = namespace(floor)
+        where = {"device": floor.device} if is_tensor(floor) else {}
+        return covariances + floor[..., None] * xp.eye(floor.shape[-1], dtype=floor.dtype, **where)
 
     def select(self, covariances: np.ndarray, features: np.ndarray) -> np.ndarray:
         return covariances[..., features[:, None], features]
 
-    def cancellation(self, components: Components) -> float:
+    def cancellation(self, components: Components) -> np.ndarray:
         K, D = components.means.shape
-        covariances = self.matrices(components.covariances, K, D)
-        size = np.sqrt(np.einsum("kii->ki", covariances) + components.means**2)
-        precisions = np.abs(self.matrices(self.multiply(components.precisions_cholesky), K, D))
+        xp = namespace(components.means)
+        variances = xp.linalg.diagonal(self.matrices(components.covariances, K, D))
+        size = xp.sqrt(variances + components.means**2)
+        precisions = xp.abs(self.matrices(self.multiply(components.precisions_cholesky), K, D))
         terms = ((precisions @ size[:, :, None])[:, :, 0] * size).sum(axis=1)
-        return float(terms.max(where=components.weights > 0, initial=D)) + D + 2
+        return xp.max(xp.where(components.weights > 0, terms, float(D))) + (D + 2)
 
 
 class Full(_Matrix):
@@ -226,7 +225,10 @@ class Full(_Matrix):
         return np.linalg.eigvalsh(relative)[:, 0] < 2 * share
 
     def moments(self, statistics: np.ndarray, components: Components, algorithm: str) -> Moments:
-        return Moments.of(statistics, components.means if algorithm == "direct" else np.zeros_like(components.means))
+        return Moments.of(
+            statistics,
+            components.means if algorithm == "direct" else namespace(components.means).zeros_like(components.means),
+        )
 
     def estimate(self, moments: Moments, algorithm: str, scatter: np.ndarray | None) -> np.ndarray:
         # Σ_k = Σ r (z − a)(z − a)ᵀ / N_k − δδᵀ
@@ -249,10 +251,10 @@ class Tied(_Matrix):
 
     def packed(self, components: Components, frame: Frame, arithmetic: str) -> Packed:
         # −½ ‖z̃‖² + μ̃ᵀz̃ + c − ½ ‖μ̃‖²
-        P = np.ascontiguousarray(components.precisions_cholesky)
+        P = contiguous(components.precisions_cholesky)
         means = components.means @ P
         constants = self._constants(components, frame) - 0.5 * (means**2).sum(axis=1)
-        natural = natural_parameters(np.full((len(means), 1), -0.5), means, constants)
+        natural = natural_parameters(namespace(means).full_like(means[:, :1], -0.5), means, constants)
         return Packed("spherical", frame.shift, frame.scale, P, natural, arithmetic)
 
     def from_variances(self, variances: np.ndarray, n_components: int) -> np.ndarray:
@@ -264,7 +266,7 @@ class Tied(_Matrix):
     def moments(self, statistics: np.ndarray, components: Components, algorithm: str) -> Moments:
         if algorithm == "direct":
             return Moments.of(statistics, components.means)
-        whitened = Moments.of(statistics, np.zeros_like(components.means))
+        whitened = Moments.of(statistics, namespace(components.means).zeros_like(components.means))
         # Σ r z = (Σ r z̃) P⁻¹
         first = whitened.first @ invert_triangular(components.precisions_cholesky.T[None])[0].T
         return Moments(whitened.mass, first, whitened.second, whitened.centres)
@@ -289,14 +291,12 @@ class Diag(Covariance):
         return n_components * n_features
 
     def factor(self, covariances: np.ndarray) -> np.ndarray:
-        if not (covariances > 0).all():
-            raise np.linalg.LinAlgError("a variance is not positive")
-        return 1.0 / np.sqrt(covariances)
+        positive_or_error(covariances, "a variance")
+        return 1.0 / namespace(covariances).sqrt(covariances)
 
     def factor_precisions(self, precisions: np.ndarray) -> np.ndarray:
-        if not (precisions > 0).all():
-            raise np.linalg.LinAlgError("a precision is not positive")
-        return np.sqrt(precisions)
+        positive_or_error(precisions, "a precision")
+        return namespace(precisions).sqrt(precisions)
 
     def multiply(self, factor: np.ndarray) -> np.ndarray:
         return factor**2
@@ -317,7 +317,7 @@ class Diag(Covariance):
         return factor / scale
 
     def log_det(self, factor: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
-        return np.log(self._diagonals(factor, n_features)).sum(axis=1)
+        return namespace(factor).log(self._diagonals(factor, n_features)).sum(axis=1)
 
     def packed(self, components: Components, frame: Frame, arithmetic: str) -> Packed:
         # −½ Σ λ_i z_i² + Σ λ_i μ_i z_i + c − ½ Σ λ_i μ_i²
@@ -329,12 +329,15 @@ class Diag(Covariance):
         return Packed(self.feature_map, frame.shift, frame.scale, None, natural, arithmetic)
 
     def direct(self, components: Components, frame: Frame, arithmetic: str) -> Direct:
-        factors = np.ascontiguousarray(self._diagonals(components.precisions_cholesky, components.means.shape[1]))
-        means = np.ascontiguousarray(components.means)
+        factors = contiguous(self._diagonals(components.precisions_cholesky, components.means.shape[1]))
+        means = contiguous(components.means)
         return Direct("diag", frame.shift, frame.scale, means, factors, self._constants(components, frame), arithmetic)
 
     def moments(self, statistics: np.ndarray, components: Components, algorithm: str) -> Moments:
-        return Moments.of(statistics, components.means if algorithm == "direct" else np.zeros_like(components.means))
+        return Moments.of(
+            statistics,
+            components.means if algorithm == "direct" else namespace(components.means).zeros_like(components.means),
+        )
 
     def estimate(self, moments: Moments, algorithm: str, scatter: np.ndarray | None) -> np.ndarray:
         # σ_i² = Σ r (z_i − a_i)² / N_k − δ_i²
@@ -353,10 +356,11 @@ class Diag(Covariance):
         below: np.ndarray = (estimate < floor) & (np.diag(total) > floor)
         return np.logical_or.reduce(below, axis=1)
 
-    def cancellation(self, components: Components) -> float:
-        factors = self._diagonals(components.precisions_cholesky, components.means.shape[1])
-        distances = ((factors * components.means) ** 2).sum(axis=1)
-        return float(distances.max(where=components.weights > 0, initial=0.0)) + 2 * components.means.shape[1] + 2
+    def cancellation(self, components: Components) -> np.ndarray:
+        D = components.means.shape[1]
+        xp = namespace(components.means)
+        distances = ((self._diagonals(components.precisions_cholesky, D) * components.means) ** 2).sum(axis=1)
+        return xp.max(xp.where(components.weights > 0, distances, 0.0)) + (2 * D + 2)
 
 
 class Spherical(Diag):
@@ -372,7 +376,7 @@ class Spherical(Diag):
         return n_components
 
     def _diagonals(self, shaped: np.ndarray, n_features: int) -> np.ndarray:
-        return np.broadcast_to(shaped[:, None], (len(shaped), n_features))
+        return namespace(shaped).broadcast_to(shaped[:, None], (len(shaped), n_features))
 
     def rescale(self, covariances: np.ndarray, scale: np.ndarray) -> np.ndarray:
         return covariances * scale[0] * scale[0]

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 
+from emalgam import arrays
 from emalgam.blas import one_blas_thread
 from emalgam.covariance import COVARIANCES, Covariance
-from emalgam.guard import ALGORITHMS, Evaluation, choose_evaluation, parameters_of
+from emalgam.guard import ALGORITHMS, PRECISIONS, Cancellation, Evaluation, choose_evaluation, parameters_of
 from emalgam.initialization import INITIALIZATIONS, Given
 from emalgam.m_step import POLICIES, MStep, NumericalError, effective_components
 from emalgam.mixture import Mixture, check_numbers, check_symmetric, check_weights
+from emalgam.namespace import beside, is_tensor, namespace, to_host
 from emalgam.observations import Observations
 from emalgam.packing import Components, Frame, Moments
 from emalgam.validation import check_choice, check_integer, check_number, generator
-from emalgam_kernels.blocks import tile_dtype
 
 LARGEST_FLOAT32: Final = 1e9  # squares of rows further out than this could overflow a float32 tile
 
@@ -94,6 +96,7 @@ class Settings:
     on_degenerate: str = "regularize"
     algorithm: str = "auto"
     callback: Callable[[Iteration], Any] | None = None
+    precision: str = "strict"
 
     def __post_init__(self) -> None:
         check_number("tol", self.tol)
@@ -102,6 +105,7 @@ class Settings:
         check_choice("init_params", self.init_params, tuple(INITIALIZATIONS))
         check_choice("on_degenerate", self.on_degenerate, POLICIES)
         check_choice("algorithm", self.algorithm, ALGORITHMS)
+        check_choice("precision", self.precision, PRECISIONS)
         if self.reg_covar != "auto":
             check_number("reg_covar (unless it is 'auto')", self.reg_covar)
         if self.callback is not None and not callable(self.callback):
@@ -128,13 +132,14 @@ def fit(
     algorithm: str = "auto",
     n_threads: int | None = None,
     callback: Callable[[Iteration], Any] | None = None,
+    precision: str = "strict",
 ) -> Fit:
     """Fit a Gaussian mixture by expectation maximization.
 
     Parameters
     ----------
     x : (N, D) array of real numbers
-        Any dtype and strides, memory-mapped too; read where it lies.
+        Any dtype and strides, memory-mapped too; read where it lies, on the CPU or on a GPU.
     n_components : int
         K.
     covariance_type : {"full", "tied", "diag", "spherical"}
@@ -162,6 +167,9 @@ def fit(
         None means all processors; the result does not depend on it.
     callback : function of one `Iteration`, optional
         Called after every iteration; the fit ends, without further restarts, when it returns something true.
+    precision : {"strict", "tf32"}
+        "tf32" lets the matrix products of a GPU round float32 operands to ten bits; `Fit.error_bound` says what that
+        costs.
 
     Returns
     -------
@@ -190,11 +198,12 @@ def fit(
     (True, [-5.0, 5.0])
     """
     covariance = COVARIANCES[check_choice("covariance_type", covariance_type, tuple(COVARIANCES))]
-    settings = Settings(tol, reg_covar, max_iter, n_init, init_params, on_degenerate, algorithm, callback)
+    settings = Settings(tol, reg_covar, max_iter, n_init, init_params, on_degenerate, algorithm, callback, precision)
     K = check_integer("n_components", n_components, 1)
-    data = Observations.of(x, sample_weight, covariance, backend, n_threads)
-    given = given_parameters(covariance, K, data.frame, weights_init, means_init, precisions_init)
-    result = fit_observations(data, covariance, K, settings, given, generator(random_state))
+    with arrays.callers_stream(x):
+        data = Observations.of(x, sample_weight, covariance, backend, n_threads)
+        given = given_parameters(covariance, K, data.frame, weights_init, means_init, precisions_init)
+        result = fit_observations(data, covariance, K, settings, given, generator(random_state))
     if result.short_of_convergence:
         warnings.warn(not_converged(result, settings), ConvergenceWarning, stacklevel=2)
     return result
@@ -250,12 +259,15 @@ def fit_observations(
             f"there are {data.rows_with_weight()} samples (with positive weight) for n_components={K}; "
             "expected at least as many samples as components"
         )
+    check_precision(settings.precision, data)
+    run = _RestartOnGpu if is_tensor(data.x) else _Restart
     best: Fit | None = None
     failures: list[str] = []
-    with one_blas_thread():
+    # On a GPU no thread of ours competes with BLAS.
+    with nullcontext() if is_tensor(data.x) else one_blas_thread():
         for restart in range(1 if start is not None else settings.n_init):
             try:
-                result = _Restart(data, covariance, K, settings, rng, restart).run(given, start)
+                result = run(data, covariance, K, settings, rng, restart).run(given, start)
             except NumericalError as error:
                 failures.append(f"restart {restart}: {error}")
                 continue
@@ -266,6 +278,15 @@ def fit_observations(
     if best is None:
         raise NumericalError("no restart gave a finite likelihood; " + "; ".join(failures))
     return best
+
+
+def check_precision(precision: str, data: Observations) -> None:
+    """ValueError if TF32 is asked for where there is none."""
+    if precision == "tf32" and (data.backend != "numba_cuda" or data.dtype != np.float32):
+        raise ValueError(
+            f"precision is 'tf32', which is for float32 data on backend numba_cuda; these are {data.dtype} on "
+            f"{data.backend}; leave it at 'strict'"
+        )
 
 
 class _Restart:
@@ -283,28 +304,28 @@ class _Restart:
         self.data, self.covariance, self.K, self.settings, self.rng = data, covariance, K, settings, rng
         self.number = number
         self.m_step = MStep(data, covariance, K, settings.reg_covar, settings.on_degenerate, rng)
+        self.frame = data.frame
 
     def run(self, given: Given, start: Start | None) -> Fit:
         components = start.mixture.components(self.data.frame) if start is not None else self.first(given)
         lower_bound = start.lower_bound if start is not None else -np.inf
         trace: list[float] = []
         converged = stopped = False
-        how = self.evaluation(components)
+        how = following = self.evaluation(Cancellation.of(self.covariance, components))
+        components = components.beside(self.frame.shift)
         for iteration in range(1, self.settings.max_iter + 1):
-            how = self.evaluation(components)
-            parameters = parameters_of(self.covariance, components, self.data.frame, how)
+            how = following
+            parameters = parameters_of(self.covariance, components, self.frame, how)
             statistics, bound = self.data.statistics(parameters)
-            if not np.isfinite(bound):
-                raise NumericalError(f"the log-likelihood became {bound} in iteration {iteration}")
             moments = self.covariance.moments(statistics, components, how.algorithm)
-            last = iteration == self.settings.max_iter
-            components = self.m_step.update(moments, components, how.algorithm, iteration, reseed=not last)
+            components, bound, following = self.maximize(moments, components, bound, how, iteration)
             change, lower_bound = bound - lower_bound, bound
             trace.append(bound)
             stopped = self.report(iteration, bound, change)
             converged = abs(change) < self.settings.tol and not self.m_step.reseeded
             if converged or stopped:
                 break
+        components = components.on_host()
         return Fit(
             mixture=Mixture.from_components(components, self.data.frame, self.covariance),
             converged=converged,
@@ -319,14 +340,24 @@ class _Restart:
             stopped=stopped,
         )
 
+    def maximize(
+        self, moments: Moments, old: Components, bound: float, how: Evaluation, iteration: int
+    ) -> tuple[Components, float, Evaluation]:
+        """The M-step, the lower bound as a number, and how the next pass evaluates what came out."""
+        if not np.isfinite(bound):
+            raise NumericalError(f"the log-likelihood became {bound} in iteration {iteration}")
+        last = iteration == self.settings.max_iter
+        components = self.m_step.update(moments, old, how.algorithm, iteration, reseed=not last)
+        return components, bound, self.evaluation(Cancellation.of(self.covariance, components))
+
+    def evaluation(self, cancellation: Cancellation) -> Evaluation:
+        """The guard, before each pass."""
+        dtype = self.data.dtype if self.data.largest < LARGEST_FLOAT32 else np.dtype(np.float64)
+        return choose_evaluation(self.settings.algorithm, dtype, cancellation, self.settings.precision)
+
     def report(self, iteration: int, lower_bound: float, change: float) -> bool:
         callback = self.settings.callback
         return callback is not None and bool(callback(Iteration(self.number, iteration, lower_bound, change)))
-
-    def evaluation(self, components: Components) -> Evaluation:
-        """The guard, before each pass."""
-        dtype = tile_dtype(self.data.x) if self.data.largest < LARGEST_FLOAT32 else np.dtype(np.float64)
-        return choose_evaluation(self.settings.algorithm, dtype, self.covariance, components)
 
     def first(self, given: Given) -> Components:
         """The components to begin with: given, or the M-step of the initialization's responsibilities."""
@@ -347,3 +378,29 @@ class _Restart:
         if given.precisions_cholesky is not None:
             changes["covariances"] = self.covariance.covariances(given.precisions_cholesky)
         return replace(components, **changes)
+
+
+class _RestartOnGpu(_Restart):
+    """The same where the data lie on a GPU: the M-step and the guard's sums too.
+
+    An iteration waits for the device once, to learn four numbers: the lower bound, whether the M-step met anything out
+    of the ordinary (then the host does it again, and applies the policy), and what the guard needs.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        frame = self.data.frame
+        self.frame = Frame(beside(frame.shift, self.data.x), beside(frame.scale, self.data.x))
+
+    def maximize(
+        self, moments: Moments, old: Components, bound: Any, how: Evaluation, iteration: int
+    ) -> tuple[Components, float, Evaluation]:
+        components, sound = self.m_step.update_where_it_lies(moments, old, how.algorithm)
+        numbers = [bound, sound, *(scalar() for scalar in Cancellation.scalars(self.covariance, components))]
+        xp = namespace(bound)
+        bound, sound, packed, own = to_host(xp.stack([number.to(xp.float64) for number in numbers])).tolist()
+        if sound and np.isfinite(bound) and self.settings.on_degenerate == "regularize":
+            self.m_step.reseeded = False
+            return components, bound, self.evaluation(Cancellation(packed, lambda: own))
+        components, bound, following = super().maximize(moments.on_host(), old.on_host(), bound, how, iteration)
+        return components.beside(self.frame.shift), bound, following

@@ -14,12 +14,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from emalgam import arrays
-from emalgam.covariance import COVARIANCES
+from emalgam.covariance import COVARIANCES, Covariance
 from emalgam.em import Fit, Iteration, Settings, Start, fit_observations, given_parameters, not_converged
 from emalgam.mixture import Mixture
+from emalgam.namespace import to_host
 from emalgam.observations import Observations
 from emalgam.validation import check_choice, check_integer, generator
-from emalgam_kernels.blocks import tile_dtype
 
 PARAMETERS = ("weights_", "means_", "precisions_cholesky_")
 
@@ -56,6 +56,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         What happens to a component that collapses.
     n_threads : int or None, default=None
         None means all processors; results do not depend on it.
+    precision : {"strict", "tf32"}, default="strict"
+        "tf32" lets the matrix products of a GPU round float32 operands to ten bits; see `error_bound_`.
 
     Attributes
     ----------
@@ -111,6 +113,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         algorithm: str = "auto",
         on_degenerate: str = "regularize",
         n_threads: int | None = None,
+        precision: str = "strict",
     ) -> None:
         self.n_components = n_components
         self.covariance_type = covariance_type
@@ -130,6 +133,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         self.algorithm = algorithm
         self.on_degenerate = on_degenerate
         self.n_threads = n_threads
+        self.precision = precision
 
     @classmethod
     def from_parameters(cls, weights: Any, means: Any, covariances: Any, **constructor_arguments: Any) -> Self:
@@ -182,7 +186,10 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         covariance = COVARIANCES[check_choice("covariance_type", self.covariance_type, tuple(COVARIANCES))]
         K = check_integer("n_components", self.n_components, 1)
         settings = self._settings()
-        arrays.same_device(X=X, sample_weight=sample_weight)
+        with arrays.callers_stream(X):
+            return self._fit(X, sample_weight, covariance, K, settings)
+
+    def _fit(self, X: Any, sample_weight: Any, covariance: Covariance, K: int, settings: Settings) -> Self:
         data = Observations.of(self._read(X, reset=True), sample_weight, covariance, self.backend, self.n_threads)
         given = given_parameters(covariance, K, data.frame, self.weights_init, self.means_init, self.precisions_init)
         start = None
@@ -196,8 +203,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
             start = Start(self.mixture_, self.lower_bound_)
         result = fit_observations(data, covariance, K, settings, given, generator(self.random_state), start)
         if result.short_of_convergence:
-            warnings.warn(not_converged(result, settings), ConvergenceWarning, stacklevel=2)
-        return self._adopt(result.mixture, tile_dtype(data.x), result)
+            warnings.warn(not_converged(result, settings), ConvergenceWarning, stacklevel=3)
+        return self._adopt(result.mixture, data.dtype, result)
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Fit, and the component of each row: the same as ``fit(X).predict(X)``."""
@@ -212,6 +219,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
             init_params=self.init_params,
             on_degenerate=self.on_degenerate,
             algorithm=self.algorithm,
+            precision=self.precision,
             callback=_printer(
                 check_integer("verbose", int(self.verbose) if isinstance(self.verbose, bool) else self.verbose, 0),
                 check_integer("verbose_interval", self.verbose_interval, 1),
@@ -253,7 +261,9 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Mean of log p(x_n) over the rows of X, weighted if there are weights, in nats."""
-        return float(np.average(self.score_samples(X), weights=sample_weight))
+        log_prob = to_host(self.score_samples(X))
+        weight = None if sample_weight is None else to_host(arrays.read(sample_weight, "sample_weight"))
+        return float(np.average(log_prob, weights=weight))
 
     def predict(self, X: Any) -> Any:
         """The component with the largest responsibility for each row, (N,) int64."""
@@ -268,7 +278,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         result = getattr(mixture, method)(
             self._read(X, reset=False), backend=self.backend, algorithm=self.algorithm, n_threads=self.n_threads
         )
-        return arrays.like(result, X)
+        return result if isinstance(result, float) else arrays.like(result, X)
 
     def _mixture(self) -> Mixture:
         """`mixture_`, or what the attributes say if somebody has changed them, as scikit-learn allows."""

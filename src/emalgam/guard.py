@@ -7,12 +7,14 @@ known before each pass, for nothing. ``bench/precision.py`` measures the factors
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
 from emalgam.covariance import Covariance
+from emalgam.namespace import namespace
 from emalgam.packing import Components, Frame
 from emalgam_kernels import Parameters
 
@@ -21,6 +23,9 @@ ALGORITHMS: Final = ("auto", "packed", "direct")
 # Largest absolute error of a log-density, in nats, that "auto" lets a tile of float32 and of float64 arithmetic make.
 TOLERANCE: Final = {"float32": 1e-3, "float64": 1e-9}
 ERROR_FACTOR: Final = 4.0
+
+PRECISIONS: Final = ("strict", "tf32")
+EPS_OF_TF32: Final = 2.0**-10
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,37 +37,66 @@ class Evaluation:
     error_bound: float
 
 
-def choose_evaluation(algorithm: str, dtype: np.dtype, covariance: Covariance, components: Components) -> Evaluation:
+@dataclass(frozen=True, slots=True)
+class Cancellation:
+    """How large the terms of ⟨η_k, φ⟩ are near the components (`Covariance.cancellation`).
+
+    `packed` is about the origin of the frame; `own()` about each component's own mean, where only Σ_k itself can
+    cancel.
+    """
+
+    packed: float
+    own: Callable[[], float]
+
+    @classmethod
+    def of(cls, covariance: Covariance, components: Components) -> Cancellation:
+        """Of components on the host."""
+        packed, own = cls.scalars(covariance, components)
+        return cls(float(packed()), lambda: float(own()))
+
+    @staticmethod
+    def scalars(
+        covariance: Covariance, components: Components
+    ) -> tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]:
+        """What computes the two numbers where the components lie."""
+
+        def own() -> np.ndarray:
+            zero = namespace(components.means).zeros_like(components.means)
+            return covariance.cancellation(replace(components, means=zero))
+
+        return lambda: covariance.cancellation(components), own
+
+
+def choose_evaluation(
+    algorithm: str, dtype: np.dtype, cancellation: Cancellation, precision: str = "strict"
+) -> Evaluation:
     """Packed in the data's own precision while the bound keeps the tolerance, then packed in float64, then direct.
 
     float32 data tolerate 1e-3 nats in float32 arithmetic; float64 arithmetic, whatever the data, 1e-9. "packed" stays
-    with the data's precision, "direct" always computes in float64.
+    with the data's precision, "direct" always computes in float64. With `precision` "tf32" products round the operands
+    of what would be float32 arithmetic to TF32, and the bound says what that costs.
     """
     arithmetics = ("float32", "float64") if dtype == np.float32 else ("float64",)
     if algorithm != "direct":
-        size = covariance.cancellation(components)
         for arithmetic in arithmetics:
-            bound = ERROR_FACTOR * float(np.finfo(arithmetic).eps) * size
+            bound = ERROR_FACTOR * float(np.finfo(arithmetic).eps) * cancellation.packed
             if algorithm == "packed" or bound <= TOLERANCE[arithmetic]:
+                if arithmetic == "float32" and precision == "tf32":
+                    return Evaluation("packed", "tf32", ERROR_FACTOR * EPS_OF_TF32 * cancellation.packed)
                 return Evaluation("packed", arithmetic, bound)
     # About its own mean only Σ_k itself can cancel; the differences z − μ_k have size m.
-    size = _own_cancellation(covariance, components) + float(np.sqrt(covariance.cancellation(components)))
+    size = cancellation.own() + cancellation.packed**0.5
     return Evaluation("direct", "float64", ERROR_FACTOR * float(np.finfo(np.float64).eps) * size)
 
 
-def packed_reach(how: Evaluation, covariance: Covariance, components: Components) -> float:
+def packed_reach(how: Evaluation, cancellation: Cancellation, n_features: int) -> float:
     """½ m²: a row whose log-density is lower than that below the constants is too far away for the packed form.
 
     At m standard deviations from the components the terms are about m² · own / D large, so the tolerance holds while
     4 · eps · m² · own / D does.
     """
     eps = float(np.finfo(how.arithmetic).eps)
-    own = _own_cancellation(covariance, components) / components.means.shape[1]
-    return 0.5 * TOLERANCE[how.arithmetic] / (ERROR_FACTOR * eps * own)
-
-
-def _own_cancellation(covariance: Covariance, components: Components) -> float:
-    return covariance.cancellation(replace(components, means=np.zeros_like(components.means)))
+    return 0.5 * TOLERANCE[how.arithmetic] / (ERROR_FACTOR * eps * cancellation.own() / n_features)
 
 
 def parameters_of(covariance: Covariance, components: Components, frame: Frame, how: Evaluation) -> Parameters:

@@ -8,16 +8,17 @@ raw ones for spherical covariances), so that the start does not depend on units.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 
+from emalgam.arrays import empty
 from emalgam.covariance import COVARIANCES, Covariance
+from emalgam.namespace import as_float64, beside, is_tensor, namespace, to_host
 from emalgam.observations import Observations
-from emalgam.packing import Components, Frame
+from emalgam.packing import Components, Frame, features
 from emalgam_kernels import Direct, statistic_count
-from emalgam_kernels.reference.mixture import features
 
 KMEANS_TOLERANCE: Final = 1e-4  # of the mean variance, as in scikit-learn's KMeans
 KMEANS_ITERATIONS: Final = 300
@@ -58,24 +59,33 @@ def unit_components(centres: np.ndarray) -> Components:
 # ---- seeds
 
 
-def draw(mass: np.ndarray, u: np.ndarray) -> np.ndarray:
+def draw(mass: Any, u: np.ndarray) -> np.ndarray:
     """Indices i with probability proportional to mass_i ≥ 0, from uniforms u: the inverse of the cumulative sum.
 
     An index without mass is never drawn, and leaving it out changes no draw. Memory: a block beyond the arguments.
     """
-    starts = np.arange(0, len(mass), ROWS_AT_ONCE)
-    ends = np.cumsum(np.add.reduceat(mass, starts))
+    ends = np.cumsum(_block_sums(mass))
     targets = u * ends[-1]
     last = int(np.searchsorted(ends, ends[-1]))  # the last block that holds any mass
     blocks = np.minimum(np.searchsorted(ends, targets, side="right"), last)
     chosen = np.empty(len(u), np.int64)
     for block in np.unique(blocks):
         drawn = blocks == block
-        part = mass[starts[block] : starts[block] + ROWS_AT_ONCE]
+        start = int(block) * ROWS_AT_ONCE
+        part = to_host(mass[start : start + ROWS_AT_ONCE])
         rest = targets[drawn] - (ends[block - 1] if block else 0.0)
         inside = np.searchsorted(np.cumsum(part), rest, side="right")
-        chosen[drawn] = starts[block] + np.minimum(inside, np.flatnonzero(part)[-1])
+        chosen[drawn] = start + np.minimum(inside, np.flatnonzero(part)[-1])
     return chosen
+
+
+def _block_sums(mass: Any) -> np.ndarray:
+    """Sums of ROWS_AT_ONCE elements each, on the host."""
+    if not is_tensor(mass):
+        return np.add.reduceat(mass, np.arange(0, len(mass), ROWS_AT_ONCE))
+    whole = len(mass) // ROWS_AT_ONCE * ROWS_AT_ONCE
+    sums = to_host(mass[:whole].reshape(-1, ROWS_AT_ONCE).sum(axis=1))
+    return sums if whole == len(mass) else np.append(sums, float(mass[whole:].sum()))
 
 
 def draw_by_weight(data: Observations, u: np.ndarray) -> np.ndarray:
@@ -92,14 +102,18 @@ def rows_of_a_sample(data: Observations, n_components: int) -> int:
 class _Distances:
     """Squared distances of rows to points, in the metric frame, by the direct kernel."""
 
-    def __init__(self, data: Observations, frame: Frame, x: np.ndarray) -> None:
-        self.data, self.frame, self.x = data, frame, x
+    def __init__(self, data: Observations, frame: Frame) -> None:
+        self.data, self.frame = data, frame
 
-    def to(self, point: np.ndarray, out: np.ndarray) -> np.ndarray:
+    def empty(self) -> Any:
+        """A number for each row, where the rows lie."""
+        return empty((len(self.data.x),), np.float64, self.data.x)
+
+    def to(self, point: np.ndarray, out: Any) -> Any:
         """‖z_n − z‖² = −2 log N(z_n; z, 1) but for a constant; `out` (N,) float64."""
         D = len(point)
         unit = Direct("diag", self.frame.shift, self.frame.scale, point[None], np.ones((1, D)), np.zeros(1))
-        self.data.kernels.log_prob(self.x, unit, out, n_threads=self.data.n_threads)
+        self.data.kernels.log_prob(self.data.x, unit, out, n_threads=self.data.n_threads)
         out *= -2.0
         return out
 
@@ -117,38 +131,39 @@ def plus_plus_rows(data: Observations, frame: Frame, n_seeds: int, rng: np.rando
     N, most = len(data.x), rows_of_a_sample(data, n_seeds)
     sampled = most < N
     sample = np.sort(draw_by_weight(data, rng.random(most))) if sampled else np.arange(N)
-    all_rows = _Distances(data, frame, data.x)
-    trial_rows = _Distances(data, frame, data.x[sample]) if sampled else all_rows
+    all_rows = _Distances(data, frame)
+    trial_rows = _Distances(data.subset(sample), frame) if sampled else all_rows
     trial_weight = None if sampled else data.weight
+    xp = namespace(data.x)
 
     seeds = draw_by_weight(data, rng.random(1))
-    nearest = all_rows.to(_points(data, frame, seeds[0]), np.empty(N))
+    nearest = all_rows.to(_points(data, frame, seeds)[0], all_rows.empty())
     if data.weight is not None:
         nearest[data.weight == 0] = 0.0
-    spare, trial = np.empty(N), np.empty(len(sample))
+    spare, trial = all_rows.empty(), trial_rows.empty()
     while len(seeds) < n_seeds:
-        mass = nearest if data.weight is None else np.multiply(nearest, data.weight, out=spare)
+        mass = nearest if data.weight is None else xp.multiply(nearest, data.weight, out=spare)
         u = rng.random(2 + int(np.log(n_seeds)))
-        candidates = draw(mass, u) if mass.any() else draw_by_weight(data, u)
-        so_far = nearest[sample] if sampled else nearest
+        candidates = draw(mass, u) if bool(mass.any()) else draw_by_weight(data, u)
+        so_far = nearest[beside(sample, nearest)] if sampled else nearest
         potentials = []
-        for row in candidates:
-            np.fmin(so_far, trial_rows.to(_points(data, frame, row), trial), out=trial)
+        for point in _points(data, frame, candidates):
+            xp.fmin(so_far, trial_rows.to(point, trial), out=trial)
             potentials.append(float(trial.sum() if trial_weight is None else trial @ trial_weight))
-        best = candidates[int(np.argmin(potentials))]
-        np.fmin(nearest, all_rows.to(_points(data, frame, best), spare), out=nearest)
+        best = candidates[[int(np.argmin(potentials))]]
+        xp.fmin(nearest, all_rows.to(_points(data, frame, best)[0], spare), out=nearest)
         seeds = np.append(seeds, best)
     return seeds
 
 
-def _points(data: Observations, frame: Frame, rows: np.ndarray | int) -> np.ndarray:
-    """Rows of the data in the metric frame; (…, D) float64."""
-    return frame.apply(data.x[rows].astype(np.float64))
+def _points(data: Observations, frame: Frame, rows: np.ndarray) -> np.ndarray:
+    """Rows of the data in the metric frame; (n, D) float64, on the host."""
+    return frame.apply(data.rows(rows))
 
 
 def data_rows(data: Observations, n_seeds: int, rng: np.random.Generator) -> np.ndarray:
     """Different rows, drawn by weight."""
-    mass = np.ones(len(data.x)) if data.weight is None else data.weight.copy()
+    mass = np.ones(len(data.x)) if data.weight is None else to_host(data.weight).copy()
     seeds = []
     for _ in range(n_seeds):
         seeds.append(int(draw(mass, rng.random(1))[0]))
@@ -182,8 +197,7 @@ def kmeans_rows(data: Observations, frame: Frame, n_seeds: int, rng: np.random.G
     if len(data.x) <= most:
         return kmeans(data, frame, centres, KMEANS_ITERATIONS)
     rows = np.sort(draw_by_weight(data, rng.random(most)))
-    sample = replace(data, x=data.x[rows], weight=None, total_weight=float(most))
-    return kmeans(data, frame, kmeans(sample, frame, centres, KMEANS_ITERATIONS), KMEANS_ITERATIONS_ON_ALL)
+    return kmeans(data, frame, kmeans(data.subset(rows), frame, centres, KMEANS_ITERATIONS), KMEANS_ITERATIONS_ON_ALL)
 
 
 def hard_statistics(data: Observations, covariance: Covariance, frame: Frame, centres: np.ndarray) -> np.ndarray:
@@ -204,16 +218,18 @@ def random_statistics(
 ) -> np.ndarray:
     """S for responsibilities drawn uniformly and normalized, row by row."""
     F = statistic_count(covariance.feature_map, data.n_features)
-    out = np.zeros((n_components, F))
+    frame = Frame(beside(data.frame.shift, data.x), beside(data.frame.scale, data.x))
+    out = beside(np.zeros((n_components, F)), data.x)
     step = max(ELEMENTS_OF_A_SAMPLE // max(F, n_components), 1)
     for start in range(0, len(data.x), step):
         rows = slice(start, start + step)
         r = rng.random((len(data.x[rows]), n_components))
         r /= r.sum(axis=1, keepdims=True)
+        r = beside(r, data.x)
         if data.weight is not None:
             r *= data.weight[rows, None]
-        out += r.T @ features(data.frame.apply(data.x[rows].astype(np.float64)), covariance.feature_map)
-    return out
+        out += r.T @ features(frame.apply(as_float64(data.x[rows])), covariance.feature_map)
+    return to_host(out)
 
 
 Start = Callable[[Observations, Covariance, int, np.random.Generator], np.ndarray]

@@ -7,12 +7,13 @@ random row (at most ten times as often as there are components; then it regulari
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from emalgam.covariance import Covariance
 from emalgam.initialization import draw_by_weight
+from emalgam.namespace import beside, namespace
 from emalgam.observations import Observations
 from emalgam.packing import Components, Moments
 
@@ -57,6 +58,9 @@ class MStep:
         self.spread = np.where(data.variance > 0, data.variance, 1.0)
         self.floor = RELATIVE_FLOOR * self.spread
         self.added = self.floor if reg_covar == "auto" else float(reg_covar) * data.frame.scale**2
+        # The same where the data lie: to send them in every iteration would wait for the device.
+        self.added_there = beside(self.added, data.x)
+        self.scatter_there = None if data.scatter is None else beside(data.scatter, data.x)
         self.reseeded = False
         self.reseeds_left = RESEEDS_PER_COMPONENT * n_components
 
@@ -84,14 +88,9 @@ class MStep:
         total = moments.mass.sum()
         if not (np.isfinite(total) and total > 0):
             raise NumericalError(f"the responsibilities of iteration {iteration} sum to {total}")
-        empty = moments.mass <= NO_MASS * total
-        # An empty component stays where it was, without weight.
-        weights = np.where(empty, 0.0, moments.mass) / total
-        means = np.where(empty[:, None], old.means, moments.means())
-        estimate = self.covariance.estimate(moments, algorithm, self.data.scatter)
-        covariances = self.covariance.regularize(estimate, self.added)
-        if not self.covariance.shared:
-            covariances[empty] = old.covariances[empty]
+        empty, weights, means, estimate, covariances = self.estimate(
+            moments, old, algorithm, self.added, self.data.scatter
+        )
         if not np.isfinite(covariances).all():
             raise NumericalError(f"a covariance became NaN or infinite in iteration {iteration}")
         if self.on_degenerate != "regularize":
@@ -105,6 +104,38 @@ class MStep:
         covariances, factors = self.factor(covariances, iteration)
         return Components(weights, means, covariances, factors)
 
+    def estimate(
+        self, moments: Moments, old: Components, algorithm: str, added: np.ndarray, scatter: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Which components are empty, weights, means, covariances, and these regularized by `added`.
+
+        An empty component stays where it was, without weight.
+        """
+        xp = namespace(moments.mass)
+        total = moments.mass.sum()
+        empty = moments.mass <= NO_MASS * total
+        weights = xp.where(empty, 0.0, moments.mass) / total
+        means = xp.where(empty[:, None], old.means, moments.means())
+        estimate = self.covariance.estimate(moments, algorithm, scatter)
+        covariances = self.covariance.regularize(estimate, added)
+        if not self.covariance.shared:
+            kept = empty.reshape(-1, *[1] * (covariances.ndim - 1))
+            covariances = xp.where(kept, old.covariances, covariances)
+        return empty, weights, means, estimate, covariances
+
+    def update_where_it_lies(self, moments: Moments, old: Components, algorithm: str) -> tuple[Components, Any]:
+        """`update` on a GPU, waiting for nothing, and whether nothing was out of the ordinary, a bool () there.
+
+        If it was not, or if `on_degenerate` has to look at every component, `update` has to decide on the host.
+        """
+        _, weights, means, _, covariances = self.estimate(moments, old, algorithm, self.added_there, self.scatter_there)
+        factors = self.covariance.factor(covariances)
+        xp = namespace(moments.mass)
+        sound = moments.mass.sum() > 0
+        for part in (weights, means, covariances, factors):
+            sound &= xp.isfinite(part).all()
+        return Components(weights, means, covariances, factors), sound
+
     def collapse(self, k: int, weights: np.ndarray, iteration: int) -> DegenerateComponentError:
         """The error that names component k."""
         reason = "it has no data left" if weights[k] == 0 else "its data have (almost) no spread in some direction"
@@ -114,7 +145,7 @@ class MStep:
         """Start the collapsed components again at random rows, as wide as all data, with weight 1 / K; in place."""
         self.reseeds_left -= len(collapsed)
         rows = draw_by_weight(self.data, self.rng.random(len(collapsed)))
-        means[collapsed] = self.data.frame.apply(self.data.x[rows].astype(np.float64))
+        means[collapsed] = self.data.frame.apply(self.data.rows(rows))
         if not self.covariance.shared:  # a shared covariance is as wide as it should be
             covariances[collapsed] = self.broadest(means).covariances[collapsed]
         weights[collapsed] = 1.0 / self.K

@@ -10,10 +10,10 @@ import numpy as np
 
 from emalgam import arrays, backends
 from emalgam.covariance import COVARIANCES, Covariance
-from emalgam.guard import ALGORITHMS, choose_evaluation, packed_reach, parameters_of
+from emalgam.guard import ALGORITHMS, Cancellation, choose_evaluation, packed_reach, parameters_of
+from emalgam.namespace import beside, cast, namespace, to_host, where_true
 from emalgam.packing import Components, Frame, log_constants, power_of_two
 from emalgam.validation import check_choice, check_data, check_finite, check_integer, check_threads, generator
-from emalgam_kernels.blocks import tile_dtype
 
 ROWS_AT_ONCE = 65536  # per thread: at least one block of rows
 ELEMENTS_AT_ONCE = 2**18
@@ -174,28 +174,26 @@ class Mixture:
         BackendUnavailable
             If the backend cannot run here.
         """
-        name = backends.resolve(backend, x)
-        run = _Query(self, name, self._check(x), algorithm, n_threads)
-        return arrays.like(run.log_prob(), x)
+        with arrays.callers_stream(x):
+            return arrays.like(self._query(x, backend, algorithm, n_threads).log_prob(), x)
 
     def responsibilities(
         self, x: Any, *, backend: str = "auto", algorithm: str = "auto", n_threads: int | None = None
     ) -> Any:
         """r_nk = w_k N(x_n; μ_k, Σ_k) / p(x_n); (N, K), float32 for float32 data, else float64. See `log_prob`."""
-        name = backends.resolve(backend, x)
-        run = _Query(self, name, self._check(x), algorithm, n_threads)
-        return arrays.like(run.responsibilities(slice(None)), x)
+        with arrays.callers_stream(x):
+            return arrays.like(self._query(x, backend, algorithm, n_threads).responsibilities(slice(None)), x)
 
     def predict(self, x: Any, *, backend: str = "auto", algorithm: str = "auto", n_threads: int | None = None) -> Any:
         """The component with the largest responsibility for each row, (N,) int64. See `log_prob`."""
-        name = backends.resolve(backend, x)
-        run = _Query(self, name, self._check(x), algorithm, n_threads)
-        labels = np.empty(len(run.data), np.int64)
-        step = ROWS_AT_ONCE * run.n_threads
-        for start in range(0, len(labels), step):
-            rows = slice(start, start + step)
-            labels[rows] = run.responsibilities(rows).argmax(axis=1)
-        return arrays.like(labels, x)
+        with arrays.callers_stream(x):
+            run = self._query(x, backend, algorithm, n_threads)
+            labels = arrays.empty((len(run.data),), np.int64, run.data)
+            step = ROWS_AT_ONCE * run.n_threads
+            for start in range(0, len(labels), step):
+                rows = slice(start, start + step)
+                labels[rows] = run.responsibilities(rows).argmax(axis=1)
+            return arrays.like(labels, x)
 
     def aic(self, x: Any, **how: Any) -> float:
         """Akaike's criterion of x, −2 Σ log p + 2 · parameters, in nats; keywords as in `log_prob`."""
@@ -206,10 +204,11 @@ class Mixture:
         log_prob = self.log_prob(x, **how)
         return float(-2.0 * log_prob.sum() + self.n_parameters * np.log(len(log_prob)))
 
-    def _check(self, x: Any) -> np.ndarray:
+    def _query(self, x: Any, backend: str, algorithm: str, n_threads: int | None) -> _Query:
+        name = backends.resolve(backend, x)
         data = check_data(x, n_features=self.n_features)
         check_finite(data)
-        return data
+        return _Query(self, name, data, algorithm, n_threads)
 
     # ---- sampling, marginals, conditionals
 
@@ -339,53 +338,59 @@ def factor_covariances(covariance: Covariance, covariances: np.ndarray) -> np.nd
 class _Query:
     """One call on checked data: parameters and guard once, then the kernels, then the rows that need more care."""
 
-    def __init__(self, mixture: Mixture, backend: str, data: np.ndarray, algorithm: str, n_threads: int | None) -> None:
+    def __init__(self, mixture: Mixture, backend: str, data: Any, algorithm: str, n_threads: int | None) -> None:
         check_choice("algorithm", algorithm, ALGORITHMS)
         self.kernels, self.data, self.n_threads = backends.kernels(backend), data, check_threads(n_threads)
         self.covariance, self.frame = mixture.covariance, mixture.own_frame()
         self.components = mixture.components(self.frame)
         self.alive = mixture.weights > 0
-        how = choose_evaluation(algorithm, tile_dtype(data), self.covariance, self.components)
+        cancellation = Cancellation.of(self.covariance, self.components)
+        how = choose_evaluation(algorithm, arrays.tile_dtype(data), cancellation)
         self.parameters = parameters_of(self.covariance, self.components, self.frame, how)
         K, D = mixture.means.shape
         log_det = self.covariance.log_det(self.components.precisions_cholesky, K, D)
         self.constants = log_constants(self.components.log_weights, log_det, D, self.frame)
         self.lowest = -np.inf  # the log-density below which a row is evaluated again, directly
         if algorithm == "auto" and how.algorithm == "packed":
-            self.lowest = float(self.constants.max()) - packed_reach(how, self.covariance, self.components)
+            self.lowest = float(self.constants.max()) - packed_reach(how, cancellation, D)
 
-    def log_prob(self) -> np.ndarray:
-        """log p of all rows, (N,) float64."""
-        out = np.empty(len(self.data))
+    def log_prob(self) -> Any:
+        """log p of all rows, (N,) float64, where they lie."""
+        out = self._empty(len(self.data))
         self.kernels.log_prob(self.data, self.parameters, out, n_threads=self.n_threads)
         for rows in self._rows_to_repair(out):
             out[rows] = self._carefully(self.data[rows])[0]
         return out
 
-    def responsibilities(self, where: slice) -> np.ndarray:
-        """r of some rows, (n, K) in the type of the data."""
+    def responsibilities(self, where: slice) -> Any:
+        """r of some rows, (n, K) in the type of the data, where they lie."""
         data = self.data[where]
-        out, log_prob = np.empty((len(data), len(self.alive)), tile_dtype(data)), np.empty(len(data))
+        out, log_prob = self._empty(len(data), len(self.alive), dtype=arrays.tile_dtype(data)), self._empty(len(data))
         self.kernels.responsibilities(data, self.parameters, out, n_threads=self.n_threads, log_prob=log_prob)
         for rows in self._rows_to_repair(log_prob):
-            out[rows] = self._carefully(data[rows])[1]
+            out[rows] = cast(self._carefully(data[rows])[1], like=out)
         return out
 
-    def _rows_to_repair(self, log_prob: np.ndarray) -> Iterator[np.ndarray]:
+    def _empty(self, *shape: int, dtype: Any = np.float64) -> Any:
+        return arrays.empty(shape, dtype, self.data)
+
+    def _rows_to_repair(self, log_prob: Any) -> Iterator[Any]:
         """Indices of rows that are too far away for the packed form, or overflowed (inf, NaN); a few at a time."""
-        rows = np.flatnonzero(~((log_prob >= self.lowest) & np.isfinite(log_prob)))
+        xp = namespace(log_prob)
+        rows = where_true(~((log_prob >= self.lowest) & xp.isfinite(log_prob)))
         K, D = self.components.means.shape
         step = max(ELEMENTS_AT_ONCE // (K * D), 1)
         return (rows[start : start + step] for start in range(0, len(rows), step))
 
-    def _carefully(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _carefully(self, x: Any) -> tuple[Any, Any]:
         """log p and r of a few rows by the direct form in float64; by scaled distances where squares overflow."""
         direct = self.covariance.direct(self.components, self.frame, "float64")
-        log_prob, r = np.empty(len(x)), np.empty((len(x), len(self.alive)))
+        log_prob, r = self._empty(len(x)), self._empty(len(x), len(self.alive))
         self.kernels.responsibilities(x, direct, r, log_prob=log_prob)
-        overflow = ~np.isfinite(log_prob)
-        if overflow.any():
-            log_prob[overflow], r[overflow] = self._beyond_squares(x[overflow])
+        overflow = ~namespace(log_prob).isfinite(log_prob)
+        if bool(overflow.any()):
+            far = self._beyond_squares(to_host(x[overflow]))
+            log_prob[overflow], r[overflow] = (beside(part, r) for part in far)
         return log_prob, r
 
     def _beyond_squares(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,9 +1,12 @@
-"""The data of a fit: checked, weighed, and seen through their frame. Nothing here is as large as the data."""
+"""The data of a fit: checked, weighed, and seen through their frame. Nothing here is as large as the data.
+
+Except on a GPU: data from main memory that fit its memory are sent there once, and not again in every pass.
+"""
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import ModuleType
 from typing import Any
@@ -12,12 +15,14 @@ import numpy as np
 
 from emalgam import arrays, backends
 from emalgam.covariance import Covariance
+from emalgam.namespace import beside, is_tensor, namespace, to_host
 from emalgam.packing import Frame, power_of_two, unpack_symmetric
 from emalgam.validation import check_data, check_finite, check_threads, check_weight
 from emalgam_kernels import Packed, Parameters, statistic_count
 from emalgam_kernels.blocks import for_each_block
 
 ROWS_AT_ONCE = 4096
+ROWS_ON_A_GPU = 2**20
 PASSES_FOR_THE_FRAME = 3
 CANCELLED = 1e-6  # of the second moment: a variance below it has lost its digits
 LARGEST_WEIGHT = 2.0**30  # beyond this, or below its inverse, weights are scaled: float32 tiles hold them too
@@ -30,8 +35,9 @@ class Observations:
     Attributes
     ----------
     x : (N, D) any real dtype
-        The caller's memory.
+        The caller's memory: a NumPy array, or a tensor on a GPU.
     weight : (N,) float64 or None
+        Where x lies.
     total_weight : float
         Σ ω, N without weights.
     frame : Frame
@@ -44,8 +50,8 @@ class Observations:
         Σ ω z zᵀ, for the tied type.
     """
 
-    x: np.ndarray
-    weight: np.ndarray | None
+    x: Any
+    weight: Any
     total_weight: float
     frame: Frame
     variance: np.ndarray
@@ -74,6 +80,8 @@ class Observations:
         check_finite(data)
         weight = _moderate(check_weight(sample_weight, len(data)))
         kernels = backends.kernels(name)
+        if name == "numba_cuda":
+            data, weight = kernels.resident(data, weight, threads)
         low, high = _ranges(data, weight, threads)
         frame, variance, total = _frame(data, weight, low, high, kernels, threads)
         if covariance.isotropic_frame:
@@ -91,9 +99,25 @@ class Observations:
     def n_features(self) -> int:
         return int(self.x.shape[1])
 
+    @property
+    def dtype(self) -> np.dtype:
+        """The type that kernels read x as."""
+        return arrays.tile_dtype(self.x)
+
     def rows_with_weight(self) -> int:
         """How many rows take part."""
-        return len(self.x) if self.weight is None else int(np.count_nonzero(self.weight))
+        return len(self.x) if self.weight is None else int((self.weight > 0).sum())
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """Some rows as float64 on the host, (n, D)."""
+        return to_host(self.x[self._beside_x(indices)]).astype(np.float64)
+
+    def subset(self, indices: np.ndarray) -> Observations:
+        """Some rows, without weights, in the same frame."""
+        return replace(self, x=self.x[self._beside_x(indices)], weight=None, total_weight=float(len(indices)))
+
+    def _beside_x(self, indices: np.ndarray) -> Any:
+        return beside(indices, self.x)
 
     @cached_property
     def total_covariance(self) -> np.ndarray:
@@ -104,21 +128,24 @@ class Observations:
         return unpack_symmetric(statistics[None, : -1 - D] / self.total_weight, D)[0] - np.outer(mean, mean)
 
     def statistics(self, parameters: Parameters, hard: bool = False) -> tuple[np.ndarray, float]:
-        """One pass of `em_statistics`: S (K, F) and the mean Σ ω log p / Σ ω."""
-        out = np.empty((parameters.n_components, parameters.n_statistics))
+        """One pass of `em_statistics`: S (K, F) and the mean Σ ω log p / Σ ω, where the parameters lie."""
+        out = arrays.empty((parameters.n_components, parameters.n_statistics), np.float64, parameters.shift)
         total = self.kernels.em_statistics(self.x, self.weight, parameters, out, hard=hard, n_threads=self.n_threads)
         return out, total / self.total_weight
 
 
-def _moderate(weight: np.ndarray | None) -> np.ndarray | None:
+def _moderate(weight: Any) -> Any:
     """Weights whose largest is near one, if it was far from it: only their ratios matter."""
-    if weight is None or 1 / LARGEST_WEIGHT <= weight.max() <= LARGEST_WEIGHT:
+    largest = 1.0 if weight is None else float(weight.max())
+    if 1 / LARGEST_WEIGHT <= largest <= LARGEST_WEIGHT:
         return weight
-    return weight * power_of_two(weight.max(keepdims=True))
+    return weight * float(power_of_two(np.array(largest)))
 
 
-def _ranges(x: np.ndarray, weight: np.ndarray | None, n_threads: int) -> tuple[np.ndarray, np.ndarray]:
+def _ranges(x: Any, weight: Any, n_threads: int) -> tuple[np.ndarray, np.ndarray]:
     """Least and greatest value of each feature over the rows with weight; (D,) float64 each."""
+    if is_tensor(x):
+        return _ranges_on_a_gpu(x, weight)
     n_blocks = -(-len(x) // ROWS_AT_ONCE)
     low, high = np.full((n_blocks, x.shape[1]), np.inf), np.full((n_blocks, x.shape[1]), -np.inf)
 
@@ -134,8 +161,22 @@ def _ranges(x: np.ndarray, weight: np.ndarray | None, n_threads: int) -> tuple[n
     return low.min(axis=0), high.max(axis=0)
 
 
+def _ranges_on_a_gpu(x: Any, weight: Any) -> tuple[np.ndarray, np.ndarray]:
+    xp = namespace(x)
+    lows, highs = [], []
+    for start in range(0, len(x), ROWS_ON_A_GPU):
+        rows = x[start : start + ROWS_ON_A_GPU].to(xp.float64)
+        low = high = rows
+        if weight is not None:
+            absent = (weight[start : start + ROWS_ON_A_GPU] == 0)[:, None]
+            low, high = xp.where(absent, np.inf, rows), xp.where(absent, -np.inf, rows)
+        lows.append(xp.amin(low, 0))
+        highs.append(xp.amax(high, 0))
+    return to_host(xp.amin(xp.stack(lows), 0)), to_host(xp.amax(xp.stack(highs), 0))
+
+
 def _total_statistics(
-    feature_map: str, x: np.ndarray, weight: np.ndarray | None, frame: Frame, kernels: ModuleType, n_threads: int
+    feature_map: str, x: Any, weight: Any, frame: Frame, kernels: ModuleType, n_threads: int
 ) -> np.ndarray:
     """Σ ω φ(z) over all data: the statistics of a single component; (F,)."""
     natural = np.zeros((1, statistic_count(feature_map, x.shape[1])))
@@ -147,7 +188,7 @@ def _total_statistics(
 
 
 def _frame(
-    x: np.ndarray, weight: np.ndarray | None, low: np.ndarray, high: np.ndarray, kernels: ModuleType, n_threads: int
+    x: Any, weight: Any, low: np.ndarray, high: np.ndarray, kernels: ModuleType, n_threads: int
 ) -> tuple[Frame, np.ndarray, float]:
     """The frame, the variances in it, and Σ ω.
 

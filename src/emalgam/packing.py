@@ -7,11 +7,14 @@ moments. Everything happens in a `Frame`, in which the data have their mean near
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+
+from emalgam.namespace import beside, contiguous, is_tensor, namespace, to_host
 
 LOG_2_PI: Final = float(np.log(2 * np.pi))
 
@@ -55,38 +58,79 @@ class Components:
     def log_weights(self) -> np.ndarray:
         """log w_k, −inf for a component without weight."""
         with np.errstate(divide="ignore"):
-            return np.log(self.weights)
+            return namespace(self.weights).log(self.weights)
+
+    def beside(self, other: Any) -> Components:
+        """These components where `other` lies."""
+        parts = (self.weights, self.means, self.covariances, self.precisions_cholesky)
+        return Components(*(beside(part, other) for part in parts))
+
+    def on_host(self) -> Components:
+        """These components as NumPy arrays."""
+        parts = (self.weights, self.means, self.covariances, self.precisions_cholesky)
+        return Components(*map(to_host, parts))
+
+
+@dataclass(frozen=True, eq=False)
+class _Triangle:
+    """The lower triangle of a D × D matrix, row by row.
+
+    `i`, `j` (D (D + 1) / 2,) are its indices, `sign` −½ on the diagonal and −1 beside it, and `position` (D, D) says
+    where an entry of the symmetric matrix is packed.
+    """
+
+    i: np.ndarray
+    j: np.ndarray
+    sign: np.ndarray
+    position: np.ndarray
 
 
 @lru_cache(maxsize=32)
-def _lower_triangle(n_features: int) -> tuple[np.ndarray, np.ndarray]:
+def _triangle_on(device: Any, n_features: int) -> _Triangle:
     i, j = np.tril_indices(n_features)
-    return i, j
+    position = np.empty((n_features, n_features), np.int64)
+    position[i, j] = position[j, i] = np.arange(len(i))
+    parts = (i, j, np.where(i == j, -0.5, -1.0), position)
+    if device is None:
+        return _Triangle(*parts)
+    return _Triangle(*(sys.modules["torch"].as_tensor(part, device=device) for part in parts))
+
+
+def _triangle(n_features: int, other: np.ndarray) -> _Triangle:
+    """The triangle's indices where `other` lies."""
+    return _triangle_on(other.device if is_tensor(other) else None, n_features)
 
 
 def log_constants(log_weights: np.ndarray, log_det: np.ndarray, n_features: int, frame: Frame) -> np.ndarray:
     """c_k = log w_k + log|P_k| − D/2 log 2π + Σ log scale: what a log-density adds to −½ ‖P_kᵀ (z − μ_k)‖²; (K,)."""
-    return log_weights + log_det + (np.log(frame.scale).sum() - 0.5 * n_features * LOG_2_PI)
+    return log_weights + log_det + (namespace(frame.scale).log(frame.scale).sum() - 0.5 * n_features * LOG_2_PI)
 
 
 def natural_parameters(quadratic: np.ndarray, linear: np.ndarray, constants: np.ndarray) -> np.ndarray:
     """η = (quadratic, linear, constant), (K, F) float64: one row for each component."""
-    return np.ascontiguousarray(np.hstack([quadratic, linear, constants[:, None]]))
+    return contiguous(namespace(linear).concat([quadratic, linear, constants[:, None]], axis=1))
 
 
 def pack_precisions(precisions: np.ndarray) -> np.ndarray:
     """−½ Λ as coefficients of z_i z_j (i ≥ j), off-diagonals doubled; (K, D, D) → (K, D (D + 1) / 2)."""
-    i, j = _lower_triangle(precisions.shape[-1])
-    return precisions[:, i, j] * np.where(i == j, -0.5, -1.0)
+    triangle = _triangle(precisions.shape[-1], precisions)
+    return precisions[:, triangle.i, triangle.j] * triangle.sign
 
 
 def unpack_symmetric(packed: np.ndarray, n_features: int) -> np.ndarray:
     """The symmetric matrices (K, D, D) whose lower triangles are `packed`, (K, D (D + 1) / 2)."""
-    i, j = _lower_triangle(n_features)
-    full = np.empty((len(packed), n_features, n_features))
-    full[:, i, j] = packed
-    full[:, j, i] = packed
-    return full
+    return packed[:, _triangle(n_features, packed).position]
+
+
+def features(z: np.ndarray, feature_map: str) -> np.ndarray:
+    """φ(z), (N, F): see `emalgam_kernels.statistic_count`."""
+    xp = namespace(z)
+    one = xp.ones_like(z[:, :1])
+    if feature_map == "full":
+        triangle = _triangle(z.shape[1], z)
+        return xp.concat([z[:, triangle.i] * z[:, triangle.j], z, one], axis=1)
+    square = z * z
+    return xp.concat([square if feature_map == "diag" else square.sum(axis=1)[:, None], z, one], axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,14 +155,17 @@ class Moments:
     @cached_property
     def offset(self) -> np.ndarray:
         """δ_k = Σ r (z − a) / N_k, from the centre to the new mean; zero where there is no mass. (K, D)"""
-        mass = self.mass[:, None]
-        return np.divide(self.first, mass, out=np.zeros_like(self.first), where=mass > 0)
+        return self.mean_of(self.first)
 
     def means(self) -> np.ndarray:
         """a_k + δ_k, (K, D)."""
         return self.centres + self.offset
 
+    def on_host(self) -> Moments:
+        """These moments as NumPy arrays."""
+        return Moments(*map(to_host, (self.mass, self.first, self.second, self.centres)))
+
     def mean_of(self, second: np.ndarray) -> np.ndarray:
-        """`second` divided by N_k; zero where there is no mass."""
-        mass = self.mass.reshape(-1, *[1] * (second.ndim - 1))
-        return np.divide(second, mass, out=np.zeros_like(second), where=mass > 0)
+        """`second` (K, n) divided by N_k; zero where there is no mass."""
+        # Without mass a sum is zero, and so is its quotient by one.
+        return second / namespace(second).where(self.mass > 0, self.mass, 1.0)[:, None]

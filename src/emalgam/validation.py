@@ -7,49 +7,50 @@ from typing import Any
 
 import numpy as np
 
-from emalgam.arrays import to_numpy
+from emalgam import arrays
+from emalgam.namespace import is_tensor, namespace, to_host
 from emalgam_kernels.blocks import default_threads
 
 ROWS_AT_ONCE = 16384
+ROWS_ON_A_GPU = 2**22
 
 
-def check_data(x: Any, *, n_features: int | None = None, name: str = "x") -> np.ndarray:
+def check_data(x: Any, *, n_features: int | None = None, name: str = "x") -> Any:
     """`x` as a two-dimensional real array with at least one row and column, wherever it lies in memory.
+
+    A tensor if it lies on a GPU, else a NumPy array.
 
     Raises
     ------
     ValueError
         Stating the shape or type received and what is wanted.
     """
-    array = to_numpy(x, name)
-    if array.dtype.kind not in "fiub":
+    array = arrays.read(x, name)
+    if arrays.kind(array) not in "fiub":
         raise ValueError(
             f"{name} has dtype {array.dtype}; expected real numbers (float, int or bool), e.g. x.astype(float)"
         )
     if array.ndim != 2:
         hint = " (for one feature: x.reshape(-1, 1))" if array.ndim == 1 else ""
-        raise ValueError(f"{name} has shape {array.shape}; expected two dimensions: (samples, features){hint}")
+        raise ValueError(f"{name} has shape {tuple(array.shape)}; expected two dimensions: (samples, features){hint}")
     if 0 in array.shape:
-        raise ValueError(f"{name} has shape {array.shape}; expected at least one sample and one feature")
+        raise ValueError(f"{name} has shape {tuple(array.shape)}; expected at least one sample and one feature")
     if n_features is not None and array.shape[1] != n_features:
         raise ValueError(f"{name} has {array.shape[1]} features; the mixture has {n_features}")
     return array
 
 
-def check_finite(x: np.ndarray, name: str = "x") -> None:
+def check_finite(x: Any, name: str = "x") -> None:
     """ValueError naming the first row and column that hold NaN or infinity."""
-    if x.dtype.kind != "f":
+    if arrays.kind(x) != "f":
         return
-    for start in range(0, len(x), ROWS_AT_ONCE):
-        rows = x[start : start + ROWS_AT_ONCE]
-        if x.dtype.itemsize > 8:  # long double: what float64 cannot hold is infinite to the kernels
-            with np.errstate(over="ignore"):
-                rows = rows.astype(np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):
-            total = np.add.reduce(rows, axis=None, dtype=np.float64) * 0.0
-        if total == 0 or (finite := np.isfinite(rows)).all():
+    step = ROWS_ON_A_GPU if is_tensor(x) else ROWS_AT_ONCE
+    for start in range(0, len(x), step):
+        rows = x[start : start + step]
+        if _all_finite(rows):
             continue
-        row, column = np.argwhere(~finite)[0]
+        rows = rows.cpu().double().numpy() if is_tensor(rows) else rows
+        row, column = np.argwhere(~np.isfinite(rows.astype(np.float64, copy=False)))[0]
         value = "NaN" if np.isnan(rows[row, column]) else "inf"
         raise ValueError(
             f"{name} contains {value} at row {start + row}, column {column}; "
@@ -57,26 +58,39 @@ def check_finite(x: np.ndarray, name: str = "x") -> None:
         )
 
 
-def check_weight(sample_weight: Any, n_samples: int) -> np.ndarray | None:
-    """Sample weights as (N,) float64, or None; finite, not negative, not all zero."""
+def _all_finite(rows: Any) -> bool:
+    """Whether no number is NaN or infinite; mostly from one sum, which needs no memory."""
+    xp = namespace(rows)
+    if not is_tensor(rows) and rows.dtype.itemsize > 8:  # long double: what float64 cannot hold is infinite to kernels
+        with np.errstate(over="ignore"):
+            rows = rows.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = float(xp.sum(rows, dtype=xp.float64)) * 0.0
+    return total == 0 or bool(xp.isfinite(rows).all())
+
+
+def check_weight(sample_weight: Any, n_samples: int) -> Any:
+    """Sample weights as (N,) float64 where they lie, or None; finite, not negative, not all zero."""
     if sample_weight is None:
         return None
-    given = to_numpy(sample_weight, "sample_weight")
-    if given.ndim == 0 and given.dtype.kind in "fiub":
+    given = arrays.read(sample_weight, "sample_weight")
+    if given.ndim == 0 and arrays.kind(given) in "fiub":
         given = np.full(n_samples, given)
-    if given.shape != (n_samples,) or given.dtype.kind not in "fiub":
+    if tuple(given.shape) != (n_samples,) or arrays.kind(given) not in "fiub":
         raise ValueError(
-            f"sample_weight has shape {given.shape} and dtype {given.dtype}; expected one number per sample: "
+            f"sample_weight has shape {tuple(given.shape)} and dtype {given.dtype}; expected one number per sample: "
             f"({n_samples},)"
         )
-    weight = given.astype(np.float64, copy=False)
-    low, high = weight.min(), weight.max()
+    weight = given.double() if is_tensor(given) else given.astype(np.float64, copy=False)
+    low, high = float(weight.min()), float(weight.max())
     if not (np.isfinite(low) and np.isfinite(high)):
-        row = int(np.argmax(~np.isfinite(weight)))
-        raise ValueError(f"sample_weight contains {weight[row]} at row {row}; expected finite numbers (no NaN, no inf)")
+        row = int(np.argmax(~np.isfinite(to_host(weight))))
+        raise ValueError(
+            f"sample_weight contains {float(weight[row])} at row {row}; expected finite numbers (no NaN, no inf)"
+        )
     if low < 0:
-        row = int(np.argmin(weight))
-        raise ValueError(f"sample_weight is {weight[row]} at row {row}; expected weights >= 0")
+        row = int(weight.argmin())
+        raise ValueError(f"sample_weight is {low} at row {row}; expected weights >= 0")
     if high == 0:
         raise ValueError("sample_weight is zero for every sample; expected at least one positive weight")
     return weight

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 
 import numpy as np
+import pytest
 
 from emalgam_kernels import Direct, Packed
 from emalgam_kernels.blocks import rows_per_block
 from emalgam_kernels.parameters import statistic_count
 from tests import oracles
+from tests.conftest import SIMULATED
 from tests.oracles import LONG, Frame, Gaussians
 
 
@@ -172,10 +174,22 @@ SIZES = {
     "a block and a row": (None, 9, 64),
 }
 
+# The simulator of CUDA kernels takes a microsecond for each multiplication; its tiles have 32 rows.
+TOO_LARGE_FOR_THE_SIMULATOR = ("a block and a row",)
+if SIMULATED:
+    SIZES |= {
+        "one feature": (70, 1, 3),
+        "a tile and a row": (33, 2, 3),
+        "odd sizes": (100, 3, 7),
+        "features in pieces": (40, 18, 5),
+    }
+
 
 @cache
 def problem(covariance_type: str, dtype: str, algorithm: str, size: str, offset: float = 0.0) -> Problem:
     """A problem of one of `SIZES`, its data around `offset` (in every feature) instead of the origin."""
+    if SIMULATED and size in TOO_LARGE_FOR_THE_SIMULATOR:
+        pytest.skip(f"{size}: too large for the simulator of CUDA kernels")
     N, D, K = SIZES[size]
     if N is None:
         feature_map = oracles.feature_map_of(covariance_type)

@@ -10,7 +10,7 @@ import pytest
 import emalgam_kernels
 from emalgam_kernels import KERNELS, Direct, Packed, statistic_count
 from tests.conftest import CPU_BACKENDS, need
-from tests.kernels.problems import problem
+from tests.kernels.problems import SIZES, problem
 
 
 def test_required_backend_is_here(required_backend: str) -> None:
@@ -99,5 +99,6 @@ def test_counts_of_parameters() -> None:
     direct = problem("spherical", "float64", "direct", "odd sizes").parameters("float64")
     assert isinstance(packed, Packed)
     assert isinstance(direct, Direct)
-    assert (packed.n_components, packed.n_statistics) == (15, statistic_count("full", 3)) == (15, 10)
-    assert (direct.n_components, direct.n_statistics) == (15, statistic_count("diag", 3)) == (15, 7)
+    _, D, K = SIZES["odd sizes"]
+    assert (packed.n_components, packed.n_statistics) == (K, statistic_count("full", D)) == (K, 10)
+    assert (direct.n_components, direct.n_statistics) == (K, statistic_count("diag", D)) == (K, 7)

@@ -55,13 +55,10 @@ def test_load_gives_a_module_with_all_kernels(backend: str) -> None:
     assert [kernel for kernel in KERNELS if not callable(getattr(module, kernel, None))] == []
 
 
-def test_a_backend_that_cannot_run_says_why() -> None:
-    reason = emalgam_kernels.probe("numba_cuda")
-    assert reason is not None
-    assert "CUDA" in reason
-    with pytest.raises(ImportError, match=r"emalgam_kernels\.numba_cuda cannot run here: ") as caught:
+def test_a_backend_that_cannot_run_says_why(no_gpu: str) -> None:
+    assert emalgam_kernels.probe("numba_cuda") == no_gpu
+    with pytest.raises(ImportError, match=rf"emalgam_kernels\.numba_cuda cannot run here: {no_gpu}"):
         emalgam_kernels.load("numba_cuda")
-    assert reason in str(caught.value)
 
 
 def test_a_backend_that_does_not_exist_is_an_error_with_the_names() -> None:

@@ -8,7 +8,7 @@ import torch
 
 import emalgam
 from emalgam import arrays
-from tests.test_em import blobs
+from tests.samples import blobs
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -23,6 +23,8 @@ def test_tensors_in_and_out(dtype: torch.dtype) -> None:
         assert result.device == tensor.device
         np.testing.assert_array_equal(result.numpy(), getattr(expected, method)(tensor.numpy()))
     assert model.predict_proba(tensor).dtype == dtype
+    for method in ("bic", "aic", "score"):
+        assert getattr(model, method)(tensor) == getattr(expected, method)(tensor.numpy())
     mixture = emalgam.fit(tensor, 3, random_state=0, sample_weight=torch.ones(400)).mixture
     assert isinstance(mixture.log_prob(tensor), torch.Tensor)
 

@@ -1,0 +1,695 @@
+"""E-step and statistics of small packed problems in one kernel, which reads the data once and stores nothing per row.
+
+A persistent block takes every G-th tile of T rows. Shared memory holds the parameters, the features Φ (F, T) and the
+logits L (K, T). Both matrix products, L = η Φ and S = R Φᵀ, give each thread 4 × 4 outputs in registers. The statistics
+stay there from tile to tile; at the end each block writes one partial sum, and a second kernel adds the partial sums in
+the order of the blocks.
+
+Everything that the products touch is read in vectors of 16 bytes. Rows of Φ and L are one vector longer than T, so that
+threads that read the same columns of neighbouring rows meet in different banks. Shared memory, row by row (`Size` has
+the starts of the parts)::
+
+    η transposed (F, 4 ⌈K/4⌉)   W (D, 4 ⌈D/4⌉)   shift₀, shift₁, scale (D each)
+    Φ (F, T)   L (K, T)   z before whitening (D, T)   ω (T)   two numbers of each thread
+
+The last D + 1 rows of Φ are z and ones for every feature map: z is written there, and its products are made from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final, NamedTuple
+
+import numba
+import numpy as np
+import torch
+from numba import cuda
+
+from emalgam_kernels.numba_cuda.device import (
+    NUMBA_REALS,
+    SHARED_BYTES,
+    SIMULATED,
+    Kernel,
+    flat,
+    multiprocessors,
+    span,
+    threads_per_block,
+    view,
+)
+from emalgam_kernels.numba_cuda.problem import PackedProblem, Results
+
+ROWS_OF_A_TILE: Final = (16,) if SIMULATED else (128, 64, 32)
+BLOCKS_PER_MULTIPROCESSOR: Final = 4
+FEWER_THREADS: Final = threads_per_block(128)
+MORE_THREADS: Final = threads_per_block(256)
+REDUCTION_BLOCK: Final = (8, 4) if SIMULATED else (32, 16)
+ITEM_BYTES: Final = {"float32": 4, "float64": 8}
+MOST_TASKS: Final = {"float32": 2, "float64": 1}  # of a thread; float64: shared memory is full before the registers are
+
+# Vectors: LLVM joins loads if it sees that they are neighbours and aligned, which takes all three of these: indices
+# written as a multiple of the vector's length plus a constant, indices without a sign (Python's count from the end if
+# negative, which Numba honours), and memory of known alignment.
+VECTOR_BYTES: Final = 16
+ALIGNMENT: Final = None if SIMULATED else VECTOR_BYTES
+at: Final = numba.uint64
+
+
+class Size(NamedTuple):
+    """The integers of a launch, in one argument.
+
+    Starts of matrices in shared memory, and S, the length of their rows, are counted in vectors; those of `frame`,
+    `weight`, `scratch` in elements. Flags (0 or 1): `spherical`: the first feature is ‖z‖²; `statistics`, `log_prob`
+    and `responsibilities`: which results are wanted.
+    """
+
+    N: int
+    D: int
+    K: int
+    F: int
+    T: int
+    log_T: int  # noqa: N815
+    S: int
+    stride_n: int
+    stride_d: int
+    slices: int
+    whitening: int
+    phi: int
+    logits: int
+    raw: int
+    frame: int
+    weight: int
+    scratch: int
+    weighted: int
+    whitened: int
+    spherical: int
+    hard: int
+    statistics: int
+    log_prob: int
+    responsibilities: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a problem lies in shared memory and on threads.
+
+    Attributes
+    ----------
+    T : int
+        Rows of a tile.
+    threads : int
+        Threads of a block.
+    tasks_of_a_thread : {1, 2}
+        A task is 4 × 4 statistics.
+    slices : int
+        Parts into which the columns of a tile are divided where there are more threads than tasks.
+    S, whitening, phi, logits, raw, frame, weight, scratch : int
+        Places in shared memory, as in `Size`.
+    shared_bytes : int
+    """
+
+    T: int
+    threads: int
+    tasks_of_a_thread: int
+    slices: int
+    S: int
+    whitening: int
+    phi: int
+    logits: int
+    raw: int
+    frame: int
+    weight: int
+    scratch: int
+    shared_bytes: int
+
+
+@cache
+def plan(D: int, K: int, F: int, arithmetic: str, whitened: bool) -> Plan | None:
+    """The largest tile that fits; None if there is none, or more statistics than the threads of a block can keep."""
+    tasks = -(-K // 4) * -(-F // 4)
+    threads = FEWER_THREADS if tasks <= FEWER_THREADS else MORE_THREADS
+    if tasks > MOST_TASKS[arithmetic] * threads:
+        return None
+    for T in ROWS_OF_A_TILE:
+        slices = max(min(threads // tasks, T // 4), 1)
+        found = Plan(T, threads, -(-tasks // threads), slices, *_layout(D, K, F, arithmetic, whitened, T, threads))
+        if found.shared_bytes <= SHARED_BYTES:
+            return found
+    return None
+
+
+def _layout(D: int, K: int, F: int, arithmetic: str, whitened: bool, T: int, threads: int) -> tuple[int, ...]:
+    """The last eight fields of `Plan`."""
+    item_bytes = ITEM_BYTES[arithmetic]
+    vector = VECTOR_BYTES // item_bytes
+    S = T // vector + 1
+    whitening = F * -(-K // 4) * 4 // vector
+    frame = vector * whitening + (4 * D * -(-D // 4) if whitened else 0)
+    phi = -(-(frame + 3 * D) // vector)
+    logits = phi + F * S
+    raw = logits + K * S
+    weight = vector * (raw + (D * S if whitened else 0))
+    scratch = weight + T
+    # At the end the block's sums pass through the same memory: 16 of each thread, float32 in pairs.
+    elements = max(scratch + 2 * threads, 16 * threads * (8 // item_bytes))
+    return S, whitening, phi, logits, raw, frame, weight, scratch, elements * item_bytes
+
+
+def _inlined(function: Callable[..., Any]) -> Any:
+    """A function that kernels call, dissolved in them: only then are its arrays known to be shared, or registers."""
+    return function if SIMULATED else cuda.jit(device=True, forceinline=True)(function)
+
+
+# ---- places in shared memory
+
+
+@_inlined
+def _place(shared: Any, start: int, i: int) -> Any:
+    """Element i of the row that starts with vector `start`."""
+    return at((VECTOR_BYTES // shared.itemsize) * start + i)
+
+
+@_inlined
+def _place_of_four(shared: Any, start: int, distance: int, i: int) -> Any:
+    """Element i < 4 of those that a thread takes at once: one vector of float32, or two of float64 `distance` apart."""
+    vector = VECTOR_BYTES // shared.itemsize
+    return at(vector * (start + i // vector * distance) + i % vector)
+
+
+@_inlined
+def _columns(size: Size) -> tuple[int, int, int]:
+    """For work on four columns: which ones this thread takes, of which rows the first, and every how manieth."""
+    thread, shift = cuda.threadIdx.x, size.log_T - 2
+    return thread & ((1 << shift) - 1), thread >> shift, cuda.blockDim.x >> shift
+
+
+@_inlined
+def _column(size: Size) -> tuple[int, int, int]:
+    """For work on one column: which one this thread takes, of which rows the first, and every how manieth."""
+    return cuda.threadIdx.x & (size.T - 1), cuda.threadIdx.x >> size.log_T, cuda.blockDim.x >> size.log_T
+
+
+# ---- a tile: from rows of x to logits
+
+
+@_inlined
+def _load_weights(shared: Any, weight: Any, size: Size, first: int) -> None:
+    """ω of the tile's rows; zero beyond the last row of all."""
+    real = shared.dtype.type
+    for n in range(cuda.threadIdx.x, size.T, cuda.blockDim.x):
+        value = real(0)
+        if first + n < size.N:
+            value = weight[at(first + n)] if size.weighted else real(1)
+        shared[at(size.weight + n)] = value
+
+
+@_inlined
+def _load_rows(shared: Any, x: Any, size: Size, first: int, target: int) -> None:
+    """z of the tile's rows, feature-major, from vector `target` on.
+
+    Consecutive threads take consecutive numbers of a row if x is row-major, of a column if it is column-major. Four
+    loads are under way at a time.
+    """
+    by_row = size.stride_d < size.stride_n
+    length = size.D if by_row else size.T
+    along, across = cuda.threadIdx.x % length, cuda.threadIdx.x // length
+    more, further = cuda.blockDim.x % length, cuda.blockDim.x // length
+    values, places = cuda.local.array(4, x.dtype), cuda.local.array((4, 2), numba.int64)
+    while across < (size.T if by_row else size.D):
+        for i in range(4):
+            n, d = (across, along) if by_row else (along, across)
+            places[i, 0], places[i, 1] = n, d
+            if n < size.T and d < size.D and first + n < size.N:
+                values[i] = x[at((first + n) * size.stride_n + d * size.stride_d)]
+            along, across = along + more, across + further
+            if along >= length:
+                along, across = along - length, across + 1
+        for i in range(4):
+            n, d = places[i, 0], places[i, 1]
+            if n < size.T and d < size.D:
+                shared[_place(shared, target + d * size.S, n)] = _in_frame(values[i], shared, size, n, d)
+
+
+@_inlined
+def _in_frame(value: Any, shared: Any, size: Size, n: int, d: int) -> Any:
+    """z_d = ((x_d − shift₀) − shift₁) · scale; zero if the row has no weight, whatever it holds."""
+    real, shift = shared.dtype.type, size.frame + d
+    if shared[at(size.weight + n)] == real(0):
+        return real(0)
+    centred = real(value) - shared[at(shift)] - shared[at(shift + size.D)]
+    return centred * shared[at(shift + 2 * size.D)]
+
+
+@_inlined
+def _product(shared: Any, size: Size, left: int, right: int, length: int, target: int, rows: int) -> None:
+    """target_kn = Σ_f left_fk right_fn for k < rows, f < length: 4 × 4 outputs of a thread at a time."""
+    a, b = cuda.local.array(4, shared.dtype), cuda.local.array(4, shared.dtype)
+    s = cuda.local.array((4, 4), shared.dtype)
+    columns, first, step = _columns(size)
+    distance, groups, vectors = size.T >> 2, (rows + 3) >> 2, shared.itemsize >> 2
+    for group in range(first, groups, step):
+        _clear(s)
+        # Running places, not products of f: integers would cost as much as the arithmetic.
+        place, row = left + group * vectors, right + columns
+        for _ in range(length):
+            for i in range(4):
+                a[i] = shared[_place_of_four(shared, place, 1, i)]
+            for j in range(4):
+                b[j] = shared[_place_of_four(shared, row, distance, j)]
+            for i in range(4):
+                for j in range(4):
+                    s[i, j] += a[i] * b[j]
+            place, row = place + groups * vectors, row + size.S
+        for i in range(4):
+            if 4 * group + i < rows:
+                for j in range(4):
+                    row = target + (4 * group + i) * size.S
+                    shared[_place_of_four(shared, row + columns, distance, j)] = s[i, j]
+
+
+@_inlined
+def _clear(values: Any) -> None:
+    """Zero 4 × 4 registers."""
+    for i in range(4):
+        for j in range(4):
+            values[i, j] = values.dtype.type(0)
+
+
+@_inlined
+def _products_of_features(shared: Any, pairs: Any, size: Size) -> None:
+    """φ_f = z_a z_b with (a, b) = pairs_f; spherical: φ_0 = Σ_d z_d²."""
+    s = cuda.local.array(4, shared.dtype)
+    columns, first, step = _columns(size)
+    distance, products = size.T >> 2, size.F - size.D - 1
+    z = size.phi + products * size.S + columns
+    for f in range(first, products, step):
+        for i in range(4):
+            s[i] = shared.dtype.type(0)
+        for d in range(size.D if size.spherical else 1):
+            row = z + (d if size.spherical else pairs[at(2 * f)]) * size.S
+            other = z + (d if size.spherical else pairs[at(2 * f + 1)]) * size.S
+            for i in range(4):
+                factor = shared[_place_of_four(shared, other, distance, i)]
+                s[i] += shared[_place_of_four(shared, row, distance, i)] * factor
+        for i in range(4):
+            shared[_place_of_four(shared, size.phi + f * size.S + columns, distance, i)] = s[i]
+
+
+@_inlined
+def _features(shared: Any, x: Any, weight: Any, pairs: Any, size: Size, first: int) -> None:
+    """ω and Φ of the tile that begins with row `first`."""
+    z = size.phi + (size.F - size.D - 1) * size.S
+    _load_weights(shared, weight, size, first)
+    cuda.syncthreads()
+    _load_rows(shared, x, size, first, size.raw if size.whitened else z)
+    cuda.syncthreads()
+    if size.whitened:
+        _product(shared, size, size.whitening, size.raw, size.D, z, size.D)
+        cuda.syncthreads()
+    _products_of_features(shared, pairs, size)
+    cuda.syncthreads()
+
+
+# ---- log-sum-exp: each column on one thread, or on several that take every so manieth component
+
+
+@_inlined
+def _leave_maximum(shared: Any, size: Size) -> None:
+    """The largest of the thread's logits, where `_combined` finds it."""
+    top = shared.dtype.type(-math.inf)
+    n, first, step = _column(size)
+    for k in range(first, size.K, step):
+        top = max(top, shared[_place(shared, size.logits + k * size.S, n)])
+    shared[at(size.scratch + cuda.threadIdx.x)] = top
+
+
+@_inlined
+def _combined(shared: Any, size: Size, start: int, largest: bool) -> Any:
+    """The largest, or the sum, of what the threads of a column left, in their order."""
+    n, _, parts = _column(size)
+    value = shared[at(start + n)]
+    for part in range(1, parts):
+        other = shared[at(start + part * size.T + n)]
+        value = max(value, other) if largest else value + other
+    return value
+
+
+@_inlined
+def _leave_exponentials(shared: Any, size: Size, top: Any) -> int:
+    """Replace L_k by exp(L_k − top) and leave their sum; hard: return the first k with L_k = top."""
+    real = shared.dtype.type
+    n, first, step = _column(size)
+    chosen, total = 0, real(0)
+    if size.hard:
+        while chosen < size.K - 1 and shared[_place(shared, size.logits + chosen * size.S, n)] != top:
+            chosen += 1
+    else:
+        for k in range(first, size.K, step):
+            place = _place(shared, size.logits + k * size.S, n)
+            exponential = real(math.exp(shared[place] - top))
+            shared[place] = exponential
+            total += exponential
+    shared[at(size.scratch + cuda.blockDim.x + cuda.threadIdx.x)] = total
+    return chosen
+
+
+@_inlined
+def _normalize(shared: Any, size: Size, top: Any, chosen: int, factor: Any) -> Any:
+    """r_k times `factor` in place of the exponentials; returns log p = top + log Σ_k exp(L_k − top)."""
+    real = shared.dtype.type
+    n, first, step = _column(size)
+    if size.hard:
+        for k in range(first, size.K, step):
+            shared[_place(shared, size.logits + k * size.S, n)] = factor if k == chosen else real(0)
+        return top
+    total = _combined(shared, size, size.scratch + cuda.blockDim.x, False)
+    scale = real(1) / total
+    for k in range(first, size.K, step):
+        place = _place(shared, size.logits + k * size.S, n)
+        shared[place] = shared[place] * scale * factor
+    return top + real(math.log(total))
+
+
+@_inlined
+def _log_sum_exp(shared: Any, size: Size, factor: Any) -> Any:
+    """r times `factor` in place of the logits; returns log p of the thread's column."""
+    _leave_maximum(shared, size)
+    cuda.syncthreads()
+    top = _combined(shared, size, size.scratch, True)
+    chosen = _leave_exponentials(shared, size, top)
+    cuda.syncthreads()
+    log_p = _normalize(shared, size, top, chosen, factor)
+    cuda.syncthreads()
+    return log_p
+
+
+@_inlined
+def _write_responsibilities(shared: Any, responsibilities: Any, size: Size, first: int) -> None:
+    """r of the tile's rows, consecutive threads to consecutive places."""
+    n, k = cuda.threadIdx.x // size.K, cuda.threadIdx.x % size.K
+    further, more = cuda.blockDim.x // size.K, cuda.blockDim.x % size.K
+    while n < min(size.T, size.N - first):
+        responsibilities[at((first + n) * size.K + k)] = shared[_place(shared, size.logits + k * size.S, n)]
+        n, k = n + further, k + more
+        if k >= size.K:
+            n, k = n + 1, k - size.K
+
+
+@_inlined
+def _weigh(shared: Any, size: Size) -> None:
+    """ω r in place of r."""
+    n, first, step = _column(size)
+    for k in range(first, size.K, step):
+        shared[_place(shared, size.logits + k * size.S, n)] *= shared[at(size.weight + n)]
+
+
+# ---- statistics: sums in registers, from tile to tile
+
+
+@_inlined
+def _two_sum(a: Any, b: Any) -> tuple[Any, Any]:
+    """a + b rounded, and exactly what the rounding took away (Knuth, TAOCP volume 2, section 4.2.2)."""
+    s = a + b
+    of_b = s - a
+    return s, (a - (s - of_b)) + (b - of_b)
+
+
+@_inlined
+def _accumulate(shared: Any, size: Size, k: int, f: int, part: int, high: Any, low: Any) -> None:
+    """S += Σ_n r_n φ_nᵀ over a part of the tile's columns, for components k + i ⌈K/4⌉ and features f + j ⌈F/4⌉.
+
+    float32: the tile is summed in float32, the tiles in pairs (high, low) of it. float64: in `high` alone.
+    """
+    a, b = cuda.local.array(4, shared.dtype), cuda.local.array((4, 4), shared.dtype)
+    s = cuda.local.array((4, 4), shared.dtype)
+    distance, components, features = size.T >> 2, (size.K + 3) >> 2, (size.F + 3) >> 2
+    _clear(s)
+    for columns in range(part, distance, size.slices):
+        # Where K or F is no multiple of 4 some threads compute the last one again; nobody writes that.
+        for j in range(4):
+            phi = size.phi + min(f + j * features, size.F - 1) * size.S + columns
+            for n in range(4):
+                b[j, n] = shared[_place_of_four(shared, phi, distance, n)]
+        for i in range(4):
+            r = size.logits + min(k + i * components, size.K - 1) * size.S + columns
+            for n in range(4):
+                a[n] = shared[_place_of_four(shared, r, distance, n)]
+            for j in range(4):
+                for n in range(4):
+                    s[i, j] += a[n] * b[j, n]
+    for i in range(4):
+        for j in range(4):
+            if shared.itemsize == 4:
+                high[i, j], error = _two_sum(high[i, j], s[i, j])
+                low[i, j] += error
+            else:
+                high[i, j] += s[i, j]
+
+
+@_inlined
+def _write_statistics(shared: Any, partial: Any, size: Size, first: int, high: Any, low: Any) -> None:
+    """The block's sums of the tasks from `first` on, in the order of S: the parts of the columns are added here."""
+    thread, threads, pairs = cuda.threadIdx.x, cuda.blockDim.x, 8 // shared.itemsize
+    components, features = (size.K + 3) >> 2, (size.F + 3) >> 2
+    for i in range(4):
+        for j in range(4):
+            shared[at((4 * i + j) * threads + thread)] = high[i, j]
+            if shared.itemsize == 4:
+                shared[at((16 + 4 * i + j) * threads + thread)] = low[i, j]
+    cuda.syncthreads()
+    tasks = min(components * features - first, threads)
+    for item in range(thread, 16 * tasks, threads):
+        output, task = item // tasks, item % tasks
+        k = (first + task) // features + (output >> 2) * components
+        f = (first + task) % features + (output & 3) * features
+        if k < size.K and f < size.F:
+            place = cuda.blockIdx.x * pairs * (size.K * size.F + 1) + k * size.F + f
+            _write_sum(shared, partial, size, output * threads + task, tasks, place)
+    cuda.syncthreads()
+
+
+@_inlined
+def _write_sum(shared: Any, partial: Any, size: Size, start: int, step: int, place: int) -> None:
+    """The sum of the parts of one output, a pair in float32."""
+    lows = start + 16 * cuda.blockDim.x
+    high, low = shared[at(start)], shared.dtype.type(0)
+    if shared.itemsize == 4:
+        low = shared[at(lows)]
+    for part in range(1, size.slices):
+        high, error = _two_sum(high, shared[at(start + part * step)])
+        low += error
+        if shared.itemsize == 4:
+            low += shared[at(lows + part * step)]
+    _write_pair(partial, place, size.K * size.F + 1, high, low)
+
+
+@_inlined
+def _write_total(shared: Any, partial: Any, size: Size, high: Any, low: Any) -> None:
+    """The block's Σ ω log p, the last of its outputs: a tree over its threads."""
+    thread, threads, outputs = cuda.threadIdx.x, cuda.blockDim.x, size.K * size.F + 1
+    shared[at(thread)], shared[at(threads + thread)] = high, low
+    half = threads >> 1
+    while half > 0:
+        cuda.syncthreads()
+        if thread < half:
+            shared[at(thread)], error = _two_sum(shared[at(thread)], shared[at(thread + half)])
+            shared[at(threads + thread)] += shared[at(threads + thread + half)] + error
+        half >>= 1
+    if thread == 0:
+        place = cuda.blockIdx.x * (8 // shared.itemsize) * outputs + outputs - 1
+        _write_pair(partial, place, outputs, shared[at(0)], shared[at(threads)])
+
+
+@_inlined
+def _write_pair(partial: Any, place: int, outputs: int, high: Any, low: Any) -> None:
+    """float32: the two numbers; float64: their sum."""
+    if partial.itemsize == 4:
+        partial[at(place)] = high
+        partial[at(place + outputs)] = low
+    else:
+        partial[at(place)] = high + low
+
+
+# ---- kernels
+
+
+@cache
+def _fused(sample: str, arithmetic: str, tasks_of_a_thread: int) -> Kernel:
+    """The pass over the data; each thread has at most one or two tasks, each of them 4 × 4 statistics."""
+    real = NUMBA_REALS[arithmetic]
+    zero, one = real(0), real(1)
+
+    def fused(
+        x: Any, weight: Any, parameters: Any, pairs: Any, log_prob: Any, responsibilities: Any, partial: Any, size: Size
+    ) -> None:
+        shared = cuda.shared.array(0, real, alignment=ALIGNMENT)
+        high, low = cuda.local.array((4, 4), real), cuda.local.array((4, 4), real)
+        high_2, low_2 = cuda.local.array((4, 4), real), cuda.local.array((4, 4), real)
+        _clear(high), _clear(low), _clear(high_2), _clear(low_2)
+        total_high, total_low = zero, zero
+        thread, threads, features = cuda.threadIdx.x, cuda.blockDim.x, (size.F + 3) >> 2
+        tasks = ((size.K + 3) >> 2) * features
+        task, part = thread % tasks, thread // tasks
+        k, f, k_2, f_2 = task // features, task % features, (task + threads) // features, (task + threads) % features
+        z = size.phi + (size.F - size.D - 1) * size.S
+        for i in range(thread, size.frame + 3 * size.D, threads):
+            shared[at(i)] = parameters[at(i)]
+        for n in range(thread, size.T, threads):
+            shared[_place(shared, z + size.D * size.S, n)] = one
+        for first in range(cuda.blockIdx.x * size.T, size.N, cuda.gridDim.x * size.T):
+            cuda.syncthreads()
+            _features(shared, x, weight, pairs, size, first)
+            _product(shared, size, 0, size.phi, size.F, size.logits, size.K)
+            cuda.syncthreads()
+            n = thread & (size.T - 1)
+            omega = shared[at(size.weight + n)]
+            log_p = _log_sum_exp(shared, size, one if size.responsibilities else omega)
+            if thread < size.T:
+                total_high, error = _two_sum(total_high, omega * log_p)
+                total_low += error
+                if size.log_prob and first + n < size.N:
+                    log_prob[at(first + n)] = log_p
+            if size.responsibilities:
+                _write_responsibilities(shared, responsibilities, size, first)
+                cuda.syncthreads()
+                _weigh(shared, size)
+                cuda.syncthreads()
+            if size.statistics and part < size.slices:
+                _accumulate(shared, size, k, f, part, high, low)
+                if tasks_of_a_thread == 2 and task + threads < tasks:
+                    _accumulate(shared, size, k_2, f_2, 0, high_2, low_2)
+        if size.statistics:
+            cuda.syncthreads()
+            _write_statistics(shared, partial, size, 0, high, low)
+            if tasks_of_a_thread == 2:
+                _write_statistics(shared, partial, size, threads, high_2, low_2)
+            _write_total(shared, partial, size, total_high, total_low)
+
+    types: Any = numba.types
+    array, sizes = flat(real), types.NamedUniTuple(types.int64, len(Size._fields), Size)
+    signature = (flat(NUMBA_REALS[sample]), array, array, flat(numba.int32), array, array, array, sizes)
+    dtypes = arithmetic if sample == arithmetic else f"{sample} in {arithmetic}"
+    name = f"fused, {dtypes}, {16 * tasks_of_a_thread} statistics per thread"
+    return Kernel(name, arithmetic, fused, signature, MORE_THREADS)
+
+
+@cache
+def _reduction(arithmetic: str) -> Kernel:
+    """Adds the blocks' sums, (blocks, 1 or 2, outputs), to S and Σ ω log p: in a fixed order, in float64."""
+    across, down = REDUCTION_BLOCK
+    count = across * down
+
+    def reduction(partial: Any, statistics: Any, total: Any, rows: int, outputs: int) -> None:
+        sums = cuda.shared.array(count, numba.float64)
+        x, y = cuda.threadIdx.x, cuda.threadIdx.y
+        output = cuda.blockIdx.x * across + x
+        value = numba.float64(0)
+        if output < outputs:
+            for row in range(y, rows, down):
+                value += numba.float64(partial[at(row * outputs + output)])
+        sums[at(y * across + x)] = value
+        half = down >> 1
+        while half > 0:
+            cuda.syncthreads()
+            if y < half:
+                sums[at(y * across + x)] += sums[at((y + half) * across + x)]
+            half >>= 1
+        if y == 0 and output < outputs - 1:
+            statistics[at(output)] += sums[at(x)]
+        if y == 0 and output == outputs - 1:
+            total[at(0)] += sums[at(x)]
+
+    double = flat(numba.float64)
+    signature = (flat(NUMBA_REALS[arithmetic]), double, double, numba.int64, numba.int64)
+    return Kernel(f"sum of the blocks of fused, {arithmetic}", "float64", reduction, signature, count)
+
+
+def kernels() -> list[Kernel]:
+    """Every kernel of this file, for the compile gate."""
+    variants = (("float32", "float32"), ("float64", "float64"), ("float32", "float64"))
+    passes = [_fused(*dtypes, tasks) for dtypes in variants for tasks in range(1, MOST_TASKS[dtypes[1]] + 1)]
+    return [*passes, *(_reduction(arithmetic) for arithmetic in ITEM_BYTES)]
+
+
+# ---- on the host
+
+
+def run(x: torch.Tensor, weight: torch.Tensor | None, problem: PackedProblem, results: Results) -> None:
+    """One pass over x; `plan` must have found a way. Nothing waits for the device.
+
+    Parameters
+    ----------
+    x : (N, D) float32 or float64, any strides
+        On the current device; of the arithmetic dtype, or float32.
+    weight : (N,) of the arithmetic dtype, contiguous, or None
+        ω.
+    problem : PackedProblem
+    results : Results
+    """
+    N, D = x.shape
+    K, F = problem.n_components, problem.n_statistics
+    way = plan(D, K, F, problem.arithmetic, problem.whitening is not None)
+    if way is None:
+        raise ValueError(f"D = {D}, K = {K}, F = {F} do not fit the fused kernel; ask plan() first")
+    if N == 0:
+        return
+    blocks = min(-(-N // way.T), BLOCKS_PER_MULTIPROCESSOR * multiprocessors(x.device))
+    rows, outputs = blocks * (8 // ITEM_BYTES[problem.arithmetic]), K * F + 1
+    dtype = problem.natural.dtype
+    none = _nothing(dtype, x.device)
+    wanted = results.statistics is not None
+    partial = view(torch.empty(rows * outputs, dtype=dtype, device=x.device)) if wanted else none
+    _fused("float32" if x.dtype == torch.float32 else "float64", problem.arithmetic, way.tasks_of_a_thread).launch(
+        blocks, way.threads,
+        view(span(x)), none if weight is None else view(weight), view(_parameters(problem, way)),
+        _pairs(problem.feature_map, D, x.device),
+        *(none if each is None else view(each) for each in (results.log_prob, results.responsibilities)),
+        partial, _size(x, weight, problem, results, way), shared_bytes=way.shared_bytes,
+    )  # fmt: skip
+    if results.statistics is not None and results.total is not None:
+        _reduction(problem.arithmetic).launch(
+            -(-outputs // REDUCTION_BLOCK[0]), REDUCTION_BLOCK,
+            partial, view(results.statistics), view(results.total), rows, outputs,
+        )  # fmt: skip
+
+
+def _size(x: torch.Tensor, weight: torch.Tensor | None, problem: PackedProblem, results: Results, way: Plan) -> Size:
+    """The integers of a pass."""
+    return Size(
+        N=x.shape[0], D=x.shape[1], K=problem.n_components, F=problem.n_statistics,
+        T=way.T, log_T=way.T.bit_length() - 1, S=way.S, stride_n=x.stride(0), stride_d=x.stride(1), slices=way.slices,
+        whitening=way.whitening, phi=way.phi, logits=way.logits, raw=way.raw,
+        frame=way.frame, weight=way.weight, scratch=way.scratch,
+        weighted=int(weight is not None), whitened=int(problem.whitening is not None),
+        spherical=int(problem.feature_map == "spherical"), hard=int(problem.hard),
+        statistics=int(results.statistics is not None), log_prob=int(results.log_prob is not None),
+        responsibilities=int(results.responsibilities is not None),
+    )  # fmt: skip
+
+
+def _parameters(problem: PackedProblem, way: Plan) -> torch.Tensor:
+    """η and W in rows of whole fours, and the frame, as they lie in shared memory."""
+    K, F, D = problem.n_components, problem.n_statistics, problem.frame.scale.shape[0]
+    packed = torch.zeros(way.frame + 3 * D, dtype=problem.natural.dtype, device=problem.natural.device)
+    fours = 4 * -(-K // 4)
+    packed[: F * fours].view(F, fours)[:, :K] = problem.natural.T
+    if problem.whitening is not None:
+        packed[F * fours : way.frame].view(D, -1)[:, :D] = problem.whitening
+    packed[way.frame : way.frame + 2 * D] = problem.frame.shift.view(-1)
+    packed[way.frame + 2 * D :] = problem.frame.scale
+    return packed
+
+
+@cache
+def _pairs(feature_map: str, D: int, device: torch.device) -> Any:
+    """(a, b) of every feature z_a z_b, flat, on the device: those before the last D + 1."""
+    i, j = np.tril_indices(D) if feature_map == "full" else (np.arange(D), np.arange(D))
+    return view(torch.as_tensor(np.stack([i, j], axis=1).astype(np.int32)).to(device))
+
+
+@cache
+def _nothing(dtype: torch.dtype, device: torch.device) -> Any:
+    """What stands for an array that is absent."""
+    return view(torch.zeros(1, dtype=dtype, device=device))

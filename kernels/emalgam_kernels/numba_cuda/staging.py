@@ -1,0 +1,110 @@
+"""Rows of main memory on their way to the device and back: pinned buffers in pairs, so that copies and kernels overlap.
+
+While the device computes with one piece, the next crosses the bus and the host fills the pinned buffer of the one
+after. Nothing here is larger than a few pieces, so data larger than the device's memory fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import torch
+
+from emalgam_kernels.blocks import for_each_block, tile_dtype
+from emalgam_kernels.numba_cuda.device import SIMULATED, Copies, Marker
+
+PIECE_BYTES: Final = 32 * 2**20
+ROWS_PER_COPY: Final = 8192  # of one thread that fills a pinned buffer
+BUFFERS: Final = 2
+
+
+def rows_of_a_piece(row_bytes: int) -> int:
+    """How many rows cross the bus at once."""
+    return max(PIECE_BYTES // row_bytes, 1)
+
+
+class Inbound:
+    """Pieces of an array (N, ...) of main memory, one after the other, as tensors on the device.
+
+    Parameters
+    ----------
+    array : (N, ...) of any real dtype and strides, memory-mapped too
+    rows : int
+        Rows of a piece.
+    n_threads : int
+        Threads that fill the pinned buffers.
+    """
+
+    def __init__(self, array: np.ndarray, rows: int, device: torch.device, n_threads: int) -> None:
+        self.array, self.rows, self.n_threads = array, max(min(rows, len(array)), 1), n_threads
+        shape = (self.rows, *array.shape[1:])
+        self.dtype = dtype = torch.float32 if tile_dtype(array) == np.float32 else torch.float64
+        self.pinned = [torch.empty(shape, dtype=dtype, pin_memory=not SIMULATED) for _ in range(BUFFERS)]
+        self.arrived = [torch.empty(shape, dtype=dtype, device=device) for _ in range(BUFFERS)]
+        self.copies = Copies(device)
+        self.copied = [Marker() for _ in range(BUFFERS)]
+        self.consumed = [Marker() for _ in range(BUFFERS)]
+
+    def pieces(self) -> Iterator[torch.Tensor]:
+        """Each piece; it may be overwritten when the one after the next is asked for."""
+        for number, first in enumerate(range(0, len(self.array), self.rows)):
+            last, buffer = min(first + self.rows, len(self.array)), number % BUFFERS
+            self.copied[buffer].wait_on_host()  # the pinned buffer's last piece has left
+            self._fill(self.pinned[buffer].numpy(), first, last)
+            with self.copies.queue(after=self.consumed[buffer]):
+                self.arrived[buffer][: last - first].copy_(self.pinned[buffer][: last - first], non_blocking=True)
+                self.copied[buffer].set()
+            self.copied[buffer].wait_on_device()
+            yield self.arrived[buffer][: last - first]
+            self.consumed[buffer].set()
+
+    def _fill(self, pinned: np.ndarray, first: int, last: int) -> None:
+        def block(start: int, stop: int) -> None:
+            np.copyto(pinned[start:stop], self.array[first + start : first + stop], casting="unsafe")
+
+        for_each_block(block, last - first, ROWS_PER_COPY, self.n_threads)
+
+
+class Outbound:
+    """Pieces of results on their way into an array (N, ...) of main memory; `finish` waits for the last ones."""
+
+    def __init__(self, out: np.ndarray, rows: int, n_threads: int) -> None:
+        self.out, self.n_threads = out, n_threads
+        self.pinned: list[torch.Tensor | None] = [None] * BUFFERS
+        self.copied = [Marker() for _ in range(BUFFERS)]
+        self.places = [(0, 0)] * BUFFERS
+        self.rows, self.number = max(min(rows, len(out)), 1), 0
+
+    def put(self, first: int, piece: torch.Tensor) -> None:
+        """Begin to copy `piece` to out[first : first + len(piece)]."""
+        buffer = self.number % BUFFERS
+        self._take(buffer)
+        pinned = self.pinned[buffer]
+        if pinned is None:
+            shape = (self.rows, *piece.shape[1:])
+            pinned = self.pinned[buffer] = torch.empty(shape, dtype=piece.dtype, pin_memory=not SIMULATED)
+        pinned[: len(piece)].copy_(piece, non_blocking=True)
+        self.copied[buffer].set()
+        self.places[buffer] = first, first + len(piece)
+        self.number += 1
+
+    def finish(self) -> None:
+        """Wait until everything has arrived."""
+        for buffer in range(BUFFERS):
+            self._take((self.number + buffer) % BUFFERS)
+
+    def _take(self, buffer: int) -> None:
+        first, last = self.places[buffer]
+        pinned = self.pinned[buffer]
+        if first == last or pinned is None:
+            return
+        self.copied[buffer].wait_on_host()
+        source = pinned.numpy()
+
+        def block(start: int, stop: int) -> None:
+            np.copyto(self.out[first + start : first + stop], source[start:stop], casting="same_kind")
+
+        for_each_block(block, last - first, ROWS_PER_COPY, self.n_threads)
+        self.places[buffer] = 0, 0

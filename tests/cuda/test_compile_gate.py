@@ -1,0 +1,159 @@
+"""The compile gate sees what it is for: kernels that spill, need a stack, or compute in the wrong type.
+
+NVIDIA's compiler runs, on kernels made for these tests; no GPU is needed. Not in the simulator, which compiles nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numba
+import pytest
+from numba import cuda
+
+from bench import cuda_resources
+from bench.cuda_resources import ARCHITECTURES, Resources, differences, measure, render, violations
+from emalgam_kernels.numba_cuda.device import Kernel, flat
+
+every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+float32, float64 = numba.types.float32, numba.types.float64
+
+
+def kernel(function: Callable[..., None], name: str = "toy", real: Any = float32, threads: int = 64) -> Kernel:
+    """A kernel of two arrays of the type it computes in."""
+    return Kernel(name, str(real), function, (flat(real), flat(real)), threads)
+
+
+def reversed_sums(x: Any, out: Any) -> None:
+    """A block writes the sum of each element and its mirror image."""
+    shared = cuda.shared.array(64, float32)
+    n, i = cuda.grid(1), cuda.threadIdx.x
+    shared[i] = x[n]
+    cuda.syncthreads()
+    out[n] = shared[i] + shared[63 - i]
+
+
+def scaled(x: Any, out: Any) -> None:
+    """The literal is float64, and one tenth is not a float32."""
+    n = cuda.grid(1)
+    out[n] = x[n] * 0.1
+
+
+def shuffled(x: Any, out: Any) -> None:
+    """An array of its own that is read at places known only at run time cannot be in registers."""
+    n, own = cuda.grid(1), cuda.local.array(32, float32)
+    for i in range(32):
+        own[i] = x[n + i]
+    for i in range(32):
+        out[n + i] = own[int(x[n + i])]
+
+
+def many_sums(x: Any, out: Any) -> None:
+    """A hundred sums at once, written at the end: more than the registers of a thread in a block of 1024."""
+    n, sums = cuda.grid(1), cuda.local.array(100, float32)
+    for i in range(100):
+        sums[i] = float32(0)
+    for row in range(out.size):
+        for i in range(100):
+            sums[i] += x[row] * x[row + i]
+    for i in range(100):
+        out[n + i] = sums[i]
+
+
+@cuda.jit(device=True)
+def squared(value: Any) -> Any:
+    return value * value
+
+
+def squares(x: Any, out: Any) -> None:
+    n = cuda.grid(1)
+    out[n] = squared(x[n])
+
+
+@every_architecture
+def test_a_good_kernel(architecture: str) -> None:
+    found = measure(kernel(reversed_sums), architecture)
+    assert violations(found) == []
+    assert found.shared_bytes == 256
+    assert 0 < found.registers <= 32
+    assert found.blocks == 32  # of two warps each
+    assert found.float64 == 0
+
+
+@every_architecture
+def test_float64_in_a_float32_kernel(architecture: str) -> None:
+    found = measure(kernel(scaled), architecture)
+    (fault,) = violations(found)
+    assert re.fullmatch(rf"toy \({architecture}\) computes in float32 and mentions float64 \d+ times in its PTX", fault)
+    assert violations(measure(kernel(scaled, real=float64), architecture)) == []
+
+
+@every_architecture
+def test_stack(architecture: str) -> None:
+    found = measure(kernel(shuffled), architecture)
+    assert violations(found) == [f"toy ({architecture}) has a stack of 128 bytes"]
+    assert found.local > 0
+
+
+@every_architecture
+def test_spills(architecture: str) -> None:
+    faults = violations(measure(kernel(many_sums, threads=1024), architecture))
+    assert [fault for fault in faults if re.fullmatch(rf"toy \({architecture}\) spills \d+ bytes", fault)], faults
+
+
+def test_device_functions_need_no_gpu() -> None:
+    for architecture in ARCHITECTURES:
+        found = measure(kernel(squares), architecture)
+        assert violations(found) == []
+        assert found.registers <= 32, "the function was not inlined"
+
+
+def test_more_registers_than_a_multiprocessor_has() -> None:
+    found = Resources("toy", "float32", 1024, "sm_90", 65, 0, 0, 0, 0, 0)
+    assert violations(found) == ["toy (sm_90) cannot be launched: 1024 threads of 65 registers are too many"]
+    assert [replace(found, registers=r).blocks for r in (64, 33, 32, 10)] == [1, 1, 2, 2]
+    assert [replace(found, threads=256, registers=r).blocks for r in (128, 80, 64, 255)] == [2, 3, 4, 1]
+
+
+def test_a_log_without_a_kernel_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="expected one kernel in what ptxas says, but it says: ''"):
+        cuda_resources.numbers_in("")
+
+
+def test_the_table_lists_every_kernel() -> None:
+    good, bad = kernel(reversed_sums, "good, float32"), kernel(shuffled, "bad, float32")
+    text = render([measure(each, "sm_90") for each in (good, bad)])
+    assert re.search(r"^\| `good, float32` \| sm_90 \| 64 \| \d+ \| 32 \| 256 \| 0 \| 0 \| 0 \|$", text, re.MULTILINE)
+    assert "- bad, float32 (sm_90) has a stack of 128 bytes" in text
+    assert "| nvidia-nvvm | " in text
+    assert differences(text, [good, bad]) == []
+    remedy = "CUDA_RESOURCES.md is not of this code; python bench/cuda_resources.py writes it anew"
+    assert differences(text, [good, replace(bad, name="new")]) == [
+        f"new is missing: {remedy}",
+        f"bad, float32 is in the table and not in the code: {remedy}",
+    ]
+    assert differences(text, [good, bad, bad]) == ["bad, float32 is the name of 2 kernels"]
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_every_violation_is_named_and_ends_with_an_error(
+    check: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernels = [kernel(shuffled, "first"), kernel(scaled, "second")]
+    table = tmp_path / "CUDA_RESOURCES.md"
+    monkeypatch.setattr(cuda_resources, "TABLE", table)
+    monkeypatch.setattr(cuda_resources, "ARCHITECTURES", {"sm_90": (9, 0)})
+    monkeypatch.setattr(cuda_resources, "kernels_of_the_library", lambda: kernels)
+    assert cuda_resources.main(["--check"] if check else []) == 1
+    told = capsys.readouterr().out
+    assert "first (sm_90) has a stack of 128 bytes\nsecond (sm_90) computes in float32" in told
+    assert ("first is missing" in told) == check
+    assert f"2 kernels, 1 architectures, {4 if check else 2} violations" in told
+    assert table.exists() != check
+    kernels[:] = [kernel(reversed_sums)]
+    assert cuda_resources.main([]) == 0
+    assert cuda_resources.main(["--check"]) == 0

@@ -1,0 +1,79 @@
+"""The simulator that these tests run in: it computes what a GPU would, and shows where a kernel lacks a barrier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numba import cuda, types
+
+from tests.conftest import SIMULATED
+
+pytestmark = pytest.mark.skipif(not SIMULATED, reason="only the simulator can be asked in which order threads run")
+BLOCKS, THREADS = 2, 8
+
+
+def mirrored(with_barrier: bool) -> np.ndarray:
+    """What each block makes of 0, 1, 2, ...: its numbers the other way round."""
+
+    @cuda.jit
+    def kernel(x: Any, out: Any) -> None:
+        shared = cuda.shared.array(THREADS, types.int64)
+        n, i = cuda.grid(1), cuda.threadIdx.x
+        shared[i] = x[n]
+        if with_barrier:
+            cuda.syncthreads()
+        out[n] = shared[THREADS - 1 - i]
+
+    out = np.empty(BLOCKS * THREADS, np.int64)
+    kernel[BLOCKS, THREADS](np.arange(BLOCKS * THREADS), out)
+    return out.reshape(BLOCKS, THREADS)
+
+
+def test_threads_wait_at_a_barrier() -> None:
+    np.testing.assert_array_equal(mirrored(True), np.arange(BLOCKS * THREADS).reshape(BLOCKS, THREADS)[:, ::-1])
+
+
+def test_a_missing_barrier_shows() -> None:
+    assert (mirrored(False) != mirrored(True)).any()
+
+
+def test_both_orders_occur() -> None:
+    """The last thread of the even blocks writes what stays, the first of the odd ones."""
+
+    @cuda.jit
+    def kernel(out: Any) -> None:
+        out[2 * cuda.blockIdx.x] = cuda.threadIdx.x
+        cuda.syncthreads()
+        out[2 * cuda.blockIdx.x + 1] = cuda.threadIdx.x
+
+    out = np.empty(2 * BLOCKS, np.int64)
+    kernel[BLOCKS, THREADS](out)
+    assert out.tolist() == [THREADS - 1, 0, 0, THREADS - 1]
+
+
+def test_threads_that_end_early_hold_nobody_up() -> None:
+    @cuda.jit
+    def kernel(out: Any) -> None:
+        i = cuda.threadIdx.x
+        if i % 2 == 0:
+            return
+        cuda.syncthreads()
+        out[i] = i
+
+    out = np.zeros(THREADS, np.int64)
+    kernel[1, THREADS](out)
+    assert out.tolist() == [0, 1, 0, 3, 0, 5, 0, 7]
+
+
+def test_an_error_says_where() -> None:
+    @cuda.jit
+    def kernel(out: Any) -> None:
+        if cuda.threadIdx.x == 5:
+            raise ValueError("wrong")
+        cuda.syncthreads()
+        out[cuda.threadIdx.x] = 1
+
+    with pytest.raises(ValueError, match=r"tid=\[5, 0, 0\] ctaid=\[0, 0, 0\]: wrong"):
+        kernel[1, THREADS](np.zeros(THREADS))
