@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -77,3 +78,21 @@ def test_an_error_says_where() -> None:
 
     with pytest.raises(ValueError, match=r"tid=\[5, 0, 0\] ctaid=\[0, 0, 0\]: wrong"):
         kernel[1, THREADS](np.zeros(THREADS))
+
+
+def test_an_error_ends_the_threads_that_wait() -> None:
+    @cuda.jit
+    def kernel(out: Any) -> None:
+        cuda.syncthreads()
+        if cuda.threadIdx.x == 5:
+            raise ValueError("wrong")
+        cuda.syncthreads()
+        out[cuda.threadIdx.x] = 1
+
+    before, out = set(threading.enumerate()), np.zeros(THREADS)
+    with pytest.raises(ValueError, match="wrong"):
+        kernel[1, THREADS](out)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert not out.any()
