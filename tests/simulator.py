@@ -73,7 +73,8 @@ class ThreadInTurn(simulator.BlockThread):
     def run(self) -> None:
         self.turn.acquire()
         if not self.abort:
-            super().run()
+            with np.errstate(all="ignore"):  # NumPy's scalars compute here; a GPU does not warn of an overflow
+                super().run()
         self.finished = True
         if not self.abort:
             (self.block.phase_over if self.exception else self.following).release()

@@ -96,3 +96,13 @@ def test_an_error_ends_the_threads_that_wait() -> None:
         thread.join(10)
         assert not thread.is_alive()
     assert not out.any()
+
+
+def test_overflow_is_silent_as_on_a_gpu() -> None:
+    @cuda.jit
+    def kernel(x: Any, out: Any) -> None:
+        out[cuda.threadIdx.x] = x[0] * x[0]
+
+    out = np.zeros(THREADS, np.float32)
+    kernel[1, THREADS](np.full(1, 1e30, np.float32), out)
+    assert np.isinf(out).all()

@@ -19,7 +19,9 @@ from tests.conftest import COVARIANCE_TYPES
 from tests.samples import blobs
 
 TENSOR = torch.zeros(1, dtype=torch.float64)
-every_type = pytest.mark.parametrize("covariance", [COVARIANCES[name] for name in COVARIANCE_TYPES], ids=str)
+every_type = pytest.mark.parametrize(
+    "covariance", [COVARIANCES[name] for name in COVARIANCE_TYPES], ids=COVARIANCE_TYPES
+)
 every_algorithm = pytest.mark.parametrize("algorithm", ["packed", "direct"])
 
 

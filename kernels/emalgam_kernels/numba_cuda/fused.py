@@ -191,6 +191,14 @@ def _column(size: Size) -> tuple[int, int, int]:
     return cuda.threadIdx.x & (size.T - 1), cuda.threadIdx.x >> size.log_T, cuda.blockDim.x >> size.log_T
 
 
+@_inlined
+def _two_sum(a: Any, b: Any) -> tuple[Any, Any]:
+    """a + b rounded, and exactly what the rounding took away (Knuth, TAOCP volume 2, section 4.2.2)."""
+    s = a + b
+    of_b = s - a
+    return s, (a - (s - of_b)) + (b - of_b)
+
+
 # ---- a tile: from rows of x to logits
 
 
@@ -234,12 +242,12 @@ def _load_rows(shared: Any, x: Any, size: Size, first: int, target: int) -> None
 
 @_inlined
 def _in_frame(value: Any, shared: Any, size: Size, n: int, d: int) -> Any:
-    """z_d = ((x_d − shift₀) − shift₁) · scale; zero if the row has no weight, whatever it holds."""
+    """z_d = ((x_d − shift₀) − shift₁) · scale, rounded once; zero if the row has no weight, whatever it holds."""
     real, shift = shared.dtype.type, size.frame + d
     if shared[at(size.weight + n)] == real(0):
         return real(0)
-    centred = real(value) - shared[at(shift)] - shared[at(shift + size.D)]
-    return centred * shared[at(shift + 2 * size.D)]
+    centred, error = _two_sum(real(value), -shared[at(shift)])
+    return (centred + (error - shared[at(shift + size.D)])) * shared[at(shift + 2 * size.D)]
 
 
 @_inlined
@@ -406,14 +414,6 @@ def _weigh(shared: Any, size: Size) -> None:
 
 
 # ---- statistics: sums in registers, from tile to tile
-
-
-@_inlined
-def _two_sum(a: Any, b: Any) -> tuple[Any, Any]:
-    """a + b rounded, and exactly what the rounding took away (Knuth, TAOCP volume 2, section 4.2.2)."""
-    s = a + b
-    of_b = s - a
-    return s, (a - (s - of_b)) + (b - of_b)
 
 
 @_inlined

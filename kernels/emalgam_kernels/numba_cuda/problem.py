@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """``z = ((x − shift₀) − shift₁) · scale``: the shift in two parts, so that float32 loses none of its digits.
+    """``z = ((x − shift₀) − shift₁) · scale``, rounded once: the shift in two parts, so that float32 loses no digit.
 
     Attributes
     ----------

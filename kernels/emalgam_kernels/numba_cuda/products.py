@@ -112,7 +112,8 @@ def _frame(sample: str, arithmetic: str) -> Callable[..., None]:
         tile = cuda.shared.array(TILE_SHARED, real)
         panel, columns = 1 << panel_bits, 1 << tile_bits
         first_column, first_feature = cuda.blockIdx.x * columns, cuda.blockIdx.y * PANEL
-        # z = ((x − shift₀) − shift₁) · scale; 0 for rows of weight zero, which may hold anything, and past the last
+        # z = ((x − shift₀) − shift₁) · scale, rounded once (Knuth's two-sum); 0 for rows of weight zero, which may hold
+        # anything, and past the last
         for t in range(cuda.threadIdx.x, panel * columns, cuda.blockDim.x):
             if feature_stride <= row_stride:
                 column, i = t >> panel_bits, t & (panel - 1)
@@ -122,7 +123,10 @@ def _frame(sample: str, arithmetic: str) -> Callable[..., None]:
             z = zero
             if d < D and n < rows and (weighted == 0 or weight[at(first + n)] != zero):
                 value = real(x[at((first + n) * row_stride + d * feature_stride)])
-                z = ((value - shift[at(d)]) - shift[at(D + d)]) * scale[at(d)]
+                centred = value - shift[at(d)]
+                back = centred - value
+                error = (value - (centred - back)) - (shift[at(d)] + back)
+                z = (centred + (error - shift[at(D + d)])) * scale[at(d)]
             tile[at(i * (columns + 1) + column)] = z
         cuda.syncthreads()
         for t in range(cuda.threadIdx.x, panel * columns, cuda.blockDim.x):
