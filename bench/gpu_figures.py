@@ -15,7 +15,7 @@ import torch
 
 import emalgam
 from bench.gpu_clock import Missing, NotMeasuredError, Run, say, shortened
-from bench.gpu_machine import Limits, tensor_float_32
+from bench.gpu_machine import Limits
 from bench.problems import SEED, SEPARATION, Case
 from bench.tables import describe, milliseconds
 from bench.torch_em import Plan, TorchEm, tune
@@ -26,6 +26,7 @@ from emalgam.packing import Components, Frame
 from emalgam_kernels import Packed, load
 from emalgam_kernels.blocks import default_threads
 from emalgam_kernels.numba_cuda import crossover, fused
+from emalgam_kernels.numba_cuda.device import float32_products
 
 
 @dataclass(frozen=True)
@@ -331,7 +332,7 @@ def torch_em(problem: Problem, run: Run) -> Torch:
     out = problem.components.means.new_empty(problem.case.K, problem.case.F)
     parameters = problem.packed(problem.components)
     total = load("numba_cuda").em_statistics(problem.x, None, parameters, out)
-    with tensor_float_32(False):
+    with float32_products(False):
         plan = tune(problem.x, parameters, lambda work: run.seconds(work, repeats=2, warmups=1))
         em = TorchEm(problem.x, parameters, plan)
         one_pass = run.seconds(lambda: em.statistics(parameters))
@@ -378,7 +379,7 @@ def scikit_learn(problem: Problem, run: Run, seconds: float) -> float:
         ).fit(x)  # fmt: skip
 
     some = problem.x[: max(case.N // 10, 10 * case.K)]
-    with config_context(array_api_dispatch=True), warnings.catch_warnings(), tensor_float_32(False):
+    with config_context(array_api_dispatch=True), warnings.catch_warnings(), float32_products(False):
         warnings.simplefilter("ignore")
         try:
             work(1, some)  # loads and starts what it needs

@@ -5,8 +5,6 @@ from __future__ import annotations
 import datetime
 import platform
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
@@ -15,6 +13,7 @@ import torch
 
 from bench.gpu_clock import Run
 from bench.tables import number, table
+from emalgam_kernels.numba_cuda.device import float32_products
 
 PACKAGES: Final = ("numpy", "scipy", "numba", "numba-cuda", "torch", "cuda-toolkit", "scikit-learn", "pytest")
 MATRIX_SIZE: Final = 8192
@@ -139,16 +138,5 @@ def _product(run: Run, dtype: torch.dtype, tf32: bool) -> float:
     n = 128 if run.dry else MATRIX_SIZE
     left, right = (torch.randn(n, n, dtype=dtype, device=run.device) for _ in range(2))
     out = torch.empty_like(left)
-    with tensor_float_32(tf32):
+    with float32_products(tf32):
         return 2 * n**3 / run.seconds(lambda: torch.matmul(left, right, out=out))
-
-
-@contextmanager
-def tensor_float_32(allowed: bool) -> Iterator[None]:
-    """Whether products of float32 matrices may round their operands."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before

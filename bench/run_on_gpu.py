@@ -4,7 +4,7 @@ python bench/run_on_gpu.py               at most eight minutes
 python bench/run_on_gpu.py --crossover   the same, and writes the measured crossover.json of the kernels
 python bench/run_on_gpu.py --dry-run     everything once on small problems without a GPU; prints, writes nothing
 
-It needs numpy, scipy, numba, numba-cuda, torch and pytest with what the tests import (hypothesis, mpmath), and neither
+It needs numpy, scipy, numba, numba-cuda, torch (whose mpmath the oracles use) and pytest, and neither
 an installation of emalgam nor a network. It ends with 0, with 1 if a test or a measurement failed (the report says
 which), and with 2 if there is no GPU that can be used.
 """

@@ -34,6 +34,7 @@ use "$work/wheel" cython_cpu
 for name in mixture.pxd mixture.pyi tiles.h; do
     test -n "$(find wheel -path "*cython_cpu/$name")" || { echo "$name is not in the wheel"; exit 1; }
 done
+test -n "$(find wheel -path "*numba_cuda/crossover.json")" || { echo "crossover.json is not in the wheel"; exit 1; }
 
 echo "-- the source distribution on a machine without a compiler"
 "$python" -m venv bare

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import product
 from types import ModuleType
 from typing import Final
@@ -34,9 +33,11 @@ DTYPES: Final = ("float64", "float32")
 COVARIANCE_TYPES: Final = ("full", "tied", "diag", "spherical")
 ALGORITHMS: Final = ("packed", "direct")
 
-if find_spec("hypothesis"):  # the tests of the CUDA kernels do without it
+try:
     import hypothesis
-
+except ImportError:  # the tests of the CUDA kernels do without it
+    pass
+else:
     hypothesis.settings.register_profile(
         "emalgam", deadline=None, derandomize=True, database=None, max_examples=20, print_blob=False
     )

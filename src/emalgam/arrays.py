@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
 import numpy as np
@@ -74,15 +74,28 @@ def to_tensor(x: Any, name: str = "x") -> Any:
             raise ValueError(f"{name} is a tensor that requires a gradient; call x.detach() first")
         if x.device.type != "cuda" and not simulated():
             raise ValueError(f"{name} is on device {x.device}; expected the CPU or a CUDA device: {name}.cpu()")
-        return x
+        if x.layout != torch.strided:
+            raise ValueError(f"{name} is a tensor of layout {x.layout}; call x.to_dense() first")
+        return x.resolve_neg()
     try:
         if hasattr(x, "__dlpack_device__") and int(x.__dlpack_device__()[0]) in _DLPACK_CUDA:
             return torch.from_dlpack(x)
-        return torch.as_tensor(x, device="cuda")
+        return torch.as_tensor(x, device=_device_of(x))
     except (ValueError, TypeError, RuntimeError, BufferError) as error:
         raise ValueError(
             f"{name} is a {type(x).__name__} that cannot be read as a CUDA array ({error}); make it a torch tensor"
         ) from None
+
+
+def _device_of(x: Any) -> str:
+    """The torch device of an array that only has a ``__cuda_array_interface__``: the driver knows its pointer."""
+    from cuda.bindings import driver
+
+    pointer, _ = x.__cuda_array_interface__["data"]
+    error, ordinal = driver.cuPointerGetAttribute(
+        driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, pointer
+    )
+    return "cuda" if int(error) else f"cuda:{int(ordinal)}"  # an empty array has no pointer, and lies anywhere
 
 
 def read(x: Any, name: str = "x") -> Any:
@@ -123,11 +136,9 @@ def like(result: Any, x: Any) -> Any:
         return result if is_tensor(result) else sys.modules["torch"].from_numpy(result)
     if not is_tensor(result):
         return result
-    library: Any = sys.modules.get(type(x).__module__.partition(".")[0])
-    for place in (library, getattr(library, "numpy", None)):  # cupy, jax.numpy
-        if place is not None and hasattr(place, "from_dlpack"):
-            return place.from_dlpack(result)
-    return result
+    library = type(x).__module__.partition(".")[0]
+    home = sys.modules.get({"jaxlib": "jax.numpy", "jax": "jax.numpy"}.get(library, library))
+    return home.from_dlpack(result) if home is not None and hasattr(home, "from_dlpack") else result
 
 
 def _place(x: Any) -> str:
@@ -136,8 +147,9 @@ def _place(x: Any) -> str:
         return "the CPU"
     if is_tensor(x):
         return f"the GPU ({x.device})"
-    number = f" (cuda:{x.__dlpack_device__()[1]})" if hasattr(x, "__dlpack_device__") else ""
-    return f"the GPU{number}"
+    if hasattr(x, "__dlpack_device__"):
+        return f"the GPU (cuda:{int(x.__dlpack_device__()[1])})"
+    return f"the GPU ({_device_of(x)})"
 
 
 def same_device(**arrays: Any) -> None:
@@ -150,15 +162,32 @@ def same_device(**arrays: Any) -> None:
 
 @contextmanager
 def callers_stream(x: Any) -> Iterator[None]:
-    """Make the stream on which `x` was computed torch's current one: CuPy's current one, or the one that `x` names."""
-    pointer = _stream_pointer(x) if on_gpu(x) and not is_tensor(x) else None
-    if pointer is None:
+    """Make the stream on which `x` was computed torch's current one: CuPy's current one, or the one that `x` names.
+
+    MemoryError that says what to do if the GPU's memory does not suffice for what is done there.
+    """
+    if not on_gpu(x):
         yield
         return
     import torch
 
-    with torch.cuda.stream(torch.cuda.ExternalStream(pointer)):
-        yield
+    pointer = None if is_tensor(x) else _stream_pointer(x)
+    with nullcontext() if pointer is None else torch.cuda.stream(_stream(pointer, _place(x))):
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(
+                f"the GPU's memory does not suffice ({str(error).splitlines()[0]}); free some of it "
+                "(torch.cuda.empty_cache()), or give a NumPy array or memory map, which is read in pieces"
+            ) from error
+
+
+def _stream(pointer: int, place: str) -> Any:
+    """torch's object for a stream; 0 and 1 are the default one, which has no pointer of its own."""
+    import torch
+
+    device = torch.device(place.removeprefix("the GPU (").removesuffix(")"))
+    return torch.cuda.ExternalStream(pointer, device=device) if pointer > 1 else torch.cuda.default_stream(device)
 
 
 def _stream_pointer(x: Any) -> int | None:
@@ -166,5 +195,4 @@ def _stream_pointer(x: Any) -> int | None:
     if cupy is not None and isinstance(x, cupy.ndarray):
         return int(cupy.cuda.get_current_stream().ptr)
     named = getattr(x, "__cuda_array_interface__", {}).get("stream")
-    # 1 and 2 stand for the default streams, which torch knows under other numbers.
-    return int(named) if named is not None and int(named) > 2 else None
+    return None if named is None or int(named) == 2 else int(named)  # 2: the thread's default, which torch does not use

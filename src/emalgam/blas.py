@@ -15,9 +15,12 @@ _limited: Any = None
 
 @lru_cache(maxsize=1)
 def _controller() -> Any:
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController()  # scans the process once; the limit itself then takes microseconds
+    """Scans the process once; the limit itself then takes microseconds. None without threadpoolctl."""
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:  # it is slower to fit with all of BLAS's threads, not wrong
+        return None
+    return ThreadpoolController()
 
 
 @contextmanager
@@ -28,7 +31,7 @@ def one_blas_thread() -> Iterator[None]:
     """
     global _users, _limited
     with _lock:
-        if _users == 0:
+        if _users == 0 and _controller() is not None:
             _limited = _controller().limit(limits=1, user_api="blas")
         _users += 1
     try:
@@ -36,6 +39,6 @@ def one_blas_thread() -> Iterator[None]:
     finally:
         with _lock:
             _users -= 1
-            if _users == 0:
+            if _users == 0 and _limited is not None:
                 _limited.restore_original_limits()
                 _limited = None

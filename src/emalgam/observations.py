@@ -22,7 +22,7 @@ from emalgam_kernels import Packed, Parameters, statistic_count
 from emalgam_kernels.blocks import for_each_block
 
 ROWS_AT_ONCE = 4096
-ROWS_ON_A_GPU = 2**20
+ELEMENTS_ON_A_GPU = 2**26
 PASSES_FOR_THE_FRAME = 3
 CANCELLED = 1e-6  # of the second moment: a variance below it has lost its digits
 LARGEST_WEIGHT = 2.0**30  # beyond this, or below its inverse, weights are scaled: float32 tiles hold them too
@@ -164,14 +164,14 @@ def _ranges(x: Any, weight: Any, n_threads: int) -> tuple[np.ndarray, np.ndarray
 def _ranges_on_a_gpu(x: Any, weight: Any) -> tuple[np.ndarray, np.ndarray]:
     xp = namespace(x)
     lows, highs = [], []
-    for start in range(0, len(x), ROWS_ON_A_GPU):
-        rows = x[start : start + ROWS_ON_A_GPU].to(xp.float64)
-        low = high = rows
+    step = max(ELEMENTS_ON_A_GPU // x.shape[1], 1)
+    for start in range(0, len(x), step):
+        low = high = x[start : start + step] if x.is_floating_point() else x[start : start + step].to(xp.float64)
         if weight is not None:
-            absent = (weight[start : start + ROWS_ON_A_GPU] == 0)[:, None]
-            low, high = xp.where(absent, np.inf, rows), xp.where(absent, -np.inf, rows)
-        lows.append(xp.amin(low, 0))
-        highs.append(xp.amax(high, 0))
+            absent = (weight[start : start + step] == 0)[:, None]
+            low, high = xp.where(absent, np.inf, low), xp.where(absent, -np.inf, high)
+        lows.append(xp.amin(low, 0).to(xp.float64))
+        highs.append(xp.amax(high, 0).to(xp.float64))
     return to_host(xp.amin(xp.stack(lows), 0)), to_host(xp.amax(xp.stack(highs), 0))
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import emalgam
-from emalgam import GaussianMixture, em
+from emalgam import em
 from emalgam.namespace import to_host
 from emalgam.observations import Observations
 from emalgam_kernels.numba_cuda import device, mixture, staging
@@ -128,25 +128,34 @@ def test_one_wait_an_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(SIMULATED, reason="only a GPU can tell who waits")
-def test_nothing_else_waits() -> None:
-    """torch itself raises at any other synchronisation within the M-step."""
+@every_type
+@pytest.mark.parametrize("algorithm", ["packed", "direct"])
+def test_nothing_else_waits(covariance_type: str, algorithm: str) -> None:
+    """torch itself raises at any synchronisation between the parameters and the four numbers."""
     x, centres = data()
     tensor = on_device(x)
-    covariance = em.COVARIANCES["full"]
-    restart = em._RestartOnGpu(
-        Observations.of(tensor, None, covariance), covariance, 3, em.Settings(), np.random.default_rng(0), 0
-    )
-    given = em.given_parameters(covariance, 3, restart.data.frame, *start(centres, "full").values())
-    components = restart.first(given).beside(tensor)
-    how = restart.evaluation(em.Cancellation.of(covariance, components.on_host()))
-    statistics, _ = restart.data.statistics(em.parameters_of(covariance, components, restart.frame, how))
+    covariance = em.COVARIANCES[covariance_type]
+    observations = Observations.of(tensor, None, covariance)
+    settings, rng = em.Settings(algorithm=algorithm), np.random.default_rng(0)
+    restart = em._RestartOnGpu(observations, covariance, 3, settings, rng, 0)
+    given = em.given_parameters(covariance, 3, observations.frame, *start(centres, covariance_type).values())
+    components = restart.first(given)
+    how = restart.evaluation(em.Cancellation.of(covariance, components))
+    components = components.beside(tensor)
+
+    def iteration() -> None:
+        parameters = em.parameters_of(covariance, components, restart.frame, how)
+        statistics, _ = observations.statistics(parameters)
+        moments = covariance.moments(statistics, components, how.algorithm)
+        following, _ = restart.m_step.update_where_it_lies(moments, components, how.algorithm)
+        for scalar in em.Cancellation.scalars(covariance, following):
+            scalar()
+
+    iteration()  # compiles, and fills what is kept
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        parameters = em.parameters_of(covariance, components, restart.frame, how)
-        statistics, _ = restart.data.statistics(parameters)
-        moments = covariance.moments(statistics, components, how.algorithm)
-        components, _ = restart.m_step.update_where_it_lies(moments, components, how.algorithm)
+        iteration()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -156,9 +165,10 @@ def test_nothing_else_waits() -> None:
 def test_estimator_end_to_end(covariance_type: str, dtype: str) -> None:
     x, _ = data(dtype)
     tensor = on_device(x)
+    pytest.importorskip("sklearn")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = GaussianMixture(3, covariance_type=covariance_type, max_iter=3, random_state=0).fit(tensor)
+        model = emalgam.GaussianMixture(3, covariance_type=covariance_type, max_iter=3, random_state=0).fit(tensor)
     assert model.backend_ == "numba_cuda"
     for method in ("score_samples", "predict_proba", "predict"):
         result = getattr(model, method)(tensor)
@@ -177,8 +187,8 @@ def test_estimator_end_to_end(covariance_type: str, dtype: str) -> None:
 def test_layouts_and_types() -> None:
     """Transposed, strided, reversed columns, half precision, integers: read where they lie, same answer."""
     x = (np.round(data()[0] * 4) / 4).astype(np.float32)  # exact in half precision
-    model = GaussianMixture.from_parameters([0.5, 0.5], [[0.0, 0.0], [1.0, 2.0]], [np.eye(2), 2 * np.eye(2)])
-    expected = model.mixture_.log_prob(x, backend="reference")
+    mixture = emalgam.Mixture([0.5, 0.5], [[0.0, 0.0], [1.0, 2.0]], np.array([np.eye(2), 2 * np.eye(2)]))
+    expected = mixture.log_prob(x, backend="reference")
     tensor = on_device(x)
     wide = torch.zeros((N, 7), dtype=tensor.dtype, device=tensor.device)
     wide[:, 1::4] = tensor
@@ -190,9 +200,9 @@ def test_layouts_and_types() -> None:
         "double": tensor.double(),
     }
     for name, layout in layouts.items():
-        np.testing.assert_allclose(to_host(model.score_samples(layout)), expected, atol=1e-4, err_msg=name)
-    integers = model.mixture_.log_prob(np.round(x), backend="reference")
-    np.testing.assert_allclose(to_host(model.score_samples(tensor.round().int())), integers, atol=1e-9)
+        np.testing.assert_allclose(to_host(mixture.log_prob(layout)), expected, atol=1e-4, err_msg=name)
+    integers = mixture.log_prob(np.round(x), backend="reference")
+    np.testing.assert_allclose(to_host(mixture.log_prob(tensor.round().int())), integers, atol=1e-9)
 
 
 def test_rows_far_away_are_evaluated_again() -> None:
@@ -266,6 +276,21 @@ def test_tf32_is_for_float32_on_the_device() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             quiet_fit(wrong[0], 3, backend=wrong[1], **how)
+
+
+def test_products_are_strict_whatever_the_process_allows() -> None:
+    setting = torch.backends.cuda.matmul
+    before = setting.fp32_precision
+    for allowed in ("tf32", "ieee"):
+        setting.fp32_precision = allowed
+        try:
+            with device.float32_products(False):
+                assert setting.fp32_precision == "ieee"
+                with device.float32_products(True):
+                    assert setting.fp32_precision == "tf32"
+            assert setting.fp32_precision == allowed
+        finally:
+            setting.fp32_precision = before
 
 
 def test_nan_on_the_device() -> None:

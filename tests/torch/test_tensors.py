@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -44,3 +47,34 @@ def test_no_copy() -> None:
 def test_tensors_that_numpy_cannot_view(tensor: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"x is a Tensor that cannot be read .* call x.detach\(\).float\(\) first"):
         emalgam.fit(tensor, 1)
+
+
+class OnGpu:
+    """An array that only says where it lies, and on which stream."""
+
+    def __init__(self, stream: int | None) -> None:
+        self.__cuda_array_interface__ = {"stream": stream, "data": (0, False)}
+
+
+@pytest.mark.parametrize(("named", "pointer"), [(None, None), (1, 1), (2, None), (0x7F00, 0x7F00)])
+def test_the_stream_that_an_array_names(named: int | None, pointer: int | None) -> None:
+    assert arrays.on_gpu(OnGpu(named))
+    assert arrays._stream_pointer(OnGpu(named)) == pointer
+
+
+def test_results_in_the_callers_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CuPy's and JAX's arrays come back as such; an array of an unknown library as a tensor."""
+    tensor = torch.zeros(3)
+    for library, home in (("cupy", "cupy"), ("jaxlib", "jax.numpy")):
+        module = types.ModuleType(home)
+        module.from_dlpack = lambda result, home=home: (home, result)
+        monkeypatch.setitem(sys.modules, home, module)
+        array = type("Array", (), {"__module__": f"{library}.core"})()
+        assert arrays.like(tensor, array) == (home, tensor)
+    assert arrays.like(tensor, object()) is tensor
+
+
+def test_sparse_tensors_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "simulated", lambda: True)
+    with pytest.raises(ValueError, match=r"x is a tensor of layout torch.sparse_coo; call x.to_dense\(\) first"):
+        arrays.read(torch.zeros(3, 3).to_sparse())

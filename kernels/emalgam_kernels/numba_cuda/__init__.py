@@ -53,7 +53,20 @@ def probe() -> str | None:
         return reason
     if os.environ.get("NUMBA_DISABLE_CUDA", "0") != "0":
         return "the environment variable NUMBA_DISABLE_CUDA turns Numba's CUDA off: unset it"
-    return missing_device() or missing_compiler() or torch_without_cuda()
+    if _ran_with is load_driver:
+        return None
+    reason = missing_device() or missing_compiler() or torch_without_cuda()
+    if reason is None:
+        _remember(load_driver)
+    return reason
+
+
+_ran_with: Any = None  # to ask the driver takes a millisecond, and its yes holds for the process
+
+
+def _remember(driver: Any) -> None:
+    global _ran_with
+    _ran_with = driver
 
 
 def missing_packages() -> str | None:

@@ -9,6 +9,7 @@ All kernels take flat C-contiguous arrays and integers, so that one signature se
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ import numba
 import numpy as np
 import torch
 from numba import cuda
+
+# Small grids are meant: Numba would warn of each in every process.
+vars(numba.config)["CUDA_LOW_OCCUPANCY_WARNINGS"] = 0
 
 SIMULATED: Final = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 DEVICE_TYPE: Final = "cpu" if SIMULATED else "cuda"
@@ -133,18 +137,23 @@ def upload(array: np.ndarray, dtype: torch.dtype, device: torch.device) -> torch
     return torch.tensor(np.ascontiguousarray(array), dtype=dtype, device=device)
 
 
+_products = threading.RLock()
+
+
 @contextmanager
 def float32_products(tf32: bool) -> Iterator[None]:
-    """Whether cuBLAS may round float32 operands to TF32: only if this call asks for it, whatever the process allows."""
-    if SIMULATED:
-        yield
-        return
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+    """Whether cuBLAS may round float32 operands to TF32: only if this call asks for it, whatever the process allows.
+
+    The setting is the process's: threads that want different ones take turns.
+    """
+    setting = torch.backends.cuda.matmul
+    with _products:
+        before = setting.fp32_precision
+        setting.fp32_precision = "tf32" if tf32 else "ieee"
+        try:
+            yield
+        finally:
+            setting.fp32_precision = before
 
 
 class Marker:

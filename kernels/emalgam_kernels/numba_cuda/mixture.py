@@ -30,7 +30,7 @@ from emalgam_kernels.numba_cuda.problem import DirectProblem, Frame, PackedProbl
 from emalgam_kernels.numba_cuda.staging import Inbound, Outbound, rows_of_a_piece
 from emalgam_kernels.parameters import Direct, Packed
 
-ROWS_AT_ONCE: Final = 2**20  # where a type has to be converted: what that takes does not grow with N
+ROWS_AT_ONCE: Final = 2**24  # where a type has to be converted: what that takes does not grow with N
 SHARE_FOR_DATA: Final = 0.5  # of the free memory; larger data cross the bus in every pass
 
 
@@ -70,12 +70,12 @@ def em_statistics(
 
     With `out` on the device the sum is a float64 tensor () there, and nothing waits for the device.
     """
-    run = _Pass(x, parameters, hard)
-    F = parameters.n_statistics
+    whole = _Pass(x, parameters, hard)
+    shape = parameters.n_components, parameters.n_statistics
     with explained("the statistics"):
-        statistics = torch.zeros((parameters.n_components, F), dtype=torch.float64, device=run.device)
-        total = torch.zeros(1, dtype=torch.float64, device=run.device)
-    run.run(sample_weight, statistics=statistics, total=total, n_threads=n_threads)
+        statistics = torch.zeros(shape, dtype=torch.float64, device=whole.device)
+        total = torch.zeros(1, dtype=torch.float64, device=whole.device)
+    whole.run(sample_weight, statistics=statistics, total=total, n_threads=n_threads)
     place: Any = out
     if is_tensor(place):
         place.copy_(statistics)
@@ -102,7 +102,7 @@ def resident(x: Any, sample_weight: Any, n_threads: int = 1) -> tuple[Any, Any]:
             if array is None:
                 moved.append(None)
                 continue
-            inbound = Inbound(array, rows_of_a_piece(8 * x.shape[1]), device, n_threads)
+            inbound = Inbound(array, rows_of_a_piece(tile_dtype(x).itemsize * x.shape[1]), device, n_threads)
             whole = torch.empty(array.shape, dtype=inbound.dtype, device=device)
             first = 0
             for piece in inbound.pieces():
@@ -154,7 +154,7 @@ class _Pass:
         """Data in main memory, across the bus."""
         K, D = self.problem.n_components, x.shape[1]
         width = D + (K if results.responsibilities is not None else 0)
-        rows = rows_of_a_piece(8 * width)
+        rows = rows_of_a_piece(tile_dtype(x).itemsize * width)
         weights = iter(()) if weight is None else Inbound(weight, rows, self.device, n_threads).pieces()
         places = {"log_prob": results.log_prob, "responsibilities": results.responsibilities}
         out = {name: Outbound(place, rows, n_threads) for name, place in places.items() if place is not None}
@@ -210,13 +210,13 @@ class _Pass:
 
 
 def run(x: torch.Tensor, weight: torch.Tensor | None, problem: PackedProblem | DirectProblem, results: Results) -> None:
-    """One pass over rows on the device, the way that suits the problem."""
+    """One pass over rows on the device, the way that suits the problem; TF32 is a matter of cuBLAS's products."""
     if isinstance(problem, DirectProblem):
         direct.run(x, weight, problem, results)
         return
     K, F, D = problem.n_components, problem.n_statistics, x.shape[1]
     fits = fused.plan(D, K, F, problem.arithmetic, problem.whitening is not None) is not None
-    if fits and crossover.fused_is_faster(F, K, problem.arithmetic):
+    if fits and not problem.tf32 and crossover.fused_is_faster(F, K, problem.arithmetic):
         fused.run(x, weight, problem, results)
     else:
         products.run(x, weight, problem, results)

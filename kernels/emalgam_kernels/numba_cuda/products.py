@@ -102,6 +102,7 @@ def chunks(n: int, columns: int) -> Iterator[Chunk]:
 def _frame(sample: str, arithmetic: str) -> Callable[..., None]:
     real = NUMBA_REALS[arithmetic]
     zero = real(0)
+    two_parts = arithmetic == "float32"  # the second part of a float64 shift is zero
 
     def frame(
         x: Any, shift: Any, scale: Any, weight: Any, out: Any,
@@ -113,7 +114,7 @@ def _frame(sample: str, arithmetic: str) -> Callable[..., None]:
         panel, columns = 1 << panel_bits, 1 << tile_bits
         first_column, first_feature = cuda.blockIdx.x * columns, cuda.blockIdx.y * PANEL
         # z = ((x − shift₀) − shift₁) · scale, rounded once (Knuth's two-sum); 0 for rows of weight zero, which may hold
-        # anything, and past the last
+        # anything, and past the last one
         for t in range(cuda.threadIdx.x, panel * columns, cuda.blockDim.x):
             if feature_stride <= row_stride:
                 column, i = t >> panel_bits, t & (panel - 1)
@@ -124,9 +125,11 @@ def _frame(sample: str, arithmetic: str) -> Callable[..., None]:
             if d < D and n < rows and (weighted == 0 or weight[at(first + n)] != zero):
                 value = real(x[at((first + n) * row_stride + d * feature_stride)])
                 centred = value - shift[at(d)]
-                back = centred - value
-                error = (value - (centred - back)) - (shift[at(d)] + back)
-                z = (centred + (error - shift[at(D + d)])) * scale[at(d)]
+                if two_parts:
+                    back = centred - value
+                    error = (value - (centred - back)) - (shift[at(d)] + back)
+                    centred += error - shift[at(D + d)]
+                z = centred * scale[at(d)]
             tile[at(i * (columns + 1) + column)] = z
         cuda.syncthreads()
         for t in range(cuda.threadIdx.x, panel * columns, cuda.blockDim.x):

@@ -1,7 +1,8 @@
 """Rows of main memory on their way to the device and back: pinned buffers in pairs, so that copies and kernels overlap.
 
 While the device computes with one piece, the next crosses the bus and the host fills the pinned buffer of the one
-after. Nothing here is larger than a few pieces, so data larger than the device's memory fit.
+after; results queue behind the kernels that make them. Nothing here is larger than a few pieces, so data larger than
+the device's memory fit.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from emalgam_kernels.blocks import for_each_block, tile_dtype
 from emalgam_kernels.numba_cuda.device import SIMULATED, Copies, Marker
 
-PIECE_BYTES: Final = 32 * 2**20
+PIECE_BYTES: Final = 64 * 2**20  # a millisecond of the bus: long beside the launches of a pass
 ROWS_PER_COPY: Final = 8192  # of one thread that fills a pinned buffer
 BUFFERS: Final = 2
 
