@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from typing import Any, Final
 
 import numpy as np
@@ -89,13 +90,15 @@ def to_tensor(x: Any, name: str = "x") -> Any:
 
 def _device_of(x: Any) -> str:
     """The torch device of an array that only has a ``__cuda_array_interface__``: the driver knows its pointer."""
-    from cuda.bindings import driver
+    pointer = x.__cuda_array_interface__.get("data", (0,))[0]
+    try:
+        from cuda.bindings import driver
 
-    pointer, _ = x.__cuda_array_interface__["data"]
-    error, ordinal = driver.cuPointerGetAttribute(
-        driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL, pointer
-    )
-    return "cuda" if int(error) else f"cuda:{int(ordinal)}"  # an empty array has no pointer, and lies anywhere
+        ordinal = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+        error, number = driver.cuPointerGetAttribute(ordinal, pointer)
+    except (ImportError, RuntimeError):  # no driver: whoever uses the array will say so
+        return "cuda"
+    return "cuda" if int(error) else f"cuda:{int(number)}"  # an empty array has no pointer, and lies anywhere
 
 
 def read(x: Any, name: str = "x") -> Any:
@@ -166,7 +169,7 @@ def callers_stream(x: Any) -> Iterator[None]:
 
     MemoryError that says what to do if the GPU's memory does not suffice for what is done there.
     """
-    if not on_gpu(x):
+    if not on_gpu(x) or find_spec("torch") is None:  # then there is no backend either, and it is said below
         yield
         return
     import torch
