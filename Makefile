@@ -78,4 +78,4 @@ check-wheel: wheel  ## install the wheel outside the checkout, with and without 
 clean:  ## remove what was built
 	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
-	rm -f kernels/emalgam_kernels/cython_cpu/*.so kernels/emalgam_kernels/cython_cpu/mixture.c
+	rm -f kernels/emalgam_kernels/cython_cpu/*.so kernels/emalgam_kernels/cython_cpu/*.c

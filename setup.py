@@ -36,14 +36,15 @@ else:
     extensions = cythonize(
         [
             Extension(
-                "emalgam_kernels.cython_cpu.mixture",
-                [str(FOLDER / "mixture.pyx")],
+                f"emalgam_kernels.cython_cpu.{source.stem}",
+                [str(source)],
                 depends=[str(header) for header in FOLDER.glob("*.h")],
                 include_dirs=[numpy.get_include(), str(FOLDER)],
                 define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
                 extra_compile_args=["-O3", "-fno-math-errno", "-Wno-psabi"],
                 optional=not REQUIRED,
             )
+            for source in sorted(FOLDER.glob("*.pyx"))
         ],
         include_path=["kernels"],
     )

@@ -253,6 +253,25 @@ def exact_responsibilities(x: np.ndarray, mixture: Gaussians) -> np.ndarray:
     return exact_softmax(exact_joint_log_prob(x, mixture))
 
 
+def exact_divergence(
+    mean_p: np.ndarray, covariance_p: np.ndarray, mean_q: np.ndarray, covariance_q: np.ndarray
+) -> mpmath.mpf:
+    """KL(N(μ_p, Σ_p) ‖ N(μ_q, Σ_q)) in nats; (D,) means, and (D, D) covariances or (D,) variances, of floats.
+
+    ½ [tr(Σ_q⁻¹ Σ_p) − D + (μ_p − μ_q)ᵀ Σ_q⁻¹ (μ_p − μ_q) + log |Σ_q| − log |Σ_p|].
+    """
+    with mpmath.workdps(DIGITS):
+        p, q = (
+            mpmath.matrix((np.diag(exact(c)) if c.ndim == 1 else exact(c)).tolist())
+            for c in (covariance_p, covariance_q)
+        )
+        precision = np.array((q**-1).tolist(), object).reshape(q.rows, q.rows)
+        centred = exact(mean_p) - exact(mean_q)
+        trace = (precision * np.array(p.tolist(), object).reshape(precision.shape).T).sum()
+        logs = mpmath.log(mpmath.det(q)) - mpmath.log(mpmath.det(p))
+        return (trace - len(centred) + centred @ precision @ centred + logs) / 2
+
+
 def absolute_errors(values: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """|values − truth| as float64, the difference taken exactly; `truth` holds mpf."""
     with mpmath.workdps(DIGITS):

@@ -16,7 +16,8 @@ import pytest
 
 import emalgam_kernels
 from emalgam import cli
-from emalgam.model_file import load_metadata, load_model
+from emalgam.mixture import Mixture
+from emalgam.model_file import load_metadata, load_model, save_model
 from emalgam.tables import FORMATS, read_table, write_table
 from tests.conftest import need
 
@@ -195,6 +196,20 @@ def test_sample(folder: Path, tmp_path: Path) -> None:
     for k in range(K):
         # six standard errors of a mean of a third of the rows, each of variance about one
         np.testing.assert_allclose(drawn[labels == k].mean(axis=0), mixture.means[k], atol=6 / np.sqrt(5000 / K))
+
+
+def test_kl(folder: Path, tmp_path: Path) -> None:
+    """Every estimator; the model from itself is zero wherever the estimator is exact there."""
+    model = load_model(folder / "model.safetensors")
+    moved = Mixture(model.weights, model.means + 0.2, model.covariances, model.covariance_type)
+    save_model(moved, tmp_path / "moved.safetensors")
+    report = run_json("kl", folder / "model.safetensors", tmp_path / "moved.safetensors", "-n", 20000)
+    estimate, error = report["monte_carlo"], report["monte_carlo_error"]
+    assert abs(report["control_variate"] - estimate) < 6 * (error + report["control_variate_error"])
+    assert report["lower_bound"] <= estimate + 6 * error
+    assert report["upper_bound"] >= estimate - 6 * error
+    same = run_json("kl", folder / "model.safetensors", folder / "model.safetensors")
+    assert [same[name] for name in ("monte_carlo", "variational", "unscented")] == [0.0, 0.0, 0.0]
 
 
 def test_info_tells_of_every_backend() -> None:

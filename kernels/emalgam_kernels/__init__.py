@@ -18,13 +18,38 @@ import importlib
 from types import ModuleType
 from typing import Any, Final
 
-from emalgam_kernels.parameters import Direct, Packed, Parameters, statistic_count
+from emalgam_kernels.alias import AliasTable, alias_table
+from emalgam_kernels.parameters import Direct, Gaussians, Packed, Parameters, Sampler, statistic_count
 
 BACKENDS: Final = ("reference", "cython_cpu", "numba_cpu", "numba_cuda")
 PREFERRED: Final = ("cython_cpu", "numba_cpu", "reference")
-KERNELS: Final = ("log_prob", "responsibilities", "em_statistics")
+# Which kernels are in which file: the same in every backend.
+FILES: Final = {
+    "mixture": ("log_prob", "responsibilities", "em_statistics"),
+    "kl": ("kl_pairs", "kl_all_pairs"),
+    "sampling": ("uniforms", "normals", "sample_mixture", "kl_monte_carlo"),
+}
+_NOT_YET: Final = {"numba_cuda": ("kl", "sampling")}
+HOMES: Final = {kernel: file for file, kernels in FILES.items() for kernel in kernels}
+KERNELS: Final = tuple(HOMES)
 
-__all__ = ["BACKENDS", "KERNELS", "Direct", "Packed", "Parameters", "load", "probe", "statistic_count", *KERNELS]
+__all__ = [
+    "BACKENDS",
+    "FILES",
+    "KERNELS",
+    "AliasTable",
+    "Direct",
+    "Gaussians",
+    "Packed",
+    "Parameters",
+    "Sampler",
+    "alias_table",
+    "files_of",
+    "load",
+    "probe",
+    "statistic_count",
+    *KERNELS,
+]
 
 
 def probe(backend: str) -> str | None:
@@ -38,15 +63,24 @@ def probe(backend: str) -> str | None:
     return reason
 
 
-def load(backend: str) -> ModuleType:
-    """The module that holds the kernels of `backend`; ImportError with the reason if it cannot run here."""
+def files_of(backend: str) -> tuple[str, ...]:
+    """Which of `FILES` a backend has."""
+    return tuple(file for file in FILES if file not in _NOT_YET.get(backend, ()))
+
+
+def load(backend: str, file: str = "mixture") -> ModuleType:
+    """The module that holds the kernels of one of `FILES`; ImportError with the reason if it cannot run here."""
+    if file not in FILES:
+        raise ValueError(f"file is {file!r}; expected one of {', '.join(FILES)}")
     reason = probe(backend)
     if reason is not None:
         raise ImportError(f"emalgam_kernels.{backend} cannot run here: {reason}")
-    return importlib.import_module(f"emalgam_kernels.{backend}.mixture")
+    if file not in files_of(backend):
+        raise ImportError(f"emalgam_kernels.{backend} has no kernels {file!r} yet; use a backend of the CPU")
+    return importlib.import_module(f"emalgam_kernels.{backend}.{file}")
 
 
 def __getattr__(name: str) -> Any:
     if name in KERNELS:
-        return getattr(load(next(backend for backend in PREFERRED if probe(backend) is None)), name)
+        return getattr(load(next(backend for backend in PREFERRED if probe(backend) is None), HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

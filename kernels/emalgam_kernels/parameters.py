@@ -7,10 +7,12 @@ packed inner product would cancel. Letters: N samples, D features, K components,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+
+from emalgam_kernels.alias import AliasTable, alias_table
 
 FEATURE_MAPS: Final = ("full", "diag", "spherical")
 ARITHMETICS: Final = ("float32", "float64")
@@ -111,3 +113,76 @@ class Direct:
 
 
 Parameters = Packed | Direct
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gaussians:
+    """A stack of M Gaussians N(μ_m, Σ_m); the dtype of the arrays, float64 or float32, is the arithmetic.
+
+    Parameters
+    ----------
+    covariance_type : {"full", "diag"}
+    means : (M, D)
+        μ_m.
+    covariances : (M, D, D), or (M, D) for "diag"
+        Σ_m.
+    precisions_cholesky : (M, D, D) or (M, D)
+        P_m, upper triangular with ``P Pᵀ = Σ⁻¹``; for "diag" the diagonals.
+
+    Notes
+    -----
+    A stride of zero along M (`numpy.broadcast_to`) is allowed for each array: one value shared by all.
+    """
+
+    covariance_type: str
+    means: np.ndarray
+    covariances: np.ndarray
+    precisions_cholesky: np.ndarray
+
+    def __len__(self) -> int:
+        return int(self.means.shape[0])
+
+    @property
+    def n_features(self) -> int:
+        return int(self.means.shape[1])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sampler:
+    """A mixture to draw from: x = μ_k + L_k ε with a label k of probability w_k and ε of standard normals.
+
+    Parameters
+    ----------
+    means : (K, D) float64, C-contiguous
+        μ_k.
+    factors : (K, D, D) or (K, D) float64
+        L_k, lower triangular with ``L Lᵀ = Σ`` (what lies above the diagonal is not read), each C-contiguous; or the
+        diagonals of diagonal ones. A stride of zero along K (`numpy.broadcast_to`) is allowed.
+    weights : (K,) float64
+        w_k, non-negative, not all zero; they need not sum to one.
+    n_total : int
+        Stratified draws only: rows [0, n_total) together hold the labels in proportion to the weights. Row n_total is
+        like row 0 again, with other noise.
+
+    Attributes
+    ----------
+    table : AliasTable
+        Follows from the weights.
+    """
+
+    means: np.ndarray
+    factors: np.ndarray
+    weights: np.ndarray
+    n_total: int = 0
+    table: AliasTable = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table", alias_table(self.weights))
+
+    @property
+    def n_components(self) -> int:
+        return int(self.means.shape[0])
+
+    @property
+    def n_features(self) -> int:
+        return int(self.means.shape[1])

@@ -1,10 +1,11 @@
-"""Coefficients of the exp and log polynomials that every backend evaluates.
+"""Coefficients of the polynomials of exp, log, sin and cos that every backend evaluates.
 
 ``exp(r) = 1 + r + r² q(r)`` on ``|r| ≤ ln 2 / 2`` and ``log(1 + f) = 2 s + s z p(z)`` with ``s = f / (2 + f)``,
-``z = s²`` on ``√½ ≤ 1 + f ≤ √2`` (the range reduction of fdlibm's ``e_log.c``). ``q`` and ``p`` are Chebyshev
-interpolants; ``tests/kernels/test_polynomials.py`` fits them again with mpmath and compares, and holds the C header of
-the Cython backend to these numbers. ``LN2_HIGH`` has so many trailing zero bits that ``n · LN2_HIGH`` is exact
-for every exponent ``n``.
+``z = s²`` on ``√½ ≤ 1 + f ≤ √2`` (the range reduction of fdlibm's ``e_log.c``). For angles in quarter turns,
+``sin(πr/2) = r s(z)`` and ``cos(πr/2) = 1 + z c(z)`` with ``z = r²`` on ``|r| ≤ ½``. ``q``, ``p``, ``s`` and ``c`` are
+Chebyshev interpolants; ``tests/kernels/test_polynomials.py`` fits them again with mpmath and compares, and holds the C
+header of the Cython backend to these numbers. ``LN2_HIGH`` has so many trailing zero bits that ``n · LN2_HIGH`` is
+exact for every exponent ``n``.
 
 Highest degree first, one tuple per arithmetic dtype.
 """
@@ -55,6 +56,42 @@ LOG: Final[dict[str, tuple[float, ...]]] = {
         )
     ),
     "float32": tuple(map(float.fromhex, ("0x1.2ee610p-2", "0x1.997c30p-2", "0x1.55555cp-1"))),
+}
+
+SIN: Final[dict[str, tuple[float, ...]]] = {
+    "float64": tuple(
+        map(
+            float.fromhex,
+            (
+                "0x1.e3f38399551bfp-25",
+                "-0x1.e30071afc3e59p-19",
+                "0x1.50782fda12d96p-13",
+                "-0x1.32d2cce2e5b19p-8",
+                "0x1.466bc677587f8p-4",
+                "-0x1.4abbce625be41p-1",
+                "0x1.921fb54442d18p+0",
+            ),
+        )
+    ),
+    "float32": tuple(map(float.fromhex, ("-0x1.2d9b40p-8", "0x1.465ec4p-4", "-0x1.4abbbap-1", "0x1.921fb6p+0"))),
+}
+
+COS: Final[dict[str, tuple[float, ...]]] = {
+    "float64": tuple(
+        map(
+            float.fromhex,
+            (
+                "-0x1.b2f3eb054afcdp-28",
+                "0x1.f9ce245cada0bp-22",
+                "-0x1.a6d1eef479be1p-16",
+                "0x1.e1f5068688d5bp-11",
+                "-0x1.55d3c7e3cb241p-6",
+                "0x1.03c1f081b5ac0p-2",
+                "-0x1.3bd3cc9be45dep+0",
+            ),
+        )
+    ),
+    "float32": tuple(map(float.fromhex, ("0x1.db6492p-11", "-0x1.55cb98p-6", "0x1.03c1eap-2", "-0x1.3bd3ccp+0"))),
 }
 
 LOG2_E: Final = {"float64": float.fromhex("0x1.71547652b82fep+0"), "float32": float.fromhex("0x1.715476p+0")}

@@ -21,30 +21,62 @@ _HOMES: Final = {
     "NumericalError": "m_step",
     "BackendUnavailable": "backends",
     "use_backend": "backends",
+    "Gaussian": "gaussian",
+    "kl": "divergence",
+    "kl_all_pairs": "divergence",
+    "kl_monte_carlo": "divergence",
+    "kl_variational": "divergence",
+    "kl_matched": "divergence",
+    "kl_unscented": "divergence",
+    "kl_product": "divergence",
+    "kl_bounds": "divergence",
+    "jensen_shannon": "divergence",
+    "symmetric_kl": "divergence",
+    "gaussian_cross_entropy": "divergence",
+    "entropy_bounds": "divergence",
+    "expectation": "sampling",
     "save_model": "model_file",
     "load_model": "model_file",
     "ModelFileError": "model_file",
 }
-_MODULES: Final = ("backends", "plot")
+_MODULES: Final = ("backends", "divergence", "estimation", "information", "plot", "sampling")
 
 __all__ = [*_HOMES, *_MODULES]
 
 if TYPE_CHECKING:
     from emalgam import backends as backends
+    from emalgam import divergence as divergence
+    from emalgam import estimation as estimation
+    from emalgam import information as information
     from emalgam import plot as plot
+    from emalgam import sampling as sampling
     from emalgam.backends import BackendUnavailable as BackendUnavailable
     from emalgam.backends import use_backend as use_backend
+    from emalgam.divergence import entropy_bounds as entropy_bounds
+    from emalgam.divergence import gaussian_cross_entropy as gaussian_cross_entropy
+    from emalgam.divergence import jensen_shannon as jensen_shannon
+    from emalgam.divergence import kl as kl
+    from emalgam.divergence import kl_all_pairs as kl_all_pairs
+    from emalgam.divergence import kl_bounds as kl_bounds
+    from emalgam.divergence import kl_matched as kl_matched
+    from emalgam.divergence import kl_monte_carlo as kl_monte_carlo
+    from emalgam.divergence import kl_product as kl_product
+    from emalgam.divergence import kl_unscented as kl_unscented
+    from emalgam.divergence import kl_variational as kl_variational
+    from emalgam.divergence import symmetric_kl as symmetric_kl
     from emalgam.em import ConvergenceWarning as ConvergenceWarning
     from emalgam.em import Fit as Fit
     from emalgam.em import Iteration as Iteration
     from emalgam.em import fit as fit
     from emalgam.estimator import GaussianMixture as GaussianMixture
+    from emalgam.gaussian import Gaussian as Gaussian
     from emalgam.m_step import DegenerateComponentError as DegenerateComponentError
     from emalgam.m_step import NumericalError as NumericalError
     from emalgam.mixture import Mixture as Mixture
     from emalgam.model_file import ModelFileError as ModelFileError
     from emalgam.model_file import load_model as load_model
     from emalgam.model_file import save_model as save_model
+    from emalgam.sampling import expectation as expectation
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: ``emalgam fit | score | predict | sample | info``.
+"""The command line: ``emalgam fit | score | predict | sample | kl | info``.
 
 Results go to standard output, as text or (``--json``) as one JSON object; progress, warnings and errors go to standard
 error, each on one line. Libraries that a command can do without are imported in the functions that use them: a short
@@ -200,7 +200,7 @@ def sample(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Draw rows from MODEL, grouped by component."""
+    """Draw rows from MODEL, in random order."""
     from emalgam.model_file import load_model
 
     _check_table(output)
@@ -210,6 +210,35 @@ def sample(
     if labels is not None:
         write_table(labels, drawn, name="label")
     _print_report({"n_samples": len(x), "n_features": x.shape[1], "output": output, "labels": labels}, as_json)
+
+
+@app.command(epilog=EPILOG)
+def kl(
+    p: Annotated[Path, typer.Argument(help="A model.", show_default=False)],
+    q: Annotated[Path, typer.Argument(help="Another one, over the same features.", show_default=False)],
+    n_samples: Annotated[int, typer.Option("-n", "--samples", min=1, help="Rows that Monte Carlo draws.")] = 100_000,
+    seed: Seed = 0,
+    backend: Backend = "auto",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Kullback-Leibler divergence of P from Q, in nats, by every estimator."""
+    from emalgam import divergence
+    from emalgam.model_file import load_model
+
+    pair = load_model(p), load_model(q)
+    report: dict[str, Any] = {}
+    if all(mixture.n_components == 1 for mixture in pair):
+        report["closed_form"] = float(divergence.kl(*pair))
+    for name, estimator in (("monte_carlo", "plain"), ("control_variate", "control")):
+        found = divergence.kl_monte_carlo(
+            *pair, n_samples=n_samples, estimator=estimator, random_state=seed, backend=backend, n_threads=threads
+        )
+        report |= {name: float(found.value), f"{name}_error": float(found.standard_error)}
+    for name in ("variational", "matched", "unscented", "product"):
+        report[name] = float(getattr(divergence, f"kl_{name}")(*pair))
+    bounds = divergence.kl_bounds(*pair)
+    _print_report(report | {"lower_bound": float(bounds.lower), "upper_bound": float(bounds.upper)}, as_json)
 
 
 @app.command(epilog=EPILOG)

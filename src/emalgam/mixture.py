@@ -13,7 +13,7 @@ from emalgam.covariance import COVARIANCES, Covariance
 from emalgam.guard import ALGORITHMS, Cancellation, choose_evaluation, packed_reach, parameters_of
 from emalgam.namespace import beside, cast, namespace, to_host, where_true
 from emalgam.packing import Components, Frame, log_constants, power_of_two
-from emalgam.validation import check_choice, check_data, check_finite, check_integer, check_threads, generator
+from emalgam.validation import check_choice, check_data, check_finite, check_integer, check_threads
 
 ROWS_AT_ONCE = 65536  # per thread: at least one block of rows
 ELEMENTS_AT_ONCE = 2**18
@@ -212,30 +212,42 @@ class Mixture:
 
     # ---- sampling, marginals, conditionals
 
-    def sample(self, n_samples: int = 1, random_state: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    def sample(
+        self, n_samples: int = 1, random_state: Any = None, *, backend: str = "auto", n_threads: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Draw x ~ Σ_k w_k N(μ_k, Σ_k).
 
         Parameters
         ----------
         n_samples : int
         random_state : None, int or NumPy generator
+            The same integer gives the same rows, to rounding on every backend; the first rows do not depend on
+            `n_samples`.
+        backend : str
+            See `emalgam.backends`.
+        n_threads : int, optional
+            None means all processors; the result does not depend on it.
 
         Returns
         -------
         x : (n_samples, D) float64
-            Grouped by component, as in scikit-learn.
+            In random order.
         labels : (n_samples,) int64
+            The component of each row.
+
+        Raises
+        ------
+        ValueError
+            If `n_samples` is not positive.
+        BackendUnavailable
+            If the backend cannot run here.
         """
-        rng = generator(random_state)
-        counts = rng.multinomial(check_integer("n_samples", n_samples, 1), self.weights / self.weights.sum())
-        labels = np.repeat(np.arange(self.n_components), counts)
-        x = rng.standard_normal((int(n_samples), self.n_features))
-        # y = Pᵀ (x − μ) is standard normal, so x = μ + P⁻ᵀ y
-        factors = self._factor_matrices()
-        ends = np.cumsum(counts)
-        for k in np.flatnonzero(counts):
-            rows = slice(ends[k] - counts[k], ends[k])
-            x[rows] = self.means[k] + np.linalg.solve(factors[k].T, x[rows].T).T
+        from emalgam.draws import kernel_module, philox_seed, sampler_of
+
+        N, threads = check_integer("n_samples", n_samples, 1), check_threads(n_threads)
+        x, labels = np.empty((N, self.n_features)), np.empty(N, np.int64)
+        kernels = kernel_module(backend, "sampling")
+        kernels.sample_mixture(sampler_of(self), philox_seed(random_state), 0, x, labels, n_threads=threads)
         return x, labels
 
     def marginal(self, features: Sequence[int]) -> Mixture:

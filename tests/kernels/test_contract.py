@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 import emalgam_kernels
-from emalgam_kernels import KERNELS, Direct, Packed, statistic_count
+from emalgam_kernels import FILES, HOMES, Direct, Packed, statistic_count
 from tests.conftest import CPU_BACKENDS, need
 from tests.kernels.problems import SIZES, problem
 
@@ -23,10 +24,20 @@ def test_every_cpu_backend_is_tested() -> None:
     assert set(CPU_BACKENDS) | {"numba_cuda"} == set(emalgam_kernels.BACKENDS)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+def kernel_of(backend: str, kernel: str) -> Callable[..., object]:
+    """A kernel of a backend; the CUDA ones of some files are not written yet, and loading them says so."""
+    file = HOMES[kernel]
+    if file not in emalgam_kernels.files_of(backend):
+        with pytest.raises(ImportError, match=f"{backend} has no kernels {file!r} yet"):
+            emalgam_kernels.load(backend, file)
+        pytest.skip(f"{backend} has no kernels {file!r} yet")
+    return getattr(emalgam_kernels.load(backend, file), kernel)
+
+
+@pytest.mark.parametrize("kernel", HOMES)
 def test_signature_is_that_of_the_reference(backend: str, kernel: str) -> None:
-    specified = inspect.signature(getattr(emalgam_kernels.load("reference"), kernel))
-    found = inspect.signature(getattr(emalgam_kernels.load(backend), kernel))
+    specified = inspect.signature(kernel_of("reference", kernel))
+    found = inspect.signature(kernel_of(backend, kernel))
     assert list(found.parameters) == list(specified.parameters), f"{backend}.{kernel}: names or order differ"
     for name, parameter in specified.parameters.items():
         assert found.parameters[name].kind == parameter.kind, f"{backend}.{kernel}({name}): kind"
@@ -35,14 +46,15 @@ def test_signature_is_that_of_the_reference(backend: str, kernel: str) -> None:
     assert found.return_annotation == specified.return_annotation, f"{backend}.{kernel}: annotation of the result"
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", HOMES)
 def test_docstring_says_or_points_to_the_specification(backend: str, kernel: str) -> None:
-    text = inspect.getdoc(getattr(emalgam_kernels.load(backend), kernel)) or ""
+    function = kernel_of(backend, kernel)
+    text = inspect.getdoc(function) or ""
     if backend == "reference":
-        names = inspect.signature(getattr(emalgam_kernels.load(backend), kernel)).parameters
+        names = inspect.signature(function).parameters
         assert [name for name in names if name not in text] == []
     else:
-        assert f"emalgam_kernels.reference.mixture.{kernel}" in text
+        assert f"emalgam_kernels.reference.{HOMES[kernel]}.{kernel}" in text
 
 
 def test_out_is_written_in_place(backend: str) -> None:
@@ -81,7 +93,7 @@ def test_arguments_may_be_given_by_name(backend: str) -> None:
     kernels.responsibilities(x=given.x, parameters=parameters, out=np.empty((1, 4)), n_threads=2)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", FILES["mixture"])
 def test_no_rows(backend: str, kernel: str) -> None:
     kernels, given = emalgam_kernels.load(backend), problem("full", "float64", "packed", "one feature")
     parameters, x = given.parameters("float64"), np.empty((0, 1))

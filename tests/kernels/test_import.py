@@ -7,7 +7,7 @@ import json
 import pytest
 
 import emalgam_kernels
-from emalgam_kernels import BACKENDS, KERNELS, PREFERRED
+from emalgam_kernels import BACKENDS, FILES, HOMES, KERNELS, PREFERRED
 from tests.processes import output_of
 
 HEAVY = ("numba", "llvmlite", "scipy", "sklearn", "torch", "matplotlib", "pandas", "dask")
@@ -19,7 +19,7 @@ def modules_after(command: str) -> set[str]:
 
 
 def loaded_backends(modules: set[str]) -> set[str]:
-    return {backend for backend in BACKENDS if f"emalgam_kernels.{backend}.mixture" in modules}
+    return {backend for backend in BACKENDS for file in FILES if f"emalgam_kernels.{backend}.{file}" in modules}
 
 
 def test_import_loads_numpy_and_nothing_heavy() -> None:
@@ -40,7 +40,7 @@ def test_a_kernel_comes_from_the_first_backend_that_runs(kernel: str) -> None:
     first = next(backend for backend in PREFERRED if emalgam_kernels.probe(backend) is None)
     modules = modules_after(f"from emalgam_kernels import {kernel}")
     assert loaded_backends(modules) == {first}
-    assert getattr(emalgam_kernels, kernel) is getattr(emalgam_kernels.load(first), kernel)
+    assert getattr(emalgam_kernels, kernel) is getattr(emalgam_kernels.load(first, HOMES[kernel]), kernel)
     assert not modules & set(HEAVY) or first == "numba_cpu"
 
 
@@ -51,8 +51,9 @@ def test_a_named_backend_loads_no_other(backend: str) -> None:
 
 
 def test_load_gives_a_module_with_all_kernels(backend: str) -> None:
-    module = emalgam_kernels.load(backend)
-    assert [kernel for kernel in KERNELS if not callable(getattr(module, kernel, None))] == []
+    for file in emalgam_kernels.files_of(backend):
+        module = emalgam_kernels.load(backend, file)
+        assert [kernel for kernel in FILES[file] if not callable(getattr(module, kernel, None))] == []
 
 
 def test_a_backend_that_cannot_run_says_why(no_gpu: str) -> None:

@@ -1,5 +1,7 @@
 """exp and log: their coefficients are what they claim to be, and every backend's results are within 2 ulp.
 
+The coefficients of sin and cos are held to their claims here, their results in `tests.kernels.test_sampling`.
+
 The kernels do not export exp and log, so they are reached through mixtures whose logits are known exactly. With D = 1,
 no frame, and η = (0, 0, 0), (0, 1, 0) the logits of a row x are 0 and x. For x so low that 1 + exp(x) rounds to 1, the
 second responsibility *is* exp(x) as evaluated. Above, r₁ / r₀ is exp(x) times two more roundings. With K
@@ -37,6 +39,17 @@ def log_remainder(z: mpmath.mpf) -> mpmath.mpf:
     return (2 * mpmath.atanh(s) / s - 2) / z
 
 
+def sin_ratio(z: mpmath.mpf) -> mpmath.mpf:
+    """s(z) = sin(πr/2) / r with z = r²."""
+    r = mpmath.sqrt(z)
+    return mpmath.sin(mpmath.pi / 2 * r) / r
+
+
+def cos_remainder(z: mpmath.mpf) -> mpmath.mpf:
+    """c(z) = (cos(πr/2) − 1) / z with z = r²."""
+    return (mpmath.cos(mpmath.pi / 2 * mpmath.sqrt(z)) - 1) / z
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_coefficients_are_chebyshev_interpolants(dtype: str) -> None:
     with mpmath.workdps(oracles.DIGITS):
@@ -46,6 +59,10 @@ def test_coefficients_are_chebyshev_interpolants(dtype: str) -> None:
     assert [c.hex() for c in polynomials.EXP[dtype]] == [c.hex() for c in fitted]
     fitted = oracles.chebyshev_coefficients(log_remainder, log_interval, len(polynomials.LOG[dtype]), dtype)
     assert [c.hex() for c in polynomials.LOG[dtype]] == [c.hex() for c in fitted]
+    squares = mpmath.mpf(0), mpmath.mpf(1) / 4
+    for function, given in ((sin_ratio, polynomials.SIN[dtype]), (cos_remainder, polynomials.COS[dtype])):
+        fitted = oracles.chebyshev_coefficients(function, squares, {"float64": 7, "float32": 4}[dtype], dtype)
+        assert [c.hex() for c in given] == [c.hex() for c in fitted]
     assert (len(polynomials.EXP[dtype]), len(polynomials.LOG[dtype])) == {"float64": (10, 7), "float32": (5, 3)}[dtype]
 
 
@@ -57,7 +74,14 @@ def test_constants_of_the_range_reduction(dtype: str) -> None:
         assert abs(mpmath.log(2) - high - low) < mpmath.mpf(2) ** (-bits) * low
         assert polynomials.LOG2_E[dtype] == float(np.dtype(dtype).type(float(1 / mpmath.log(2))))
         underflow = mpmath.exp(polynomials.EXP_UNDERFLOW[dtype])
-    for number in (high, low, *polynomials.EXP[dtype], *polynomials.LOG[dtype]):
+    for number in (
+        high,
+        low,
+        *polynomials.EXP[dtype],
+        *polynomials.LOG[dtype],
+        *polynomials.SIN[dtype],
+        *polynomials.COS[dtype],
+    ):
         assert float(np.dtype(dtype).type(number)) == number, f"{number.hex()} is no {dtype}"
     numerator = int(high * 2 ** (bits + 1))
     assert numerator % exponents == 0, "n · LN2_HIGH must be exact for every exponent n"
@@ -71,6 +95,8 @@ def test_header_holds_the_same_numbers() -> None:
         expected = {
             "EXP_COEFFICIENTS": polynomials.EXP[name],
             "LOG_COEFFICIENTS": polynomials.LOG[name],
+            "SIN_COEFFICIENTS": polynomials.SIN[name],
+            "COS_COEFFICIENTS": polynomials.COS[name],
             "LOG2_E": (polynomials.LOG2_E[name],),
             "LN2_HIGH": (polynomials.LN2_HIGH[name],),
             "LN2_LOW": (polynomials.LN2_LOW[name],),

@@ -20,3 +20,13 @@
 #define LN2_LOW_f32 0x1.0bfbe8p-15f
 #define EXP_UNDERFLOW_f64 -708.0
 #define EXP_UNDERFLOW_f32 -87.0f
+
+#define SIN_COEFFICIENTS_f64 \
+    0x1.e3f38399551bfp-25, -0x1.e30071afc3e59p-19, 0x1.50782fda12d96p-13, -0x1.32d2cce2e5b19p-8, \
+    0x1.466bc677587f8p-4, -0x1.4abbce625be41p-1, 0x1.921fb54442d18p+0
+#define SIN_COEFFICIENTS_f32 -0x1.2d9b40p-8f, 0x1.465ec4p-4f, -0x1.4abbbap-1f, 0x1.921fb6p+0f
+
+#define COS_COEFFICIENTS_f64 \
+    -0x1.b2f3eb054afcdp-28, 0x1.f9ce245cada0bp-22, -0x1.a6d1eef479be1p-16, 0x1.e1f5068688d5bp-11, \
+    -0x1.55d3c7e3cb241p-6, 0x1.03c1f081b5ac0p-2, -0x1.3bd3cc9be45dep+0
+#define COS_COEFFICIENTS_f32 0x1.db6492p-11f, -0x1.55cb98p-6f, 0x1.03c1eap-2f, -0x1.3bd3ccp+0f

@@ -1,5 +1,5 @@
-/* tile.h for float64 and float32 at the current LEVEL, with the constants that depend on the type. No include guard:
- * tiles.h includes this once for each level, and defines the level anew before. */
+/* BODY for float64 and float32 at the current LEVEL, with the constants that depend on the type. No include guard:
+ * levels.h includes this once for each level, and defines the level anew before. */
 
 #define REAL double
 #define INTEGER int64_t
@@ -10,7 +10,7 @@
 #define ROUND_TO_INTEGER 0x1.8p52
 #define ROUND_TO_INTEGER_BITS 0x4338000000000000LL
 #define SQRT_HALF_BITS 0x3fe6a09e667f3bcdLL
-#include "tile.h"
+#include BODY
 #undef REAL
 #undef INTEGER
 #undef TYPE
@@ -30,7 +30,7 @@
 #define ROUND_TO_INTEGER 0x1.8p23f
 #define ROUND_TO_INTEGER_BITS 0x4b400000
 #define SQRT_HALF_BITS 0x3f3504f3
-#include "tile.h"
+#include BODY
 #undef REAL
 #undef INTEGER
 #undef TYPE

@@ -8,7 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 #include "lanes.h"
-#include "polynomials.h"
+#include "simd.h"
 
 enum feature_map { FULL = 0, DIAG = 1, SPHERICAL = 2 };
 
@@ -45,13 +45,6 @@ typedef struct {
     double *statistics, *total;        /* (K, F), (1,): added to */
 } Problem;
 
-#define JOIN3_(a, b, c) a##_##b##_##c
-#define JOIN3(a, b, c) JOIN3_(a, b, c)
-#define JOIN2_(a, b) a##_##b
-#define JOIN2(a, b) JOIN2_(a, b)
-#define N_(name) JOIN3(name, TYPE, LEVEL)
-#define P_(name) JOIN2(name, TYPE)
-
 /* One level's functions. `step`: columns of a tile are a multiple of it. */
 #define TILES(REAL)                                                                                                 \
     struct {                                                                                                        \
@@ -73,58 +66,9 @@ typedef struct {
 typedef TILES(double) Tiles_f64;
 typedef TILES(float) Tiles_f32;
 
-#if defined(__x86_64__)
-#define LEVEL v4
-#define LEVEL_NAME "x86-64-v4 (AVX-512)"
-#define TARGET __attribute__((target("arch=x86-64-v4,prefer-vector-width=512")))
-#define VECTOR_BYTES 64
-#define LANES_OF_FLOAT64 8
-#define LANES_OF_FLOAT32 16
-#define LOGIT_ROWS 8
-#define STATISTIC_ROWS 3
-#define STATISTIC_COLUMNS 8
-#include "tile_types.h"
-
-#define LEVEL v3
-#define LEVEL_NAME "x86-64-v3 (AVX2)"
-#define TARGET __attribute__((target("arch=x86-64-v3")))
-#define VECTOR_BYTES 32
-#define LANES_OF_FLOAT64 4
-#define LANES_OF_FLOAT32 8
-#define LOGIT_ROWS 4
-#define STATISTIC_ROWS 3
-#define STATISTIC_COLUMNS 4
-#include "tile_types.h"
-#endif
-
-#define LEVEL baseline
-#if defined(__x86_64__)
-#define LEVEL_NAME "x86-64 (SSE2)"
-#else
-#define LEVEL_NAME "128-bit vectors"
-#endif
-#define TARGET
-#define VECTOR_BYTES 16
-#define LANES_OF_FLOAT64 2
-#define LANES_OF_FLOAT32 4
-#define LOGIT_ROWS 4
-#define STATISTIC_ROWS 3
-#define STATISTIC_COLUMNS 4
-#include "tile_types.h"
-
-/* The functions for this processor; `wanted` (or NULL) asks for a lower level: "v4", "v3" or "baseline". */
-static inline int simd_level(const char *wanted) {
-    int level = 0;
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) level = 1;
-    if (level == 1 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd"))
-        level = 2;
-#endif
-    const int most = !wanted || !strcmp(wanted, "v4") ? 2 : !strcmp(wanted, "v3") ? 1 : 0;
-    return level < most ? level : most;
-}
+#define BODY "tile.h"
+#include "levels.h"
+#undef BODY
 
 static inline const Tiles_f64 *tiles_f64(int level) {
 #if defined(__x86_64__)

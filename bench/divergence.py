@@ -1,0 +1,193 @@
+"""Divergences of Gaussians against torch.distributions and against the same algebra in NumPy.
+
+    python bench/divergence.py
+
+Everyone starts from means and covariances, in float64 on two threads: all pairs of 1000 Gaussians with D = 16, and
+100 000 pairs with D = 8. "prepared" is the divergence alone: torch has its distributions, the kernels their precision
+factors, NumPy its inverses and log-determinants already. torch computes a twentieth of all pairs: its memory grows
+with their number. Contenders take turns, and medians are shown.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Final
+
+import numpy as np
+
+import emalgam_kernels
+from emalgam_kernels import Gaussians
+
+ALL: Final = (1000, 16)
+PAIRS: Final = (100_000, 8)
+SMOKE_ALL: Final = (60, 5)
+SMOKE_PAIRS: Final = (500, 3)
+TORCH_SHARE: Final = 20
+ROUNDS: Final = 7
+THREADS: Final = 2
+BACKENDS: Final = ("cython_cpu", "numba_cpu")
+
+Given = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Million pairs per second of one contender; `whole` starts from covariances, `prepared` from what it keeps."""
+
+    work: str
+    contender: str
+    whole: float
+    prepared: float
+
+    def __str__(self) -> str:
+        return f"{self.work:32s} {self.contender:22s} {self.whole:10.3f} {self.prepared:10.3f}"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """``compute(prepare(p), prepare(q))``; `share` of the columns of q are enough to know its rate."""
+
+    name: str
+    prepare: Callable[[Given], Any]
+    compute: Callable[[Any, Any], np.ndarray]
+    share: int = 1
+
+
+def gaussians(M: int, D: int, seed: int) -> Given:
+    """Means about one standard deviation apart, and covariances of Wishart matrices: conditions of some tens."""
+    rng = np.random.default_rng(seed)
+    factors = rng.normal(size=(M, D, D + 3))
+    covariances = factors @ factors.transpose(0, 2, 1) / (D + 3) + 0.1 * np.eye(D)
+    return rng.normal(size=(M, D)), covariances
+
+
+# ---- contenders
+
+
+def emalgam(backend: str, all_pairs: bool) -> Contender:
+    """The kernels of one backend, factorisation included."""
+    kernels = emalgam_kernels.load(backend, "kl")
+
+    def prepare(given: Given) -> Gaussians:
+        factors = np.empty_like(given[1])
+        if kernels.precision_factors(given[1], factors, THREADS) >= 0:
+            raise ValueError("a covariance is not positive definite")
+        return Gaussians("full", *given, factors)
+
+    def compute(p: Gaussians, q: Gaussians) -> np.ndarray:
+        out = np.empty((len(p), len(q)) if all_pairs else len(p))
+        (kernels.kl_all_pairs if all_pairs else kernels.kl_pairs)(p, q, out, THREADS)
+        return out
+
+    return Contender(backend, prepare, compute)
+
+
+def numpy_algebra() -> Contender:
+    """−H_p − ⟨η_q, E_p φ⟩ as one product of triangles, inverses and determinants by numpy.linalg."""
+
+    def prepare(given: Given) -> tuple[np.ndarray, ...]:
+        return (*given, np.linalg.inv(given[1]), np.linalg.slogdet(given[1])[1])
+
+    def compute(p: tuple[np.ndarray, ...], q: tuple[np.ndarray, ...]) -> np.ndarray:
+        (means, covariances, _, logs_p), (others, _, precisions, logs_q) = p, q
+        i, j = np.tril_indices(means.shape[1])
+        linear = np.einsum("mij,mj->mi", precisions, others)
+        constant = np.einsum("mi,mi->m", linear, others) + logs_q
+        eta = np.hstack([precisions[:, i, j] * np.where(i == j, 1.0, 2.0), -2 * linear, constant[:, None]])
+        second = covariances[:, i, j] + means[:, i] * means[:, j]
+        out: np.ndarray = np.hstack([second, means, np.ones((len(means), 1))]) @ eta.T
+        out -= (logs_p + means.shape[1])[:, None]
+        out *= 0.5
+        return out
+
+    return Contender("NumPy, same algebra", prepare, compute)
+
+
+def torch_distributions(all_pairs: bool) -> Contender:
+    """kl_divergence of two MultivariateNormal(covariance_matrix=...), broadcast for all pairs."""
+    import torch
+    from torch.distributions import MultivariateNormal, kl_divergence
+
+    torch.set_num_threads(THREADS)
+
+    def prepare(given: Given) -> Any:
+        return MultivariateNormal(*(torch.from_numpy(each) for each in given[:1]), torch.from_numpy(given[1]))
+
+    def compute(p: Any, q: Any) -> np.ndarray:
+        if all_pairs:
+            M, D = p.loc.shape
+            p = p.expand((len(q.loc), M))
+            q = MultivariateNormal(q.loc[:, None], scale_tril=q.scale_tril[:, None], validate_args=False)
+            q = q.expand((len(q.loc), M))
+        found: np.ndarray = kl_divergence(p, q).numpy()
+        return found.T if all_pairs else found
+
+    return Contender("torch.distributions", prepare, compute, TORCH_SHARE if all_pairs else 1)
+
+
+def contenders(all_pairs: bool) -> list[Contender]:
+    """Those that are installed, the kernels first."""
+    found = [emalgam(backend, all_pairs) for backend in BACKENDS if emalgam_kernels.probe(backend) is None]
+    if all_pairs:
+        found.append(numpy_algebra())
+    if importlib.util.find_spec("torch"):
+        found.append(torch_distributions(all_pairs))
+    return found
+
+
+# ---- measuring
+
+
+def rates(work: str, all_pairs: bool, size: tuple[int, int], rounds: int) -> list[Rate]:
+    """Each contender in turns, after all have computed the same; AssertionError if one has not."""
+    p, q = gaussians(*size, seed=0), gaussians(*size, seed=1)
+    competing = contenders(all_pairs)
+    seconds: dict[str, list[tuple[float, float]]] = {each.name: [] for each in competing}
+    expected = None
+    for each in competing:  # warms up, too
+        found = _timed(each, p, q)[2]
+        expected = found if expected is None else expected
+        same = expected[:, : found.shape[1]] if all_pairs else expected
+        np.testing.assert_allclose(found, same, rtol=1e-9, err_msg=each.name)
+    for _ in range(rounds):
+        for each in competing:
+            seconds[each.name].append(_timed(each, p, q)[:2])
+    return [_rate(work, each, size[0] ** 2 if all_pairs else size[0], seconds[each.name]) for each in competing]
+
+
+def _timed(each: Contender, p: Given, q: Given) -> tuple[float, float, np.ndarray]:
+    """Seconds from covariances on, seconds of the divergences alone, and the divergences."""
+    few: Given = (q[0][: len(q[0]) // each.share], q[1][: len(q[1]) // each.share])
+    start = time.perf_counter()
+    prepared = each.prepare(p), each.prepare(few)
+    middle = time.perf_counter()
+    found = each.compute(*prepared)
+    end = time.perf_counter()
+    return end - start, end - middle, found
+
+
+def _rate(work: str, each: Contender, pairs: int, seconds: list[tuple[float, float]]) -> Rate:
+    whole, prepared = (pairs / each.share / median(column) / 1e6 for column in zip(*seconds, strict=True))
+    return Rate(work, each.name, whole, prepared)
+
+
+def measure(rounds: int = ROUNDS, smoke: bool = False) -> list[Rate]:
+    """Both figures, printed while they come."""
+    found = []
+    print(f"{'million pairs per second':55s} {'whole':>10s} {'prepared':>10s}")
+    for name, all_pairs, (M, D) in (
+        ("all pairs", True, SMOKE_ALL if smoke else ALL),
+        ("element by element", False, SMOKE_PAIRS if smoke else PAIRS),
+    ):
+        for rate in rates(f"{name}, {M} Gaussians, D = {D}", all_pairs, (M, D), rounds):
+            print(rate, flush=True)
+            found.append(rate)
+    return found
+
+
+if __name__ == "__main__":
+    measure()

@@ -1,0 +1,461 @@
+"""`Gaussian`: a frozen value like `Mixture`, or a stack of them, and what turns one into the other.
+
+Letters: D features, and "..." the axes of a stack.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from emalgam import arrays
+from emalgam.covariance import COVARIANCES
+from emalgam.draws import kernel_module, philox_seed, sampler_of
+from emalgam.mixture import Mixture
+from emalgam.namespace import invert_triangular
+from emalgam.packing import LOG_2_PI
+from emalgam.validation import check_choice, check_integer, check_threads
+from emalgam_kernels.philox import NORMALS
+
+COVARIANCE_TYPES: Final = ("full", "diag", "spherical")
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    """N(μ, Σ), or a stack of them.
+
+    Parameters
+    ----------
+    mean : (..., D) array
+        μ. A single number means one feature.
+    covariance : array
+        Σ: (..., D, D) for "full", (..., D) for "diag" (variances), (...) for "spherical" (one variance). A single
+        number is the variance of one feature, so ``Gaussian(0.0, 1.0)`` is the standard normal distribution.
+        The leading axes of mean and covariance are broadcast: one covariance can serve many means.
+    covariance_type : {"full", "diag", "spherical"}
+
+    Attributes
+    ----------
+    mean : (*batch_shape, D) float64
+    covariance : (*batch_shape, D, D), (*batch_shape, D) or batch_shape, float64
+    precision_cholesky : float64, shape of the covariance
+        P with ``P Pᵀ = Σ⁻¹``, upper triangular (or its diagonal).
+
+    Raises
+    ------
+    ValueError
+        Naming the argument, and the first index at which a number is not finite or a covariance is not symmetric and
+        positive definite.
+
+    Examples
+    --------
+    >>> from emalgam.sampling import Gaussian
+    >>> standard = Gaussian(0.0, 1.0)
+    >>> float(standard.log_prob(0.0).round(6))
+    -0.918939
+    >>> Gaussian([[0.0, 0.0], [3.0, 1.0]], [[1.0, 0.5], [0.5, 2.0]]).batch_shape
+    (2,)
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    covariance_type: str = "full"
+    precision_cholesky: np.ndarray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        kind = check_choice("covariance_type", self.covariance_type, COVARIANCE_TYPES)
+        mean = np.atleast_1d(finite_numbers("mean", self.mean))
+        D, rank = mean.shape[-1], _rank(kind)
+        given = finite_numbers("covariance", self.covariance)
+        covariance = given.reshape((1,) * rank) if given.ndim == 0 and D == 1 else given
+        expected = (D,) * rank
+        if D == 0 or covariance.shape[max(covariance.ndim - rank, 0) :] != expected:
+            sizes = ", ".join(("...", *map(str, expected)))
+            raise ValueError(
+                f"covariance has shape {given.shape} and mean {mean.shape}; expected ({sizes}) for type {kind!r}"
+            )
+        batch_shape = broadcast({"mean": mean.shape[:-1], "covariance": covariance.shape[: covariance.ndim - rank]})
+        self._set("mean", mean, (*batch_shape, D))
+        self._set("covariance", covariance, (*batch_shape, *expected))
+        self._set("precision_cholesky", _factor(kind, covariance), (*batch_shape, *expected))
+
+    def _set(self, name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
+        own = np.array(values, dtype=np.float64)
+        own.setflags(write=False)
+        object.__setattr__(self, name, np.broadcast_to(own, shape))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickled arrays are writeable; a Gaussian's are not."""
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+            if isinstance(value, np.ndarray):
+                value.setflags(write=False)
+
+    # ---- sizes
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Shape of the stack; () for one Gaussian."""
+        return self.mean.shape[:-1]
+
+    @property
+    def n_features(self) -> int:
+        """D."""
+        return int(self.mean.shape[-1])
+
+    # ---- evaluation
+
+    def log_prob(self, x: Any) -> Any:
+        """log N(x; μ, Σ), in nats.
+
+        Parameters
+        ----------
+        x : (..., D) array
+            Leading axes are broadcast with `batch_shape`; a single number where D = 1. A tensor gives a tensor.
+
+        Returns
+        -------
+        (...) float64
+
+        Raises
+        ------
+        ValueError
+            If the number of features differs, the shapes do not broadcast, or a number is not finite.
+
+        Examples
+        --------
+        >>> Gaussian([0.0, 0.0], [[1.0, 0.0], [0.0, 4.0]]).log_prob([[0.0, 0.0], [1.0, 2.0]]).round(6)
+        array([-2.531024, -3.531024])
+        """
+        centred = self._points("x", x) - self.mean
+        P = self.precision_cholesky
+        if self.covariance_type == "full":
+            y = centred @ P if P.ndim == 2 else (centred[..., None, :] @ P)[..., 0, :]
+        else:
+            y = centred * (P if self.covariance_type == "diag" else P[..., None])
+        with np.errstate(over="ignore"):
+            square = np.einsum("...d,...d->...", y, y)
+        return arrays.like(self._log_det() - 0.5 * (square + self.n_features * LOG_2_PI), x)
+
+    def entropy(self) -> Any:
+        """H = ½ log |2πe Σ|, in nats; the shape of the stack.
+
+        References
+        ----------
+        Cover, Thomas (2006), theorem 8.4.1.
+
+        Examples
+        --------
+        >>> round(float(Gaussian(0.0, 1.0).entropy()), 6)
+        1.418939
+        """
+        return 0.5 * self.n_features * (1.0 + LOG_2_PI) - self._log_det()
+
+    def _log_det(self) -> np.ndarray:
+        """log |P| = −½ log |Σ|."""
+        P = self.precision_cholesky
+        if self.covariance_type == "spherical":
+            return self.n_features * np.log(P)
+        diagonal = np.einsum("...ii->...i", P) if self.covariance_type == "full" else P
+        return np.log(diagonal).sum(axis=-1)
+
+    def _points(self, name: str, x: Any) -> np.ndarray:
+        points = finite_numbers(name, x)
+        points = points[None] if points.ndim == 0 and self.n_features == 1 else points
+        if points.ndim == 0 or points.shape[-1] != self.n_features:
+            hint = f" (for one feature: {name}[..., None])" if self.n_features == 1 else ""
+            raise ValueError(f"{name} has shape {points.shape}; expected (..., {self.n_features}){hint}")
+        broadcast({name: points.shape[:-1], "the Gaussians": self.batch_shape})
+        return points
+
+    # ---- sampling
+
+    def sample(
+        self, n_samples: int = 1, random_state: Any = None, *, backend: str = "auto", n_threads: int | None = None
+    ) -> np.ndarray:
+        """Draw x = μ + L ε with L Lᵀ = Σ from each Gaussian of the stack.
+
+        Parameters
+        ----------
+        n_samples : int
+        random_state : None, int or NumPy generator
+            An integer is the key of the random numbers: then the first samples are the same for every `n_samples`.
+        backend : str
+            See `emalgam.backends`.
+        n_threads : int, optional
+            None means all processors; the result does not depend on it.
+
+        Returns
+        -------
+        (n_samples, *batch_shape, D) float64
+
+        Examples
+        --------
+        >>> Gaussian([0.0, 1.0], [[1.0, 0.0], [0.0, 4.0]]).sample(3, random_state=0).shape
+        (3, 2)
+        """
+        n, threads = check_integer("n_samples", n_samples, 1), check_threads(n_threads)
+        kernels, seed = kernel_module(backend, "sampling"), philox_seed(random_state)
+        if not self.batch_shape:
+            x = np.empty((n, self.n_features))
+            sampler = sampler_of(as_mixture("the Gaussian", self))
+            kernels.sample_mixture(sampler, seed, 0, x, np.empty(n, np.int64), n_threads=threads)
+            return x
+        noise = np.empty((n * math.prod(self.batch_shape), self.n_features))
+        kernels.normals(seed, NORMALS, 0, noise, n_threads=threads)
+        return self._colour(noise.reshape(n, *self.batch_shape, self.n_features))
+
+    def _colour(self, noise: np.ndarray) -> np.ndarray:
+        """μ + L ε, one column of L after the other: no product whose rounding depends on what lies beside."""
+        if self.covariance_type != "full":
+            deviation = 1.0 / self.precision_cholesky
+            return self.mean + noise * (deviation if self.covariance_type == "diag" else deviation[..., None])
+        lower, x = self._lower(), np.broadcast_to(self.mean, noise.shape).copy()
+        for j in range(self.n_features):
+            x[..., j:] += lower[..., j:, j] * noise[..., j, None]
+        return x
+
+    def _lower(self) -> np.ndarray:
+        """L = P⁻ᵀ with L Lᵀ = Σ ("full" only)."""
+        P, D = self.precision_cholesky, self.n_features
+        return invert_triangular(P.reshape(-1, D, D).swapaxes(1, 2)).reshape(P.shape)
+
+    # ---- algebra
+
+    def affine(self, A: Any, b: Any = 0.0) -> Gaussian:
+        """The distribution of A x + b: N(A μ + b, A Σ Aᵀ).
+
+        Parameters
+        ----------
+        A : (..., E, D) array, or a number
+            Of rank E. A number stands for that multiple of the identity, and keeps the covariance type.
+        b : (..., E) array, or a number
+
+        Raises
+        ------
+        ValueError
+            If the shapes do not match, or the rank of A is too small for a density.
+
+        References
+        ----------
+        Bishop (2006), section 2.3.3 without the noise.
+
+        Examples
+        --------
+        >>> line = Gaussian(10.0, 4.0).affine(3.0, 1.0)
+        >>> line.mean, line.covariance
+        (array([31.]), array([[36.]]))
+        """
+        matrix, offset = finite_numbers("A", A), finite_numbers("b", b)
+        if matrix.ndim == 0:
+            if matrix == 0:
+                raise ValueError("A is 0; expected a number that is not, as a constant has no density")
+            return self._moved(matrix * self.mean, offset, matrix**2 * self.covariance, self.covariance_type)
+        if matrix.ndim < 2 or matrix.shape[-1] != self.n_features or 0 in matrix.shape:
+            raise ValueError(f"A has shape {matrix.shape}; expected (..., rows, {self.n_features}) or a number")
+        broadcast({"A": matrix.shape[:-2], "the Gaussians": self.batch_shape})
+        lower = matrix @ as_full(self)._lower()
+        if (np.linalg.matrix_rank(lower) < matrix.shape[-2]).any():
+            raise ValueError(f"A of shape {matrix.shape} has too small a rank: A x has no density; leave out rows")
+        mean = (matrix @ self.mean[..., None])[..., 0]
+        return self._moved(mean, offset, lower @ lower.swapaxes(-1, -2), "full")
+
+    @staticmethod
+    def _moved(mean: np.ndarray, offset: np.ndarray, covariance: np.ndarray, kind: str) -> Gaussian:
+        if offset.ndim > 0 and offset.shape[-1] != mean.shape[-1]:
+            raise ValueError(f"b has shape {offset.shape}; expected (..., {mean.shape[-1]}) or a number")
+        broadcast({"b": offset.shape[:-1], "A x": mean.shape[:-1]})
+        if kind == "full":
+            covariance = 0.5 * (covariance + covariance.swapaxes(-1, -2))
+        return Gaussian(mean + offset, covariance, kind)
+
+    def marginal(self, features: Sequence[int]) -> Gaussian:
+        """The distribution of some of the features, in the order given; ValueError for one that is not there.
+
+        References
+        ----------
+        Bishop (2006), eq. 2.98.
+
+        Examples
+        --------
+        >>> Gaussian([1.0, 2.0], [[1.0, 0.5], [0.5, 2.0]]).marginal([1])
+        Gaussian(mean=array([2.]), covariance=array([[2.]]), covariance_type='full')
+        """
+        return self._select(self._features(features))
+
+    def _select(self, kept: np.ndarray) -> Gaussian:
+        covariance = self.covariance
+        if self.covariance_type == "full":
+            covariance = covariance[..., kept[:, None], kept]
+        elif self.covariance_type == "diag":
+            covariance = covariance[..., kept]
+        return Gaussian(self.mean[..., kept], covariance, self.covariance_type)
+
+    def conditional(self, features: Sequence[int], values: Any) -> Gaussian:
+        """The distribution of the other features, given that `features` have `values`.
+
+        N(μ_a + Σ_ab Σ_bb⁻¹ (x_b − μ_b), Σ_aa − Σ_ab Σ_bb⁻¹ Σ_ba).
+
+        Parameters
+        ----------
+        features : sequence of int
+            The features b that are known.
+        values : (..., len(features)) array
+            x_b; leading axes are broadcast with `batch_shape`.
+
+        References
+        ----------
+        Bishop (2006), eq. 2.81-2.82.
+
+        Examples
+        --------
+        >>> Gaussian([0.0, 0.0], [[1.0, 0.5], [0.5, 1.0]]).conditional([1], [2.0])
+        Gaussian(mean=array([1.]), covariance=array([[0.75]]), covariance_type='full')
+        """
+        given = self._features(features)
+        rest = np.setdiff1d(np.arange(self.n_features), given)
+        if len(rest) == 0:
+            raise ValueError(f"features is {list(features)}, all {self.n_features} of them; leave at least one unknown")
+        known, unknown = self._select(given), self._select(rest)
+        departure = known._points("values", values) - known.mean
+        if self.covariance_type != "full":  # independent features: nothing is learnt
+            shape = (*departure.shape[:-1], len(rest))
+            return Gaussian(np.broadcast_to(unknown.mean, shape), unknown.covariance, self.covariance_type)
+        across = self.covariance[..., rest[:, None], given]
+        gain = np.linalg.solve(known.covariance, across.swapaxes(-1, -2)).swapaxes(-1, -2)
+        mean = unknown.mean + (gain @ departure[..., None])[..., 0]
+        covariance = unknown.covariance - gain @ across.swapaxes(-1, -2)
+        return Gaussian(mean, 0.5 * (covariance + covariance.swapaxes(-1, -2)), "full")
+
+    def _features(self, features: Sequence[int]) -> np.ndarray:
+        chosen = np.asarray(features)
+        legal = chosen.ndim == 1 and chosen.dtype.kind in "iu" and len(chosen) > 0
+        if not legal or len(set(chosen.tolist())) < len(chosen) or chosen.min() < 0 or chosen.max() >= self.n_features:
+            raise ValueError(f"features is {features!r}; expected different integers from 0 to {self.n_features - 1}")
+        return chosen.astype(np.int64)
+
+
+# ---- checks
+
+
+def finite_numbers(name: str, values: Any) -> np.ndarray:
+    """`values` as finite float64 numbers of any shape; ValueError naming the first index that is not."""
+    array = arrays.to_numpy(values, name)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers")
+    finite = np.isfinite(array)
+    if not finite.all():
+        index = _first(~finite)
+        raise ValueError(f"{name} contains {'NaN' if np.isnan(array[index]) else 'inf'}{_at(index)}")
+    return array.astype(np.float64)
+
+
+def _first(mask: np.ndarray) -> tuple[int, ...]:
+    """The first index at which `mask` is true."""
+    return tuple(int(i) for i in np.unravel_index(int(mask.argmax()), mask.shape))
+
+
+def _at(index: tuple[int, ...]) -> str:
+    """An index in words; nothing for a single value."""
+    return f" at index {index[0] if len(index) == 1 else index}" if index else ""
+
+
+def broadcast(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The common shape of stacks; ValueError naming them if there is none."""
+    try:
+        return np.broadcast_shapes(*shapes.values())
+    except ValueError:
+        found = " and ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"the stacks do not broadcast: {found}") from None
+
+
+def _rank(kind: str) -> int:
+    """Axes of one covariance."""
+    return {"full": 2, "diag": 1, "spherical": 0}[kind]
+
+
+def _factor(kind: str, covariance: np.ndarray) -> np.ndarray:
+    """P of each covariance; ValueError naming the first that is not symmetric and positive definite."""
+    if kind != "full":
+        if (covariance <= 0).any():
+            index = _first(covariance <= 0)
+            raise ValueError(f"covariance is not positive definite{_at(index)}: a variance is {covariance[index]:g}")
+        return 1.0 / np.sqrt(covariance)
+    size = np.sqrt(np.abs(np.einsum("...ii->...i", covariance)))
+    skew = np.abs(covariance - covariance.swapaxes(-1, -2)) > 1e-8 * size[..., None] * size[..., None, :]
+    if skew.any():
+        raise ValueError(f"covariance is not symmetric{_at(_first(skew)[:-2])}; pass 0.5 * (c + c.T)")
+    matrices = covariance.reshape(-1, *covariance.shape[-2:])
+    try:
+        return COVARIANCES["full"].factor(matrices).reshape(covariance.shape)
+    except np.linalg.LinAlgError:
+        failed = np.array([not _is_positive_definite(matrix) for matrix in matrices]).reshape(covariance.shape[:-2])
+        index = _first(failed)
+        raise ValueError(
+            f"covariance is not positive definite{_at(index)} (smallest eigenvalue "
+            f"{np.linalg.eigvalsh(covariance[index])[0]:g}); add to its diagonal"
+        ) from None
+
+
+def _is_positive_definite(matrix: np.ndarray) -> bool:
+    try:
+        np.linalg.cholesky(matrix)
+    except np.linalg.LinAlgError:
+        return False
+    return True
+
+
+# ---- conversions
+
+
+def as_full(gaussian: Gaussian) -> Gaussian:
+    """The same Gaussian with matrices as covariances."""
+    if gaussian.covariance_type == "full":
+        return gaussian
+    variances = gaussian.covariance[..., None] if gaussian.covariance_type == "spherical" else gaussian.covariance
+    return Gaussian(gaussian.mean, variances[..., None] * np.eye(gaussian.n_features))
+
+
+def as_mixture(name: str, value: Any) -> Mixture:
+    """A Gaussian, a mixture or a fitted estimator as a mixture; ValueError naming the argument for anything else."""
+    if isinstance(value, Mixture):
+        return value
+    if isinstance(value, Gaussian):
+        if value.batch_shape:
+            raise ValueError(f"{name} is a stack of {value.batch_shape} Gaussians; expected one")
+        return Mixture(np.ones(1), value.mean[None], value.covariance[None], value.covariance_type)
+    fitted = getattr(value, "_mixture", None)  # not by its type: importing scikit-learn takes long
+    if callable(fitted):
+        mixture: Mixture = fitted()
+        return mixture
+    raise ValueError(f"{name} is a {type(value).__name__}; expected a Gaussian, Mixture or fitted GaussianMixture")
+
+
+def moment_match(p: Any) -> Gaussian:
+    """The Gaussian with the mean and the covariance of a mixture, which is nearest to it in KL(p ‖ ·).
+
+    Parameters
+    ----------
+    p : Mixture, fitted GaussianMixture or Gaussian
+
+    References
+    ----------
+    Hershey, Olsen (2007), section 4 (Gaussian approximations).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> moment_match(Mixture(np.array([0.5, 0.5]), np.array([[-1.0], [1.0]]), np.ones(2), "spherical")).covariance
+    array([[2.]])
+    """
+    mixture = as_mixture("p", p)
+    mean = mixture.weights @ mixture.means
+    offsets = mixture.means - mean
+    within = mixture.covariance.matrices(mixture.covariances, *mixture.means.shape)
+    between = (mixture.weights[:, None] * offsets).T @ offsets
+    covariance = np.einsum("k,kij->ij", mixture.weights, within) + between
+    return Gaussian(mean, 0.5 * (covariance + covariance.T))

@@ -1,0 +1,461 @@
+"""Information, entropy and divergence of discrete distributions; entropy of Gaussians; the ELBO of a mixture.
+
+A discrete distribution is a vector of K probabilities along the last axis; leading axes are a batch and broadcast.
+Results are in nats unless another base of the logarithm is named. Throughout, 0 log 0 = 0.
+"""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from emalgam import arrays
+from emalgam.mixture import WEIGHT_SUM_TOLERANCE, Mixture
+from emalgam.packing import LOG_2_PI
+from emalgam.validation import check_data, check_finite
+from emalgam_kernels import Direct
+
+ELEMENTS_AT_ONCE: Final = 2**18
+NEAR: Final = 0.25  # |s| below which a term of the divergence is summed as a series
+ATANH_SERIES: Final = 1.0 / np.arange(3, 31, 2)  # atanh s − s = s³ (1/3 + s²/5 + …); the rest is below 2⁻⁵⁶ s²
+LARGEST: Final = 0.5 * float(np.finfo(np.float64).max)  # half: sums of such terms have to stay finite
+
+
+class ElboDecomposition(NamedTuple):
+    """log p(x_n) in two parts; both (N,) float64, in nats.
+
+    Attributes
+    ----------
+    elbo : (N,) float64
+        The evidence lower bound, Σ_k q_nk log(w_k N(x_n; μ_k, Σ_k) / q_nk).
+    kl : (N,) float64
+        Σ_k q_nk log(q_nk / r_nk) ≥ 0, the divergence of q from the posterior r.
+    """
+
+    elbo: np.ndarray
+    kl: np.ndarray
+
+
+# ---- discrete distributions
+
+
+def information_content(p: Any, base: float | None = None) -> np.ndarray | float:
+    """−log p: how much is learnt when an event of probability p happens.
+
+    Parameters
+    ----------
+    p : (...) array of real numbers
+        Probabilities from 0 to 1, of any events: they need not sum to one.
+    base : float, optional
+        Base of the logarithm, > 1; 2 gives bits. None gives nats.
+
+    Returns
+    -------
+    (...) float64
+        inf where p is zero.
+
+    Raises
+    ------
+    ValueError
+        Naming the first index at which p is not a number from 0 to 1.
+
+    References
+    ----------
+    Shannon (1948), section 6.
+
+    Examples
+    --------
+    >>> float(information_content(0.125, base=2))
+    3.0
+    """
+    probabilities = check_probabilities("p", p)
+    with np.errstate(divide="ignore"):
+        return (-np.log(probabilities) / _unit(base) + 0.0)[()]
+
+
+def entropy(p: Any, base: float | None = None) -> np.ndarray | float:
+    """H(P) = −Σ_k p_k log p_k.
+
+    Parameters
+    ----------
+    p : (..., K) array of real numbers
+        Probabilities ≥ 0 that sum to one along the last axis. A sum that is wrong by up to 1e-6, as from float32, is
+        divided out.
+    base : float, optional
+        Base of the logarithm, > 1; 2 gives bits. None gives nats.
+
+    Returns
+    -------
+    (...) float64
+        From 0 to log K.
+
+    Raises
+    ------
+    ValueError
+        For probabilities that are negative, NaN or do not sum to one, naming the first such distribution and its sum.
+
+    References
+    ----------
+    Shannon (1948), section 6.
+
+    Examples
+    --------
+    >>> float(entropy([0.5, 0.5], base=2))
+    1.0
+    >>> entropy([[1.0, 0.0], [0.75, 0.25]]).round(6)
+    array([0.      , 0.562335])
+    """
+    distribution = check_distributions("p", p)
+    return (_expected_information(distribution, distribution) / _unit(base))[()]
+
+
+def cross_entropy(p: Any, q: Any, base: float | None = None) -> np.ndarray | float:
+    """H(P, Q) = −Σ_k p_k log q_k = H(P) + KL(P ‖ Q): the mean code length of P with the code for Q.
+
+    Parameters
+    ----------
+    p, q : (..., K) array of real numbers
+        Distributions along the last axis, as for `entropy`; leading axes broadcast.
+    base : float, optional
+        As for `entropy`.
+
+    Returns
+    -------
+    (...) float64
+        inf where p_k > 0 and q_k = 0 for some k.
+
+    Raises
+    ------
+    ValueError
+        As for `entropy`; and for shapes that do not broadcast.
+
+    References
+    ----------
+    Cover & Thomas (2006), theorem 5.4.3.
+
+    Examples
+    --------
+    >>> float(cross_entropy([0.75, 0.25], [0.5, 0.5], base=2))
+    1.0
+    """
+    first, second = _same_outcomes(p, q)
+    return (_expected_information(first, second) / _unit(base))[()]
+
+
+def kl_discrete(p: Any, q: Any, base: float | None = None) -> np.ndarray | float:
+    """KL(P ‖ Q) = Σ_k p_k log(p_k / q_k).
+
+    It is computed as Σ_k p_k log(p_k / q_k) − p_k + q_k, no term of which is negative: P = Q gives exactly zero, and
+    a tiny divergence keeps its digits.
+
+    Parameters
+    ----------
+    p, q : (..., K) array of real numbers
+        Distributions along the last axis, as for `entropy`; leading axes broadcast.
+    base : float, optional
+        As for `entropy`.
+
+    Returns
+    -------
+    (...) float64
+        ≥ 0; inf where p_k > 0 and q_k = 0 for some k.
+
+    Raises
+    ------
+    ValueError
+        As for `cross_entropy`.
+
+    References
+    ----------
+    Kullback & Leibler (1951); Cover & Thomas (2006), eq. 2.26.
+
+    Examples
+    --------
+    >>> coin, fair = [0.75, 0.25], [0.5, 0.5]
+    >>> round(float(kl_discrete(coin, fair)), 4), round(float(kl_discrete(fair, coin)), 4)
+    (0.1308, 0.1438)
+    >>> float(kl_discrete(coin, coin))
+    0.0
+    """
+    first, second = _same_outcomes(p, q)
+    with np.errstate(divide="ignore", over="ignore", under="ignore", invalid="ignore"):
+        ratio = first / second
+        ordinary = (ratio > np.finfo(np.float64).tiny) & (ratio < np.inf)
+        log_ratio = np.where(ordinary, np.log(ratio), np.log(first) - np.log(second))
+    return (_divergence_terms(first, second, log_ratio).sum(axis=-1) / _unit(base))[()]
+
+
+# ---- Gaussians and mixtures
+
+
+def gaussian_entropy(covariance: Any) -> np.ndarray | float:
+    """H = ½ log |2πe Σ|, the differential entropy of N(μ, Σ); may be negative.
+
+    Parameters
+    ----------
+    covariance : (..., D, D) array of real numbers
+        Σ, or a stack of them.
+
+    Returns
+    -------
+    (...) float64
+        In nats.
+
+    Raises
+    ------
+    ValueError
+        Naming the first matrix that is not finite, symmetric and positive definite.
+
+    References
+    ----------
+    Cover & Thomas (2006), theorem 8.4.1.
+
+    Examples
+    --------
+    >>> round(float(gaussian_entropy([[1.0]])), 6)
+    1.418939
+    """
+    lower = factor_covariances("covariance", covariance)
+    log_det = np.log(np.einsum("...ii->...i", lower)).sum(axis=-1)
+    return (0.5 * lower.shape[-1] * (1.0 + LOG_2_PI) + log_det)[()]
+
+
+def elbo_decomposition(mixture: Any, X: Any, q: Any) -> ElboDecomposition:
+    """log p(x_n) = ELBO_n + KL_n for any distributions q_n over the components.
+
+    The E-step sets q to the responsibilities, which makes the KL zero; the M-step raises the ELBO.
+
+    Parameters
+    ----------
+    mixture : Mixture, or a fitted GaussianMixture
+    X : (N, D) array of real numbers
+    q : (N, K) or (K,) array of real numbers
+        q_n over the components, or one for all rows; checked as `entropy` checks its argument.
+
+    Returns
+    -------
+    ElboDecomposition
+        ``elbo, kl``, each (N,) float64. A q_nk > 0 on a component of weight zero gives −inf and inf.
+
+    Raises
+    ------
+    ValueError
+        For data or probabilities that the mixture cannot take, naming the row.
+
+    References
+    ----------
+    Bishop (2006), eq. 9.70-9.72; Neal & Hinton (1998).
+
+    Examples
+    --------
+    >>> from emalgam import Mixture
+    >>> coin = Mixture([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
+    >>> elbo, kl = elbo_decomposition(coin, [[0.0], [3.0]], [0.5, 0.5])
+    >>> kl.round(4)
+    array([0.    , 2.3093])
+    >>> bool(abs(elbo + kl - coin.log_prob([[0.0], [3.0]])).max() < 1e-14)
+    True
+    """
+    model = getattr(mixture, "mixture_", mixture)
+    if not isinstance(model, Mixture):
+        raise ValueError(f"mixture is a {type(mixture).__name__}; expected a Mixture or a fitted GaussianMixture")
+    data = check_data(arrays.to_numpy(X, "X"), n_features=model.n_features, name="X")
+    check_finite(data, "X")
+    K, D = model.means.shape
+    posterior = check_distributions("q", q)
+    if posterior.shape not in {(K,), (len(data), K)}:
+        raise ValueError(f"q has shape {posterior.shape}; expected ({len(data)}, {K}) or ({K},)")
+    posterior = np.broadcast_to(posterior, (len(data), K))
+    frame = model.own_frame()
+    parameters = model.covariance.direct(model.components(frame), frame, "float64")
+    parts = ElboDecomposition(np.empty(len(data)), np.empty(len(data)))
+    step = max(ELEMENTS_AT_ONCE // (K + D), 1)
+    for start in range(0, len(data), step):
+        rows = slice(start, start + step)
+        parts.elbo[rows], parts.kl[rows] = _decompose(_joint_log_prob(data[rows], parameters), posterior[rows])
+    return parts
+
+
+def _joint_log_prob(x: np.ndarray, parameters: Direct) -> np.ndarray:
+    """L_nk = log w_k N(x_n; μ_k, Σ_k) = c_k − ½ ‖P_kᵀ (z_n − μ_k)‖², (N, K) float64."""
+    logits = np.empty((len(x), parameters.n_components))
+    with np.errstate(over="ignore", invalid="ignore"):
+        z = (x.astype(np.float64) - parameters.shift) * parameters.scale
+        for k, factor in enumerate(parameters.precisions_cholesky):
+            centred = z - parameters.means[k]
+            y = centred @ factor if factor.ndim == 2 else centred * factor
+            # Of a square that overflows, as much as float64 can hold: log p stays a finite number.
+            half_square = np.fmin(0.5 * np.einsum("nd,nd->n", y, y), LARGEST)
+            logits[:, k] = parameters.log_constants[k] - half_square
+    return np.where(np.isneginf(parameters.log_constants), -np.inf, np.maximum(logits, -LARGEST))
+
+
+def _decompose(logits: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """ELBO and KL of each row, (N,) both, from L_nk and q_nk, (N, K) both."""
+    top = logits.max(axis=1, keepdims=True)
+    with np.errstate(divide="ignore", under="ignore", invalid="ignore"):
+        log_r = logits - top
+        log_r -= np.log(np.exp(log_r).sum(axis=1, keepdims=True))
+        log_q = np.log(q)
+        # Σ_k q_nk (L_nk − log q_nk)
+        elbo = np.where(q > 0, q * (logits - log_q), 0.0).sum(axis=1)
+        kl = _divergence_terms(q, np.exp(log_r), log_q - log_r).sum(axis=1)
+    return elbo, kl
+
+
+# ---- terms of the sums
+
+
+def _expected_information(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """−Σ_k p_k log q_k; outcomes of probability zero count nothing."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(p > 0, -p * np.log(q), 0.0).sum(axis=-1) + 0.0
+
+
+def _divergence_terms(p: np.ndarray, q: np.ndarray, log_ratio: np.ndarray) -> np.ndarray:
+    """p log(p / q) − p + q ≥ 0, element by element; `log_ratio` is log(p / q), of use where p and q differ much.
+
+    With m = (p + q) / 2 and s = (p − q) / (p + q), so that log(p / q) = 2 atanh s, this is
+
+        2m (s atanh s + (atanh s − s)),
+
+    in which close p and q cancel nothing: p − q is exact, and atanh s − s is a series in s.
+    """
+    with np.errstate(under="ignore", invalid="ignore"):
+        total = p + q
+        s = np.where(total > 0, (p - q) / total, 0.0)
+        terms = np.maximum(np.where(p > 0, p * (log_ratio - 1.0), 0.0) + q, 0.0)
+        close = np.abs(s) < NEAR
+        s, total = s[close], total[close]
+        excess = s**3 * np.polynomial.polynomial.polyval(s * s, ATANH_SERIES)
+        terms[close] = total * (s * (s + excess) + excess)
+    return terms
+
+
+# ---- what comes in
+
+
+def check_array(name: str, values: Any) -> np.ndarray:
+    """`values` as a NumPy array of finite real numbers; ValueError naming the first index that is not."""
+    array = arrays.to_numpy(values, name)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers (float, int or bool)")
+    if array.dtype.kind != "f":
+        return array
+    with np.errstate(over="ignore", invalid="ignore"):  # mostly one sum, which needs no memory
+        if array.sum(dtype=np.float64) * 0.0 == 0.0:
+            return array
+        wrong = ~np.isfinite(array.astype(np.float64, copy=False))
+    if wrong.any():
+        index = first_index(wrong)
+        value = "NaN" if np.isnan(array[index]) else "inf"
+        raise ValueError(
+            f"{name} contains {value}{in_words(index)}; expected finite numbers: remove or impute it first"
+        )
+    return array
+
+
+def check_probabilities(name: str, values: Any) -> np.ndarray:
+    """`values` as float64 numbers from 0 to 1; ValueError naming the first index that is not."""
+    array = arrays.to_numpy(values, name)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} has dtype {array.dtype}; expected probabilities (real numbers)")
+    array = array.astype(np.float64, copy=False)
+    wrong = ~((array >= 0) & (array <= 1))
+    if wrong.any():
+        index = first_index(wrong)
+        raise ValueError(f"{name} is {array[index]:.9g}{in_words(index)}; expected a probability from 0 to 1")
+    return array
+
+
+def check_distributions(name: str, values: Any) -> np.ndarray:
+    """`values` as distributions along the last axis, (..., K) float64; ValueError naming the first that is none.
+
+    They are divided by their sum unless that is one but for rounding.
+    """
+    array = arrays.to_numpy(values, name)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} has dtype {array.dtype}; expected probabilities (real numbers)")
+    if array.ndim == 0 or array.shape[-1] == 0:
+        raise ValueError(f"{name} has shape {array.shape}; expected the probabilities of outcomes along the last axis")
+    array = array.astype(np.float64, copy=False)
+    with np.errstate(over="ignore", invalid="ignore"):
+        total, least = array.sum(axis=-1), array.min(axis=-1)
+        wrong = ~((least >= 0) & (np.abs(total - 1) <= WEIGHT_SUM_TOLERANCE))
+    if wrong.any():
+        index = first_index(wrong)
+        where = f"[{', '.join(map(str, index))}]" if index else ""
+        raise ValueError(
+            f"{name}{where} has sum {total[index]:.9g} and minimum {least[index]:.9g}; expected probabilities >= 0 "
+            f"that sum to one: divide non-negative numbers by their sum, {name} / {name}.sum(axis=-1, keepdims=True)"
+        )
+    rounding = np.abs(total - 1) <= array.shape[-1] * np.finfo(np.float64).eps
+    return array / np.where(rounding, 1.0, total)[..., None]
+
+
+def factor_covariances(name: str, values: Any) -> np.ndarray:
+    """L with L Lᵀ = Σ, (..., D, D) float64; ValueError naming the first Σ without one."""
+    matrices = check_array(name, values).astype(np.float64)
+    if matrices.ndim < 2 or matrices.shape[-1] != matrices.shape[-2] or matrices.shape[-1] == 0:
+        raise ValueError(f"{name} has shape {matrices.shape}; expected square matrices: (..., features, features)")
+    size = np.sqrt(np.abs(np.einsum("...ii->...i", matrices)))
+    skew = np.abs(matrices - matrices.swapaxes(-1, -2)) > 1e-8 * size[..., None] * size[..., None, :]
+    if skew.any():
+        raise ValueError(
+            f"{name}{in_words(first_index(skew.any(axis=(-1, -2))))} is not symmetric; pass 0.5 * (c + c.T)"
+        )
+    try:
+        return np.linalg.cholesky(matrices)
+    except np.linalg.LinAlgError:
+        smallest = np.linalg.eigvalsh(matrices)[..., 0]
+        failed = np.reshape(
+            [not _positive_definite(matrix) for matrix in matrices.reshape(-1, *matrices.shape[-2:])],
+            matrices.shape[:-2],
+        )
+        index = first_index(failed)
+        raise ValueError(
+            f"{name}{in_words(index)} is not positive definite (smallest eigenvalue {smallest[index]:.9g}); "
+            "add to its diagonal"
+        ) from None
+
+
+def _positive_definite(matrix: np.ndarray) -> bool:
+    try:
+        np.linalg.cholesky(matrix)
+    except np.linalg.LinAlgError:
+        return False
+    return True
+
+
+def _same_outcomes(p: Any, q: Any) -> tuple[np.ndarray, np.ndarray]:
+    """p and q as distributions over the same outcomes whose leading axes broadcast."""
+    first, second = check_distributions("p", p), check_distributions("q", q)
+    message = f"p has shape {first.shape} and q {second.shape}; expected "
+    if first.shape[-1] != second.shape[-1]:
+        raise ValueError(f"{message}the same number of outcomes along the last axis")
+    try:
+        np.broadcast_shapes(first.shape, second.shape)
+    except ValueError:
+        raise ValueError(f"{message}leading axes that broadcast") from None
+    return first, second
+
+
+def _unit(base: float | None) -> float:
+    """The nats in one unit of information: log base."""
+    if base is None:
+        return 1.0
+    if not isinstance(base, numbers.Real) or isinstance(base, bool) or not 1 < float(base) < np.inf:
+        raise ValueError(f"base is {base!r}; expected a number > 1 (2 for bits), or None for nats")
+    return float(np.log(base))
+
+
+def first_index(wrong: np.ndarray) -> tuple[int, ...]:
+    """Index of the first true entry."""
+    return tuple(int(i) for i in np.argwhere(wrong)[0])
+
+
+def in_words(index: tuple[int, ...]) -> str:
+    """An index in words; nothing for a lone number."""
+    return f" at [{', '.join(map(str, index))}]" if index else ""
