@@ -29,6 +29,7 @@ SMOKE_PAIRS: Final = (500, 3)
 TORCH_SHARE: Final = 20
 ROUNDS: Final = 7
 THREADS: Final = 2
+PAUSE: Final = 0.2  # seconds: threads of the library before spin for a while after their last work
 BACKENDS: Final = ("cython_cpu", "numba_cpu")
 
 Given = tuple[np.ndarray, np.ndarray]
@@ -44,7 +45,7 @@ class Rate:
     prepared: float
 
     def __str__(self) -> str:
-        return f"{self.work:32s} {self.contender:22s} {self.whole:10.3f} {self.prepared:10.3f}"
+        return f"{self.work:44s} {self.contender:22s} {self.whole:10.3f} {self.prepared:10.3f}"
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,11 @@ def torch_distributions(all_pairs: bool) -> Contender:
     torch.set_num_threads(THREADS)
 
     def prepare(given: Given) -> Any:
-        return MultivariateNormal(*(torch.from_numpy(each) for each in given[:1]), torch.from_numpy(given[1]))
+        return MultivariateNormal(torch.from_numpy(given[0]), covariance_matrix=torch.from_numpy(given[1]))
 
     def compute(p: Any, q: Any) -> np.ndarray:
         if all_pairs:
-            M, D = p.loc.shape
+            M = len(p.loc)
             p = p.expand((len(q.loc), M))
             q = MultivariateNormal(q.loc[:, None], scale_tril=q.scale_tril[:, None], validate_args=False)
             q = q.expand((len(q.loc), M))
@@ -162,6 +163,7 @@ def rates(work: str, all_pairs: bool, size: tuple[int, int], rounds: int) -> lis
 def _timed(each: Contender, p: Given, q: Given) -> tuple[float, float, np.ndarray]:
     """Seconds from covariances on, seconds of the divergences alone, and the divergences."""
     few: Given = (q[0][: len(q[0]) // each.share], q[1][: len(q[1]) // each.share])
+    time.sleep(PAUSE)
     start = time.perf_counter()
     prepared = each.prepare(p), each.prepare(few)
     middle = time.perf_counter()
@@ -178,7 +180,7 @@ def _rate(work: str, each: Contender, pairs: int, seconds: list[tuple[float, flo
 def measure(rounds: int = ROUNDS, smoke: bool = False) -> list[Rate]:
     """Both figures, printed while they come."""
     found = []
-    print(f"{'million pairs per second':55s} {'whole':>10s} {'prepared':>10s}")
+    print(f"{'million pairs per second':67s} {'whole':>10s} {'prepared':>10s}")
     for name, all_pairs, (M, D) in (
         ("all pairs", True, SMOKE_ALL if smoke else ALL),
         ("element by element", False, SMOKE_PAIRS if smoke else PAIRS),
