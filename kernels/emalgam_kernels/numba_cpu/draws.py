@@ -8,7 +8,7 @@ Every constant is a uint64 too: with a Python int, Numba's arithmetic would go o
 >>> @numba.njit
 ... def draw(noise):
 ...     normal_tile(np.uint64(7), np.uint64(1), np.uint64(0), np.uint64(0), noise.shape[1], noise)
->>> noise = np.empty((2, 64))
+>>> noise = np.full((4, 64), np.nan)
 >>> draw(noise)
 >>> bool(np.isfinite(noise).all())
 True
