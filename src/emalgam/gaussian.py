@@ -15,6 +15,7 @@ import numpy as np
 from emalgam import arrays
 from emalgam.covariance import COVARIANCES
 from emalgam.draws import kernel_module, philox_seed, sampler_of
+from emalgam.information import first_index, is_positive_definite
 from emalgam.mixture import Mixture
 from emalgam.namespace import invert_triangular
 from emalgam.packing import LOG_2_PI
@@ -349,14 +350,9 @@ def finite_numbers(name: str, values: Any) -> np.ndarray:
         raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers")
     finite = np.isfinite(array)
     if not finite.all():
-        index = _first(~finite)
+        index = first_index(~finite)
         raise ValueError(f"{name} contains {'NaN' if np.isnan(array[index]) else 'inf'}{_at(index)}")
     return array.astype(np.float64)
-
-
-def _first(mask: np.ndarray) -> tuple[int, ...]:
-    """The first index at which `mask` is true."""
-    return tuple(int(i) for i in np.unravel_index(int(mask.argmax()), mask.shape))
 
 
 def _at(index: tuple[int, ...]) -> str:
@@ -382,31 +378,23 @@ def _factor(kind: str, covariance: np.ndarray) -> np.ndarray:
     """P of each covariance; ValueError naming the first that is not symmetric and positive definite."""
     if kind != "full":
         if (covariance <= 0).any():
-            index = _first(covariance <= 0)
+            index = first_index(covariance <= 0)
             raise ValueError(f"covariance is not positive definite{_at(index)}: a variance is {covariance[index]:g}")
         return 1.0 / np.sqrt(covariance)
     size = np.sqrt(np.abs(np.einsum("...ii->...i", covariance)))
     skew = np.abs(covariance - covariance.swapaxes(-1, -2)) > 1e-8 * size[..., None] * size[..., None, :]
     if skew.any():
-        raise ValueError(f"covariance is not symmetric{_at(_first(skew)[:-2])}; pass 0.5 * (c + c.T)")
+        raise ValueError(f"covariance is not symmetric{_at(first_index(skew)[:-2])}; pass 0.5 * (c + c.T)")
     matrices = covariance.reshape(-1, *covariance.shape[-2:])
     try:
         return COVARIANCES["full"].factor(matrices).reshape(covariance.shape)
     except np.linalg.LinAlgError:
-        failed = np.array([not _is_positive_definite(matrix) for matrix in matrices]).reshape(covariance.shape[:-2])
-        index = _first(failed)
+        failed = np.array([not is_positive_definite(matrix) for matrix in matrices]).reshape(covariance.shape[:-2])
+        index = first_index(failed)
         raise ValueError(
             f"covariance is not positive definite{_at(index)} (smallest eigenvalue "
             f"{np.linalg.eigvalsh(covariance[index])[0]:g}); add to its diagonal"
         ) from None
-
-
-def _is_positive_definite(matrix: np.ndarray) -> bool:
-    try:
-        np.linalg.cholesky(matrix)
-    except np.linalg.LinAlgError:
-        return False
-    return True
 
 
 # ---- conversions

@@ -411,7 +411,7 @@ def factor_covariances(name: str, values: Any) -> np.ndarray:
     except np.linalg.LinAlgError:
         smallest = np.linalg.eigvalsh(matrices)[..., 0]
         failed = np.reshape(
-            [not _positive_definite(matrix) for matrix in matrices.reshape(-1, *matrices.shape[-2:])],
+            [not is_positive_definite(matrix) for matrix in matrices.reshape(-1, *matrices.shape[-2:])],
             matrices.shape[:-2],
         )
         index = first_index(failed)
@@ -421,7 +421,8 @@ def factor_covariances(name: str, values: Any) -> np.ndarray:
         ) from None
 
 
-def _positive_definite(matrix: np.ndarray) -> bool:
+def is_positive_definite(matrix: np.ndarray) -> bool:
+    """Whether a matrix has a Cholesky factor."""
     try:
         np.linalg.cholesky(matrix)
     except np.linalg.LinAlgError:
