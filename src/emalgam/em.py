@@ -22,8 +22,8 @@ from emalgam.initialization import INITIALIZATIONS, Given
 from emalgam.m_step import POLICIES, MStep, NumericalError, effective_components
 from emalgam.mixture import Mixture, check_numbers, check_symmetric, check_weights
 from emalgam.namespace import beside, is_tensor, namespace, to_host
-from emalgam.observations import Observations
 from emalgam.packing import Components, Frame, Moments
+from emalgam.parts import Data, observe
 from emalgam.validation import check_choice, check_integer, check_number, generator
 
 LARGEST_FLOAT32: Final = 1e9  # squares of rows further out than this could overflow a float32 tile
@@ -201,7 +201,7 @@ def fit(
     settings = Settings(tol, reg_covar, max_iter, n_init, init_params, on_degenerate, algorithm, callback, precision)
     K = check_integer("n_components", n_components, 1)
     with arrays.callers_stream(x):
-        data = Observations.of(x, sample_weight, covariance, backend, n_threads)
+        data = observe(x, sample_weight, covariance, backend, n_threads)
         given = given_parameters(covariance, K, data.frame, weights_init, means_init, precisions_init)
         result = fit_observations(data, covariance, K, settings, given, generator(random_state))
     if result.short_of_convergence:
@@ -245,7 +245,7 @@ class Start:
 
 
 def fit_observations(
-    data: Observations,
+    data: Data,
     covariance: Covariance,
     K: int,
     settings: Settings,
@@ -260,11 +260,11 @@ def fit_observations(
             "expected at least as many samples as components"
         )
     check_precision(settings.precision, data)
-    run = _RestartOnGpu if is_tensor(data.x) else _Restart
+    run = _RestartOnGpu if is_tensor(data.sample.x) else _Restart
     best: Fit | None = None
     failures: list[str] = []
     # On a GPU no thread of ours competes with BLAS.
-    with nullcontext() if is_tensor(data.x) else one_blas_thread():
+    with nullcontext() if is_tensor(data.sample.x) else one_blas_thread():
         for restart in range(1 if start is not None else settings.n_init):
             try:
                 result = run(data, covariance, K, settings, rng, restart).run(given, start)
@@ -280,7 +280,7 @@ def fit_observations(
     return best
 
 
-def check_precision(precision: str, data: Observations) -> None:
+def check_precision(precision: str, data: Data) -> None:
     """ValueError if TF32 is asked for where there is none."""
     if precision == "tf32" and (data.backend != "numba_cuda" or data.dtype != np.float32):
         raise ValueError(
@@ -294,7 +294,7 @@ class _Restart:
 
     def __init__(
         self,
-        data: Observations,
+        data: Data,
         covariance: Covariance,
         K: int,
         settings: Settings,
@@ -365,7 +365,7 @@ class _Restart:
         components = self.m_step.broadest(np.zeros((self.K, D)))
         if not given.complete:
             initialize = INITIALIZATIONS[self.settings.init_params]
-            statistics = initialize(self.data, self.covariance, self.K, self.rng)
+            statistics = initialize(self.data.sample, self.covariance, self.K, self.rng)
             moments = Moments.of(statistics, np.zeros((self.K, D)))
             components = self.m_step.update(
                 moments, replace(components, means=moments.means()), "packed", 0, reseed=True
@@ -390,7 +390,7 @@ class _RestartOnGpu(_Restart):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         frame = self.data.frame
-        self.frame = Frame(beside(frame.shift, self.data.x), beside(frame.scale, self.data.x))
+        self.frame = Frame(beside(frame.shift, self.data.sample.x), beside(frame.scale, self.data.sample.x))
 
     def maximize(
         self, moments: Moments, old: Components, bound: Any, how: Evaluation, iteration: int
