@@ -35,11 +35,13 @@ _HOMES: Final = {
     "gaussian_cross_entropy": "divergence",
     "entropy_bounds": "divergence",
     "expectation": "sampling",
+    "open_stream": "stream",
+    "Stream": "stream",
     "save_model": "model_file",
     "load_model": "model_file",
     "ModelFileError": "model_file",
 }
-_MODULES: Final = ("backends", "divergence", "estimation", "information", "plot", "sampling")
+_MODULES: Final = ("backends", "divergence", "estimation", "information", "plot", "sampling", "stream")
 
 __all__ = [*_HOMES, *_MODULES]
 
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from emalgam import information as information
     from emalgam import plot as plot
     from emalgam import sampling as sampling
+    from emalgam import stream as stream
     from emalgam.backends import BackendUnavailable as BackendUnavailable
     from emalgam.backends import use_backend as use_backend
     from emalgam.divergence import entropy_bounds as entropy_bounds
@@ -77,6 +80,8 @@ if TYPE_CHECKING:
     from emalgam.model_file import load_model as load_model
     from emalgam.model_file import save_model as save_model
     from emalgam.sampling import expectation as expectation
+    from emalgam.stream import Stream as Stream
+    from emalgam.stream import open_stream as open_stream
 
 
 def __getattr__(name: str) -> Any:
