@@ -42,7 +42,7 @@ TINY = tolerance("tiny KL", "float64")
 MIXTURES = tolerance("divergence of mixtures", "float64")
 QUADRATURE = tolerance("quadrature", "float64")
 AFFINE = tolerance("affine invariance of KL", "float64")
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent.parent / "examples" / "data"
 
 Approximation = Callable[..., Any]
 APPROXIMATIONS: dict[Approximation, Callable[[oracles.Gaussians, oracles.Gaussians], Any]] = {
@@ -117,7 +117,7 @@ def test_monte_carlo_as_in_the_chapter() -> None:
 
 def test_least_divergence_is_greatest_likelihood() -> None:
     """With the data's own Gaussian ĝ, −mean log q = H(ĝ, q) = H(ĝ) + KL(ĝ ‖ q) for every q: q = ĝ is best by both."""
-    x = np.loadtxt(DATA / "old_faithful.csv", delimiter=",", skiprows=1)[:, -2:]
+    x = np.loadtxt(DATA / "old_faithful.csv", delimiter=",", skiprows=1)
     data = Gaussian(x.mean(axis=0), np.cov(x.T, bias=True))
     rng = np.random.default_rng(0)
     for _ in range(10):
@@ -215,6 +215,21 @@ def test_divergence_is_positive_and_knows_no_coordinates(seed: int, D: int) -> N
     before = kl(p, q)
     assert (before >= 0).all()
     np.testing.assert_allclose(kl(p.affine(A, b), q.affine(A, b)), before, rtol=AFFINE, atol=AFFINE)
+
+
+@given(seed=st.integers(0, 10_000), D=st.integers(1, 4), size=st.floats(1e-6, 3.0))
+def test_zero_only_for_equals_and_not_symmetric(seed: int, D: int, size: float) -> None:
+    """KL(p ‖ p) = 0 and KL(p ‖ q) > 0 however near q is; the two directions differ where the covariances do."""
+    p, rng = stack_of(3, D, seed), np.random.default_rng(seed)
+    moved = Gaussian(p.mean + size * rng.uniform(0.5, 1, p.mean.shape), p.covariance)
+    wider = Gaussian(p.mean, p.covariance * (1 + size))
+    np.testing.assert_array_equal(kl(p, p), 0.0)
+    for q in (moved, wider):
+        assert (kl(p, q) > 0).all()
+        assert (kl(q, p) > 0).all()
+    # ½ δᵀ Σ⁻¹ δ both ways; but for Σ_q = (1 + s) Σ_p, with a = log(1 + s): D/2 (e⁻ᵃ − 1 + a) < D/2 (eᵃ − 1 − a)
+    np.testing.assert_allclose(kl(p, moved), kl(moved, p), rtol=CLOSED)
+    assert (kl(p, wider) < kl(wider, p)).all()
 
 
 # ---- mixtures: the formulas

@@ -564,7 +564,8 @@ def symmetric_kl(p: Any, q: Any, divergence: Callable[..., Any] | None = None, *
 
     References
     ----------
-    Jeffreys (1946), Proceedings of the Royal Society A 186, 453-461; Kullback, Leibler (1951), On information and sufficiency.
+    Jeffreys (1946), Proceedings of the Royal Society A 186, 453-461; Kullback, Leibler (1951), On information and
+    sufficiency.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Information, entropy and divergence of discrete distributions; entropy of Gaussians; the ELBO of a mixture.
+"""Information, entropy, divergence and Bayes' rule of discrete distributions; entropy of Gaussians; a mixture's ELBO.
 
 A discrete distribution is a vector of K probabilities along the last axis; leading axes are a batch and broadcast.
 Results are in nats unless another base of the logarithm is named. Throughout, 0 log 0 = 0.
@@ -36,6 +36,21 @@ class ElboDecomposition(NamedTuple):
 
     elbo: np.ndarray
     kl: np.ndarray
+
+
+class Posterior(NamedTuple):
+    """What `posterior` returns.
+
+    Attributes
+    ----------
+    probabilities : (..., K) float64
+        P(z = k given x).
+    evidence : (...) float64
+        P(x), the total probability of what was observed.
+    """
+
+    probabilities: np.ndarray
+    evidence: np.ndarray | float
 
 
 # ---- discrete distributions
@@ -185,6 +200,58 @@ def kl_discrete(p: Any, q: Any, base: float | None = None) -> np.ndarray | float
         ordinary = (ratio > np.finfo(np.float64).tiny) & (ratio < np.inf)
         log_ratio = np.where(ordinary, np.log(ratio), np.log(first) - np.log(second))
     return (_divergence_terms(first, second, log_ratio).sum(axis=-1) / _unit(base))[()]
+
+
+def posterior(prior: Any, likelihood: Any) -> Posterior:
+    """Bayes' rule: P(z = k given x) = P(z = k) P(x given z = k) / P(x), and the total probability that divides.
+
+    P(x) = Σ_k P(z = k) P(x given z = k). The responsibilities of a mixture are this with weights and densities.
+
+    Parameters
+    ----------
+    prior : (..., K) array of real numbers
+        P(z = k): distributions along the last axis, as for `entropy`.
+    likelihood : (..., K) array of real numbers
+        P(x given z = k) ≥ 0, a probability or a density: it need not sum to one. Leading axes broadcast.
+
+    Returns
+    -------
+    Posterior
+        ``probabilities, evidence``; digits are kept where prior times likelihood would underflow.
+
+    Raises
+    ------
+    ValueError
+        As for `entropy`; for likelihoods that are negative or not finite, naming the index; for shapes that do not
+        broadcast; and where the evidence is zero: what cannot happen has no posterior.
+
+    References
+    ----------
+    Bishop (2006), eq. 1.12-1.13.
+
+    Examples
+    --------
+    Half of a group are married. Of those one in five is childless, of the others three in five:
+
+    >>> married, childless = posterior([0.5, 0.5], [0.2, 0.6])
+    >>> married.round(6), round(float(childless), 6)
+    (array([0.25, 0.75]), 0.4)
+    """
+    first, second = check_distributions("prior", prior), check_array("likelihood", likelihood).astype(np.float64)
+    _check_same_outcomes("prior", first, "likelihood", second)
+    if (second < 0).any():
+        index = first_index(second < 0)
+        raise ValueError(f"likelihood is {second[index]:g}{in_words(index)}; expected numbers >= 0")
+    # Divided by the largest likelihood that counts, the terms of the sum neither overflow nor all underflow.
+    counted = np.where(first > 0, second, 0.0)
+    largest = counted.max(axis=-1)
+    if (largest == 0).any():
+        where = in_words(first_index(largest == 0))
+        raise ValueError(f"likelihood{where} is zero wherever the prior is not; what cannot happen has no posterior")
+    with np.errstate(under="ignore"):
+        joint = first * (counted / largest[..., None])
+        total = joint.sum(axis=-1)
+        return Posterior(joint / total[..., None], (total * largest)[()])
 
 
 # ---- Gaussians and mixtures
@@ -433,14 +500,19 @@ def is_positive_definite(matrix: np.ndarray) -> bool:
 def _same_outcomes(p: Any, q: Any) -> tuple[np.ndarray, np.ndarray]:
     """p and q as distributions over the same outcomes whose leading axes broadcast."""
     first, second = check_distributions("p", p), check_distributions("q", q)
-    message = f"p has shape {first.shape} and q {second.shape}; expected "
-    if first.shape[-1] != second.shape[-1]:
+    _check_same_outcomes("p", first, "q", second)
+    return first, second
+
+
+def _check_same_outcomes(name: str, first: np.ndarray, other: str, second: np.ndarray) -> None:
+    """ValueError naming the arguments if their last axes differ or the others do not broadcast."""
+    message = f"{name} has shape {first.shape} and {other} {second.shape}; expected "
+    if first.shape[-1:] != second.shape[-1:]:
         raise ValueError(f"{message}the same number of outcomes along the last axis")
     try:
         np.broadcast_shapes(first.shape, second.shape)
     except ValueError:
         raise ValueError(f"{message}leading axes that broadcast") from None
-    return first, second
 
 
 def _unit(base: float | None) -> float:
