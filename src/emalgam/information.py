@@ -14,7 +14,7 @@ import numpy as np
 from emalgam import arrays
 from emalgam.mixture import WEIGHT_SUM_TOLERANCE, Mixture
 from emalgam.packing import LOG_2_PI
-from emalgam.validation import check_data, check_finite
+from emalgam.validation import asymmetric, check_array, check_data, check_finite, first_index, in_words, indefinite
 from emalgam_kernels import Direct
 
 ELEMENTS_AT_ONCE: Final = 2**18
@@ -404,26 +404,6 @@ def _divergence_terms(p: np.ndarray, q: np.ndarray, log_ratio: np.ndarray) -> np
 # ---- what comes in
 
 
-def check_array(name: str, values: Any) -> np.ndarray:
-    """`values` as a NumPy array of finite real numbers; ValueError naming the first index that is not."""
-    array = arrays.to_numpy(values, name)
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers (float, int or bool)")
-    if array.dtype.kind != "f":
-        return array
-    with np.errstate(over="ignore", invalid="ignore"):  # mostly one sum, which needs no memory
-        if array.sum(dtype=np.float64) * 0.0 == 0.0:
-            return array
-        wrong = ~np.isfinite(array.astype(np.float64, copy=False))
-    if wrong.any():
-        index = first_index(wrong)
-        value = "NaN" if np.isnan(array[index]) else "inf"
-        raise ValueError(
-            f"{name} contains {value}{in_words(index)}; expected finite numbers: remove or impute it first"
-        )
-    return array
-
-
 def check_probabilities(name: str, values: Any) -> np.ndarray:
     """`values` as float64 numbers from 0 to 1; ValueError naming the first index that is not."""
     array = arrays.to_numpy(values, name)
@@ -467,34 +447,18 @@ def factor_covariances(name: str, values: Any) -> np.ndarray:
     matrices = check_array(name, values).astype(np.float64)
     if matrices.ndim < 2 or matrices.shape[-1] != matrices.shape[-2] or matrices.shape[-1] == 0:
         raise ValueError(f"{name} has shape {matrices.shape}; expected square matrices: (..., features, features)")
-    size = np.sqrt(np.abs(np.einsum("...ii->...i", matrices)))
-    skew = np.abs(matrices - matrices.swapaxes(-1, -2)) > 1e-8 * size[..., None] * size[..., None, :]
+    skew = asymmetric(matrices)
     if skew.any():
-        raise ValueError(
-            f"{name}{in_words(first_index(skew.any(axis=(-1, -2))))} is not symmetric; pass 0.5 * (c + c.T)"
-        )
+        raise ValueError(f"{name}{in_words(first_index(skew))} is not symmetric; pass 0.5 * (c + c.T)")
     try:
         return np.linalg.cholesky(matrices)
     except np.linalg.LinAlgError:
-        smallest = np.linalg.eigvalsh(matrices)[..., 0]
-        failed = np.reshape(
-            [not is_positive_definite(matrix) for matrix in matrices.reshape(-1, *matrices.shape[-2:])],
-            matrices.shape[:-2],
-        )
-        index = first_index(failed)
+        index = first_index(indefinite(matrices))
+        smallest = np.linalg.eigvalsh(matrices[index])[0]
         raise ValueError(
-            f"{name}{in_words(index)} is not positive definite (smallest eigenvalue {smallest[index]:.9g}); "
+            f"{name}{in_words(index)} is not positive definite (smallest eigenvalue {smallest:.9g}); "
             "add to its diagonal"
         ) from None
-
-
-def is_positive_definite(matrix: np.ndarray) -> bool:
-    """Whether a matrix has a Cholesky factor."""
-    try:
-        np.linalg.cholesky(matrix)
-    except np.linalg.LinAlgError:
-        return False
-    return True
 
 
 def _same_outcomes(p: Any, q: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -522,13 +486,3 @@ def _unit(base: float | None) -> float:
     if not isinstance(base, numbers.Real) or isinstance(base, bool) or not 1 < float(base) < np.inf:
         raise ValueError(f"base is {base!r}; expected a number > 1 (2 for bits), or None for nats")
     return float(np.log(base))
-
-
-def first_index(wrong: np.ndarray) -> tuple[int, ...]:
-    """Index of the first true entry."""
-    return tuple(int(i) for i in np.argwhere(wrong)[0])
-
-
-def in_words(index: tuple[int, ...]) -> str:
-    """An index in words; nothing for a lone number."""
-    return f" at [{', '.join(map(str, index))}]" if index else ""

@@ -184,8 +184,9 @@ def anderson_darling(x: np.ndarray) -> float:
 
 
 @every_dtype
-def test_distribution_of_normals(backend: str, kernels: ModuleType, dtype: str) -> None:
-    n = many(backend)
+def test_distribution_of_normals(kernels: ModuleType, dtype: str) -> None:
+    """A million draws. Of all seeds 0.11 % would fail: 1e-3 by the last test, 1e-4 by the one before, 1e-6 a moment."""
+    n = 2000 if SIMULATED else MANY
     x = normals(kernels, n // 4, 4, dtype).astype(np.float64).ravel()
     for order in range(1, 9):
         mean, square = stats.norm.moment(order), stats.norm.moment(2 * order)
