@@ -74,7 +74,7 @@ def mean_entropy(p: Gaussians) -> float:
 
 
 def variational(p: Gaussians, q: Gaussians) -> float:
-    """Hershey and Olsen (2007), eq. 20."""
+    """Hershey and Olsen (2007), section 7."""
     return log_sums(p, p, closeness) - log_sums(p, q, closeness)
 
 
@@ -113,7 +113,7 @@ def bounds(p: Gaussians, q: Gaussians) -> tuple[float, float]:
 
 
 def entropy_bounds(p: Gaussians) -> tuple[float, float]:
-    """Huber et al. (2008), theorems 2 and 3."""
+    """Huber et al. (2008)."""
     labels = -sum(w * np.log(w) for w in p.weights if w > 0)
     return -log_sums(p, p, overlap), float(mean_entropy(p) + labels)
 

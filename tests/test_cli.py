@@ -340,6 +340,8 @@ USAGE = {
     "covariance": (["fit", "x.npy", "-k", 1, "--covariance", "low-rank"], "Invalid value for '--covariance'"),
     "backend": (["fit", "x.npy", "-k", 1, "--backend", "abacus"], "Invalid value for '--backend'"),
     "threads": (["fit", "x.npy", "-k", 1, "--threads", 0], "Invalid value for '--threads'"),
+    "no samples": (["sample", "m.safetensors", "-o", "s.npy", "-n", 0], "Invalid value for '-n' / '--samples'"),
+    "fewer samples": (["kl", "m.safetensors", "m.safetensors", "-n", -3], "Invalid value for '-n' / '--samples'"),
     "floor": (["fit", "x.npy", "-k", 1, "--reg-covar", "much"], "'much' is neither auto nor a number >= 0"),
     "negative floor": (["fit", "x.npy", "-k", 1, "--reg-covar=-1"], "'-1' is neither auto nor a number >= 0"),
     "seed": (["sample", "m", "-o", "x.npy", "--seed", -1], "Invalid value for '--seed'"),

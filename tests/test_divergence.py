@@ -42,7 +42,7 @@ TINY = tolerance("tiny KL", "float64")
 MIXTURES = tolerance("divergence of mixtures", "float64")
 QUADRATURE = tolerance("quadrature", "float64")
 AFFINE = tolerance("affine invariance of KL", "float64")
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent.parent / "examples" / "data"
 
 Approximation = Callable[..., Any]
 APPROXIMATIONS: dict[Approximation, Callable[[oracles.Gaussians, oracles.Gaussians], Any]] = {
@@ -117,7 +117,7 @@ def test_monte_carlo_as_in_the_chapter() -> None:
 
 def test_least_divergence_is_greatest_likelihood() -> None:
     """With the data's own Gaussian ĝ, −mean log q = H(ĝ, q) = H(ĝ) + KL(ĝ ‖ q) for every q: q = ĝ is best by both."""
-    x = np.loadtxt(DATA / "old_faithful.csv", delimiter=",", skiprows=1)[:, -2:]
+    x = np.loadtxt(DATA / "old_faithful.csv", delimiter=",", skiprows=1)
     data = Gaussian(x.mean(axis=0), np.cov(x.T, bias=True))
     rng = np.random.default_rng(0)
     for _ in range(10):
@@ -215,6 +215,21 @@ def test_divergence_is_positive_and_knows_no_coordinates(seed: int, D: int) -> N
     before = kl(p, q)
     assert (before >= 0).all()
     np.testing.assert_allclose(kl(p.affine(A, b), q.affine(A, b)), before, rtol=AFFINE, atol=AFFINE)
+
+
+@given(seed=st.integers(0, 10_000), D=st.integers(1, 4), size=st.floats(1e-6, 3.0))
+def test_zero_only_for_equals_and_not_symmetric(seed: int, D: int, size: float) -> None:
+    """KL(p ‖ p) = 0 and KL(p ‖ q) > 0 however near q is; the two directions differ where the covariances do."""
+    p, rng = stack_of(3, D, seed), np.random.default_rng(seed)
+    moved = Gaussian(p.mean + size * rng.uniform(0.5, 1, p.mean.shape), p.covariance)
+    wider = Gaussian(p.mean, p.covariance * (1 + size))
+    np.testing.assert_array_equal(kl(p, p), 0.0)
+    for q in (moved, wider):
+        assert (kl(p, q) > 0).all()
+        assert (kl(q, p) > 0).all()
+    # ½ δᵀ Σ⁻¹ δ both ways; but for Σ_q = (1 + s) Σ_p, with a = log(1 + s): D/2 (e⁻ᵃ − 1 + a) < D/2 (eᵃ − 1 − a)
+    np.testing.assert_allclose(kl(p, moved), kl(moved, p), rtol=CLOSED)
+    assert (kl(p, wider) < kl(wider, p)).all()
 
 
 # ---- mixtures: the formulas
@@ -551,6 +566,9 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: kl_variational([LINE_P] * 2, [LINE_Q, mixture_of(2, 2)]), r"q\[1\] has 2 features; p has 1"),
     (lambda: kl_unscented(LINE_P, mixture_of(2, 2)), "q has 2 features; p has 1"),
     (lambda: kl_product([], LINE_P), "p is empty; expected at least one mixture"),
+    (lambda: kl_variational(LINE_P, Mixture([0.7, 0.2], [[0.0], [1.0]], [1.0, 1.0], "spherical")), "sum 0.9; expected"),
+    (lambda: kl_matched(LINE_P, Mixture([1.2, -0.2], [[0.0], [1.0]], [1.0, 1.0], "spherical")), r"-0.2 at \[1\]"),
+    (lambda: kl_bounds(LINE_P, Mixture([1.0], [[np.nan]], [1.0], "spherical")), r"means contains NaN at \[0, 0\]"),
     (lambda: kl_monte_carlo(LINE_P, LINE_Q, 0), "n_samples is 0; expected an integer >= 1"),
     (lambda: kl_monte_carlo(LINE_P, LINE_Q, -5), "n_samples is -5; expected an integer >= 1"),
     (lambda: kl_monte_carlo(LINE_P, LINE_Q, 1.5), "n_samples is 1.5"),
@@ -560,6 +578,8 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: kl_monte_carlo(LINE_P, LINE_Q, estimator="best"), "estimator is 'best'; expected one of plain, control"),
     (lambda: kl_monte_carlo(LINE_P, LINE_Q, random_state=-1), "random_state is -1"),
     (lambda: jensen_shannon(LINE_P, LINE_Q, 0), "n_samples is 0"),
+    (lambda: jensen_shannon(LINE_P, LINE_Q, -1), "n_samples is -1"),
+    (lambda: symmetric_kl(LINE_P, LINE_Q, n_samples=0), "n_samples is 0"),
     (lambda: symmetric_kl(LINE_P, LINE_Q, n_samples=-1), "n_samples is -1"),
     (lambda: entropy_bounds([LINE_P, mixture_of(2, 2)]), r"p\[1\] has 2 features; p has 1"),
     (lambda: kl_variational(GaussianMixture(2), LINE_P), "not fitted"),

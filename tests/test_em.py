@@ -20,7 +20,8 @@ from tests.conftest import COVARIANCE_TYPES, DTYPES, Variant
 from tests.samples import blobs, start
 from tests.tolerances import tolerance
 
-FAITHFUL = np.loadtxt(Path(__file__).parent / "data" / "old_faithful.csv", delimiter=",", skiprows=1)
+EXAMPLES = Path(__file__).parent.parent / "examples"
+FAITHFUL = np.loadtxt(EXAMPLES / "data" / "old_faithful.csv", delimiter=",", skiprows=1)
 
 
 def quiet_fit(*args: object, **kwargs: object) -> emalgam.Fit:

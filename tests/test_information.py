@@ -16,6 +16,7 @@ from emalgam.information import (
     gaussian_entropy,
     information_content,
     kl_discrete,
+    posterior,
 )
 from tests import oracles
 from tests.conftest import COVARIANCE_TYPES
@@ -110,9 +111,21 @@ def test_positive_and_zero_only_for_equals(weights: list[float], seed: int) -> N
     p = raw / raw.sum()
     q = distributions(len(p), seed=seed)
     assert kl_discrete(p, p) == 0.0
-    assert kl_discrete(p, q) > 0 or np.array_equal(p, q)
+    assert kl_discrete(p, q) > 0
+    assert kl_discrete(q, p) > 0
     assert -1e-15 <= entropy(p) <= np.log(len(p)) + 1e-15
     assert cross_entropy(p, q) >= entropy(p) - 1e-15
+
+
+@given(st.floats(0.01, 0.99), st.floats(0.01, 0.99))
+def test_the_two_directions_differ(first: float, second: float) -> None:
+    """Two coins: KL(P ‖ Q) = KL(Q ‖ P) only where Q is P or P turned over."""
+    p, q = np.array([first, 1 - first]), np.array([second, 1 - second])
+    forth, back = exact_kl(p, q), exact_kl(q, p)
+    difference, rounding = float(forth - back), 32 * EPS * float(forth + back)
+    assert kl_discrete(p, q) - kl_discrete(q, p) == pytest.approx(difference, abs=rounding)
+    if min(abs(first - second), abs(first + second - 1)) > 1e-3:
+        assert kl_discrete(p, q) != kl_discrete(q, p)
 
 
 def test_batches_broadcast() -> None:
@@ -151,6 +164,13 @@ def test_other_dtypes() -> None:
         (lambda: entropy(["a"]), r"p has dtype <U1; expected probabilities"),
         (lambda: kl_discrete([1.0], [0.5, 0.5]), r"p has shape \(1,\) and q \(2,\); expected the same number"),
         (lambda: kl_discrete(np.eye(3), np.eye(3)[:2]), r"expected leading axes that broadcast"),
+        (lambda: posterior([0.5, 0.6], [1, 1]), r"prior has sum 1\.1"),
+        (lambda: posterior([0.5, 0.5], [[1, 1], [1, -1]]), r"likelihood is -1 at \[1, 1\]; expected numbers >= 0"),
+        (lambda: posterior([0.5, 0.5], [1, np.nan]), r"likelihood contains NaN at \[1\]"),
+        (lambda: posterior([0.5, 0.5], [1.0]), r"prior has shape \(2,\) and likelihood \(1,\); expected the same"),
+        (lambda: posterior([0.5, 0.5], 1.0), r"prior has shape \(2,\) and likelihood \(\); expected the same number"),
+        (lambda: posterior(np.eye(2), np.ones((3, 2))), r"likelihood \(3, 2\); expected leading axes that broadcast"),
+        (lambda: posterior([1.0, 0.0], [[1, 0], [0, 1]]), r"likelihood at \[1\] is zero wherever the prior is not"),
         (lambda: information_content([0.1, 1.5]), r"p is 1\.5 at \[1\]; expected a probability from 0 to 1"),
         (lambda: information_content(np.nan), r"p is nan; expected a probability"),
         (lambda: entropy([1.0], base=1), r"base is 1; expected a number > 1 \(2 for bits\), or None for nats"),
@@ -170,6 +190,50 @@ def test_other_dtypes() -> None:
 def test_bad_input(call: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# ---- Bayes' rule
+
+
+def test_married_and_childless() -> None:
+    """The mended example of the slides: 0.2 as P(childless given married) is 0.25 as P(married given childless)."""
+    probabilities, evidence = posterior([0.5, 0.5], [0.2, 0.6])
+    assert evidence == pytest.approx(0.4, rel=EPS)
+    np.testing.assert_allclose(probabilities, [0.25, 0.75], rtol=2 * EPS)
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_responsibilities_are_posteriors(covariance_type: str) -> None:
+    """With the weights for a prior and densities for likelihoods; the evidence is the mixture's density."""
+    model = mixture(covariance_type)
+    x = model.sample(100, random_state=0)[0]
+    densities = np.exp(oracles.joint_log_prob(x, as_oracle(model)).astype(np.float64)) / model.weights
+    probabilities, evidence = posterior(model.weights, densities)
+    np.testing.assert_allclose(probabilities, model.responsibilities(x, algorithm="direct"), rtol=1e-11, atol=1e-14)
+    np.testing.assert_allclose(np.log(evidence), model.log_prob(x, algorithm="direct"), rtol=1e-11)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 6), st.sampled_from([1e-300, 1.0, 1e300]))
+def test_posteriors_are_distributions(seed: int, K: int, unit: float) -> None:
+    """Joint probability = posterior times evidence; the unit of the likelihood cancels, however small or large."""
+    prior = distributions(3, 1, K, seed=seed)
+    likelihood = np.random.default_rng(seed).uniform(0.1, 2, (4, K))
+    probabilities, evidence = posterior(prior, likelihood * unit)
+    assert probabilities.shape == (3, 4, K)
+    assert evidence.shape == (3, 4)
+    np.testing.assert_allclose(probabilities.sum(axis=-1), 1, rtol=8 * EPS)
+    np.testing.assert_allclose(evidence / unit, (prior * likelihood).sum(axis=-1), rtol=8 * EPS)
+    np.testing.assert_allclose(probabilities * (evidence / unit)[..., None], prior * likelihood, rtol=16 * EPS)
+
+
+def test_what_is_certain_and_what_underflows() -> None:
+    certain, evidence = posterior([1.0, 0.0], [1e-300, 1e300])
+    assert certain.tolist() == [1.0, 0.0]
+    assert evidence == 1e-300
+    share = np.random.default_rng(0).uniform(1, 2, 1000)
+    found = posterior(np.full(1000, 1e-3), share * 1e-307)  # products of 1e-310 have ten digits left
+    np.testing.assert_allclose(found.probabilities, share / share.sum(), rtol=16 * EPS)
+    assert isinstance(posterior([1], [1]).evidence, float)
 
 
 # ---- Gaussians

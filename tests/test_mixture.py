@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from emalgam import Mixture
+from emalgam import GaussianMixture, Mixture
 from emalgam.covariance import COVARIANCES, invert_triangular
 from emalgam.guard import TOLERANCE, Cancellation, choose_evaluation
 from emalgam.packing import Components, Frame, power_of_two
@@ -191,20 +191,25 @@ GOOD = {"weights": [0.5, 0.5], "means": [[0.0, 0.0], [1.0, 1.0]], "covariances":
     ("changes", "message"),
     [
         ({"weights": [0.5, 0.6]}, "weights have minimum 0.5 and sum 1.1"),
-        ({"weights": [1.5, -0.5]}, "weights have minimum -0.5"),
+        ({"weights": [1.5, -0.5]}, r"weights have minimum -0\.5 at \[1\] and sum 1;"),
         ({"weights": [1.0]}, r"weights has shape \(1,\); expected \(2,\)"),
-        ({"weights": [np.nan, 1.0]}, "weights contains NaN"),
+        ({"weights": [np.nan, 1.0]}, r"weights contains NaN at \[0\]; expected finite numbers"),
         ({"weights": ["a", "b"]}, "weights has dtype <U1"),
         ({"means": [0.0, 1.0]}, r"means has shape \(2,\)"),
-        ({"means": [[0.0, np.inf], [0.0, 0.0]]}, "means contains NaN or infinity"),
+        ({"means": [[0.0, np.inf], [0.0, 0.0]]}, r"means contains inf at \[0, 1\]"),
         ({"covariances": np.eye(2)}, r"covariances has shape \(2, 2\); expected \(2, 2, 2\)"),
         (
             {"covariances": [np.eye(2), [[1.0, 2.0], [2.0, 1.0]]]},
             "component 1 are not positive definite .*eigenvalue -1",
         ),
-        ({"covariances": [np.eye(2), [[1.0, 0.2], [0.0, 1.0]]]}, "not symmetric"),
+        (
+            {"covariances": [np.eye(2) * 1e-30, [[1.0, 1.0], [1.0, 1.0]]]},  # the smaller one is the sound one
+            "component 1 are not positive definite",
+        ),
+        ({"covariances": [np.eye(2), [[1.0, 0.2], [0.0, 1.0]]]}, r"covariances at \[1\] are not symmetric"),
         ({"covariance_type": "tied", "covariances": -np.eye(2)}, "covariances is not positive definite"),
         ({"covariance_type": "diag", "covariances": [[1.0, 0.0], [1.0, 1.0]]}, "component 0 are not positive definite"),
+        ({"covariance_type": "spherical", "covariances": [1.0, -1.0]}, "component 1 are not positive .*eigenvalue -1"),
         ({"covariance_type": "banana"}, "covariance_type is 'banana'; expected one of full, tied"),
     ],
 )
@@ -215,7 +220,9 @@ def test_bad_parameters_name_the_field(changes: dict[str, object], message: str)
 
 def test_sample_checks_its_arguments() -> None:
     mixture = Mixture(**GOOD)
-    with pytest.raises(ValueError, match="n_samples is 0; expected an integer >= 1"):
-        mixture.sample(0)
+    for n_samples in (0, -3):
+        for sampled in (mixture, GaussianMixture.from_parameters(*GOOD.values())):
+            with pytest.raises(ValueError, match=f"n_samples is {n_samples}; expected an integer >= 1"):
+                sampled.sample(n_samples)
     for state in (3, np.random.default_rng(3), np.random.RandomState(3), np.random, None):
         assert mixture.sample(4, state)[0].shape == (4, 2)

@@ -208,8 +208,8 @@ def test_a_forged_header_is_named(case: str, path: Path) -> None:
 
 
 VALUES = {
-    "NaN": (0, np.nan, "weights contains NaN or infinity"),
-    "infinity": (4, np.inf, "means contains NaN or infinity"),
+    "NaN": (0, np.nan, "weights contains NaN at [0]"),
+    "infinity": (4, np.inf, "means contains inf at [0, 1]"),
     "weights that do not sum to one": (1, 0.5, "weights have"),
     "a negative variance": (10, -1.0, "covariances of component 0 are not positive definite"),
 }

@@ -158,6 +158,34 @@ def test_ticks_are_whole_numbers(x: np.ndarray) -> None:
         np.testing.assert_array_equal(ticks, np.round(ticks))
 
 
+def test_the_likelihood_of_a_coin() -> None:
+    """HHHTT: the curve is 0 at both ends and 0.03456 at 0.6, where the mark is; the logarithm leaves the ends out."""
+    theta = np.linspace(0, 1, 101)[::-1]
+    with np.errstate(divide="ignore"):
+        log_likelihood = 3 * np.log(theta) + 2 * np.log1p(-theta)
+    ax = plot.likelihood_curve(theta, log_likelihood)
+    curve, mark = ax.lines
+    np.testing.assert_allclose(curve.get_xdata(), theta[::-1])
+    np.testing.assert_allclose(curve.get_ydata(), (theta**3 * (1 - theta) ** 2)[::-1], atol=1e-15)
+    assert (mark.get_xdata()[0], mark.get_ydata()[0]) == pytest.approx((0.6, 0.03456))
+    assert [text.get_text() for text in ax.texts] == ["largest, 0.03456, at θ = 0.6"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("θ", "likelihood")
+    ax = plot.likelihood_curve(theta, log_likelihood - 1000, log=True, name="heads")
+    drawn = ax.lines[0].get_ydata()
+    assert np.isnan(drawn[[0, -1]]).all()
+    np.testing.assert_allclose(drawn[1:-1], log_likelihood[::-1][1:-1] - 1000)
+    assert [text.get_text() for text in ax.texts] == ["largest, \N{MINUS SIGN}1003, at heads = 0.6"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("heads", "log-likelihood (nats)")
+
+
+@pytest.mark.parametrize(("best", "side"), [(0.0, "left"), (0.5, "center"), (1.0, "right")])
+def test_the_label_of_the_largest_likelihood_stays_in_the_picture(best: float, side: str) -> None:
+    theta = np.linspace(0, 1, 11)
+    (text,) = plot.likelihood_curve(theta, -((theta - best) ** 2)).texts
+    assert text.get_horizontalalignment() == side
+    assert plot.likelihood_curve([0.3], [0.0]).texts[0].get_text() == "largest, 1, at θ = 0.3"
+
+
 @pytest.mark.parametrize("n_components", [1, 7, 8, 40])
 def test_colours_differ(n_components: int) -> None:
     colors = plot.component_colors(n_components)
@@ -182,6 +210,20 @@ def test_bad_arguments_say_what_is_expected(x: np.ndarray) -> None:
         plot.responsibilities(x, mixture, max_points=0)
     with pytest.raises(ValueError, match=r"the trace has shape \(0,\)"):
         plot.likelihood_trace([])
+    with pytest.raises(ValueError, match=r"theta has shape \(2,\) and log_likelihood \(3,\); expected the same"):
+        plot.likelihood_curve([0, 1], [0, 1, 2])
+    with pytest.raises(ValueError, match=r"theta has shape \(0,\)"):
+        plot.likelihood_curve([], [])
+    with pytest.raises(ValueError, match="contains NaN or inf"):
+        plot.likelihood_curve([0, np.nan], [0, 1])
+    with pytest.raises(ValueError, match="contains NaN or inf"):
+        plot.likelihood_curve([0, 1], [0, np.inf])
+    with pytest.raises(ValueError, match="−inf everywhere: the data cannot happen"):
+        plot.likelihood_curve([0, 1], [-np.inf, -np.inf])
+    with pytest.raises(ValueError, match=r"cannot hold the likelihood exp\(-1000\); draw the logarithm: log=True"):
+        plot.likelihood_curve([0, 1], [-2000, -1000])
+    with pytest.raises(ValueError, match=r"cannot hold the likelihood exp\(1000\)"):
+        plot.likelihood_curve([0, 1], [0, 1000])
     with pytest.raises(ValueError, match="n_components_range is empty"):
         plot.bic_curve(x, [])
     with pytest.raises(ValueError, match="BIC counts samples and has no place for sample_weight"):

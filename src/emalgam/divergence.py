@@ -97,7 +97,7 @@ def kl(
 
     References
     ----------
-    Hershey, Olsen (2007), eq. 2. How it is evaluated: `emalgam_kernels.reference.kl`.
+    Kullback (1959), Information Theory and Statistics, chapter 9. How it is evaluated: `emalgam_kernels.reference.kl`.
 
     Examples
     --------
@@ -215,7 +215,7 @@ def kl_variational(
 
     References
     ----------
-    Hershey, Olsen (2007), section 7, eq. 20.
+    Hershey, Olsen (2007), Approximating the Kullback Leibler divergence between Gaussian mixture models, section 7.
 
     Examples
     --------
@@ -297,8 +297,9 @@ def kl_bounds(
 
     References
     ----------
-    Durrieu, Thiran, Kelly (2012), section 3: the bounds of E_p log p and E_p log q of Hershey and Olsen (2007),
-    sections 5 and 7, combined so that each error has one sign.
+    Durrieu, Thiran, Kelly (2012), Lower and upper bounds for approximation of the Kullback-Leibler divergence between
+    Gaussian mixture models: E_p log p and E_p log q are bounded as in Hershey and Olsen (2007), sections 5 and 7, and
+    combined so that each error has one sign.
 
     Examples
     --------
@@ -333,7 +334,7 @@ def entropy_bounds(p: Any, *, n_threads: int | None = None) -> Bounds:
 
     References
     ----------
-    Huber, Bailey, Durrant-Whyte, Hanebeck (2008), theorems 2 and 3.
+    Huber, Bailey, Durrant-Whyte, Hanebeck (2008), On entropy approximation for Gaussian mixture random vectors.
 
     Examples
     --------
@@ -526,7 +527,7 @@ def jensen_shannon(
 
     References
     ----------
-    Lin (1991), Divergence measures based on the Shannon entropy, eq. 4.1.
+    Lin (1991), Divergence measures based on the Shannon entropy, IEEE Transactions on Information Theory 37, 145-151.
 
     Examples
     --------
@@ -563,7 +564,8 @@ def symmetric_kl(p: Any, q: Any, divergence: Callable[..., Any] | None = None, *
 
     References
     ----------
-    Jeffreys (1946), Proceedings of the Royal Society A 186, 453-461; Kullback, Leibler (1951), section 2.
+    Jeffreys (1946), Proceedings of the Royal Society A 186, 453-461; Kullback, Leibler (1951), On information and
+    sufficiency.
 
     Examples
     --------

@@ -22,17 +22,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from emalgam.information import (
-    check_array,
-    check_distributions,
-    check_probabilities,
-    factor_covariances,
-    first_index,
-    in_words,
-)
+from emalgam.information import check_distributions, check_probabilities, factor_covariances
 from emalgam.namespace import invert_triangular
 from emalgam.packing import LOG_2_PI, power_of_two
-from emalgam.validation import check_integer
+from emalgam.validation import check_array, check_integer, first_index, in_words
 
 ELEMENTS_AT_ONCE: Final = 2**19
 EPS: Final = float(np.finfo(np.float64).eps)

@@ -15,11 +15,19 @@ import numpy as np
 from emalgam import arrays
 from emalgam.covariance import COVARIANCES
 from emalgam.draws import kernel_module, philox_seed, sampler_of
-from emalgam.information import first_index, is_positive_definite
 from emalgam.mixture import Mixture
 from emalgam.namespace import invert_triangular
 from emalgam.packing import LOG_2_PI
-from emalgam.validation import check_choice, check_integer, check_threads
+from emalgam.validation import (
+    asymmetric,
+    check_array,
+    check_choice,
+    check_integer,
+    check_threads,
+    first_index,
+    in_words,
+    indefinite,
+)
 from emalgam_kernels.philox import NORMALS
 
 COVARIANCE_TYPES: Final = ("full", "diag", "spherical")
@@ -345,19 +353,7 @@ class Gaussian:
 
 def finite_numbers(name: str, values: Any) -> np.ndarray:
     """`values` as finite float64 numbers of any shape; ValueError naming the first index that is not."""
-    array = arrays.to_numpy(values, name)
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers")
-    finite = np.isfinite(array)
-    if not finite.all():
-        index = first_index(~finite)
-        raise ValueError(f"{name} contains {'NaN' if np.isnan(array[index]) else 'inf'}{_at(index)}")
-    return array.astype(np.float64)
-
-
-def _at(index: tuple[int, ...]) -> str:
-    """An index in words; nothing for a single value."""
-    return f" at index {index[0] if len(index) == 1 else index}" if index else ""
+    return check_array(name, values).astype(np.float64)
 
 
 def broadcast(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
@@ -379,20 +375,20 @@ def _factor(kind: str, covariance: np.ndarray) -> np.ndarray:
     if kind != "full":
         if (covariance <= 0).any():
             index = first_index(covariance <= 0)
-            raise ValueError(f"covariance is not positive definite{_at(index)}: a variance is {covariance[index]:g}")
+            raise ValueError(
+                f"covariance{in_words(index)} is not positive definite: a variance is {covariance[index]:g}"
+            )
         return 1.0 / np.sqrt(covariance)
-    size = np.sqrt(np.abs(np.einsum("...ii->...i", covariance)))
-    skew = np.abs(covariance - covariance.swapaxes(-1, -2)) > 1e-8 * size[..., None] * size[..., None, :]
+    skew = asymmetric(covariance)
     if skew.any():
-        raise ValueError(f"covariance is not symmetric{_at(first_index(skew)[:-2])}; pass 0.5 * (c + c.T)")
+        raise ValueError(f"covariance{in_words(first_index(skew))} is not symmetric; pass 0.5 * (c + c.T)")
     matrices = covariance.reshape(-1, *covariance.shape[-2:])
     try:
         return COVARIANCES["full"].factor(matrices).reshape(covariance.shape)
     except np.linalg.LinAlgError:
-        failed = np.array([not is_positive_definite(matrix) for matrix in matrices]).reshape(covariance.shape[:-2])
-        index = first_index(failed)
+        index = first_index(indefinite(covariance))
         raise ValueError(
-            f"covariance is not positive definite{_at(index)} (smallest eigenvalue "
+            f"covariance{in_words(index)} is not positive definite (smallest eigenvalue "
             f"{np.linalg.eigvalsh(covariance[index])[0]:g}); add to its diagonal"
         ) from None
 

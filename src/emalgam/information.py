@@ -1,4 +1,4 @@
-"""Information, entropy and divergence of discrete distributions; entropy of Gaussians; the ELBO of a mixture.
+"""Information, entropy, divergence and Bayes' rule of discrete distributions; entropy of Gaussians; a mixture's ELBO.
 
 A discrete distribution is a vector of K probabilities along the last axis; leading axes are a batch and broadcast.
 Results are in nats unless another base of the logarithm is named. Throughout, 0 log 0 = 0.
@@ -14,7 +14,7 @@ import numpy as np
 from emalgam import arrays
 from emalgam.mixture import WEIGHT_SUM_TOLERANCE, Mixture
 from emalgam.packing import LOG_2_PI
-from emalgam.validation import check_data, check_finite
+from emalgam.validation import asymmetric, check_array, check_data, check_finite, first_index, in_words, indefinite
 from emalgam_kernels import Direct
 
 ELEMENTS_AT_ONCE: Final = 2**18
@@ -36,6 +36,21 @@ class ElboDecomposition(NamedTuple):
 
     elbo: np.ndarray
     kl: np.ndarray
+
+
+class Posterior(NamedTuple):
+    """What `posterior` returns.
+
+    Attributes
+    ----------
+    probabilities : (..., K) float64
+        P(z = k given x).
+    evidence : (...) float64
+        P(x), the total probability of what was observed.
+    """
+
+    probabilities: np.ndarray
+    evidence: np.ndarray | float
 
 
 # ---- discrete distributions
@@ -185,6 +200,58 @@ def kl_discrete(p: Any, q: Any, base: float | None = None) -> np.ndarray | float
         ordinary = (ratio > np.finfo(np.float64).tiny) & (ratio < np.inf)
         log_ratio = np.where(ordinary, np.log(ratio), np.log(first) - np.log(second))
     return (_divergence_terms(first, second, log_ratio).sum(axis=-1) / _unit(base))[()]
+
+
+def posterior(prior: Any, likelihood: Any) -> Posterior:
+    """Bayes' rule: P(z = k given x) = P(z = k) P(x given z = k) / P(x), and the total probability that divides.
+
+    P(x) = Σ_k P(z = k) P(x given z = k). The responsibilities of a mixture are this with weights and densities.
+
+    Parameters
+    ----------
+    prior : (..., K) array of real numbers
+        P(z = k): distributions along the last axis, as for `entropy`.
+    likelihood : (..., K) array of real numbers
+        P(x given z = k) ≥ 0, a probability or a density: it need not sum to one. Leading axes broadcast.
+
+    Returns
+    -------
+    Posterior
+        ``probabilities, evidence``; digits are kept where prior times likelihood would underflow.
+
+    Raises
+    ------
+    ValueError
+        As for `entropy`; for likelihoods that are negative or not finite, naming the index; for shapes that do not
+        broadcast; and where the evidence is zero: what cannot happen has no posterior.
+
+    References
+    ----------
+    Bishop (2006), eq. 1.12-1.13.
+
+    Examples
+    --------
+    Half of a group are married. Of those one in five is childless, of the others three in five:
+
+    >>> married, childless = posterior([0.5, 0.5], [0.2, 0.6])
+    >>> married.round(6), round(float(childless), 6)
+    (array([0.25, 0.75]), 0.4)
+    """
+    first, second = check_distributions("prior", prior), check_array("likelihood", likelihood).astype(np.float64)
+    _check_same_outcomes("prior", first, "likelihood", second)
+    if (second < 0).any():
+        index = first_index(second < 0)
+        raise ValueError(f"likelihood is {second[index]:g}{in_words(index)}; expected numbers >= 0")
+    # Divided by the largest likelihood that counts, the terms of the sum neither overflow nor all underflow.
+    counted = np.where(first > 0, second, 0.0)
+    largest = counted.max(axis=-1)
+    if (largest == 0).any():
+        where = in_words(first_index(largest == 0))
+        raise ValueError(f"likelihood{where} is zero wherever the prior is not; what cannot happen has no posterior")
+    with np.errstate(under="ignore"):
+        joint = first * (counted / largest[..., None])
+        total = joint.sum(axis=-1)
+        return Posterior(joint / total[..., None], (total * largest)[()])
 
 
 # ---- Gaussians and mixtures
@@ -337,26 +404,6 @@ def _divergence_terms(p: np.ndarray, q: np.ndarray, log_ratio: np.ndarray) -> np
 # ---- what comes in
 
 
-def check_array(name: str, values: Any) -> np.ndarray:
-    """`values` as a NumPy array of finite real numbers; ValueError naming the first index that is not."""
-    array = arrays.to_numpy(values, name)
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers (float, int or bool)")
-    if array.dtype.kind != "f":
-        return array
-    with np.errstate(over="ignore", invalid="ignore"):  # mostly one sum, which needs no memory
-        if array.sum(dtype=np.float64) * 0.0 == 0.0:
-            return array
-        wrong = ~np.isfinite(array.astype(np.float64, copy=False))
-    if wrong.any():
-        index = first_index(wrong)
-        value = "NaN" if np.isnan(array[index]) else "inf"
-        raise ValueError(
-            f"{name} contains {value}{in_words(index)}; expected finite numbers: remove or impute it first"
-        )
-    return array
-
-
 def check_probabilities(name: str, values: Any) -> np.ndarray:
     """`values` as float64 numbers from 0 to 1; ValueError naming the first index that is not."""
     array = arrays.to_numpy(values, name)
@@ -400,47 +447,36 @@ def factor_covariances(name: str, values: Any) -> np.ndarray:
     matrices = check_array(name, values).astype(np.float64)
     if matrices.ndim < 2 or matrices.shape[-1] != matrices.shape[-2] or matrices.shape[-1] == 0:
         raise ValueError(f"{name} has shape {matrices.shape}; expected square matrices: (..., features, features)")
-    size = np.sqrt(np.abs(np.einsum("...ii->...i", matrices)))
-    skew = np.abs(matrices - matrices.swapaxes(-1, -2)) > 1e-8 * size[..., None] * size[..., None, :]
+    skew = asymmetric(matrices)
     if skew.any():
-        raise ValueError(
-            f"{name}{in_words(first_index(skew.any(axis=(-1, -2))))} is not symmetric; pass 0.5 * (c + c.T)"
-        )
+        raise ValueError(f"{name}{in_words(first_index(skew))} is not symmetric; pass 0.5 * (c + c.T)")
     try:
         return np.linalg.cholesky(matrices)
     except np.linalg.LinAlgError:
-        smallest = np.linalg.eigvalsh(matrices)[..., 0]
-        failed = np.reshape(
-            [not is_positive_definite(matrix) for matrix in matrices.reshape(-1, *matrices.shape[-2:])],
-            matrices.shape[:-2],
-        )
-        index = first_index(failed)
+        index = first_index(indefinite(matrices))
+        smallest = np.linalg.eigvalsh(matrices[index])[0]
         raise ValueError(
-            f"{name}{in_words(index)} is not positive definite (smallest eigenvalue {smallest[index]:.9g}); "
+            f"{name}{in_words(index)} is not positive definite (smallest eigenvalue {smallest:.9g}); "
             "add to its diagonal"
         ) from None
-
-
-def is_positive_definite(matrix: np.ndarray) -> bool:
-    """Whether a matrix has a Cholesky factor."""
-    try:
-        np.linalg.cholesky(matrix)
-    except np.linalg.LinAlgError:
-        return False
-    return True
 
 
 def _same_outcomes(p: Any, q: Any) -> tuple[np.ndarray, np.ndarray]:
     """p and q as distributions over the same outcomes whose leading axes broadcast."""
     first, second = check_distributions("p", p), check_distributions("q", q)
-    message = f"p has shape {first.shape} and q {second.shape}; expected "
-    if first.shape[-1] != second.shape[-1]:
+    _check_same_outcomes("p", first, "q", second)
+    return first, second
+
+
+def _check_same_outcomes(name: str, first: np.ndarray, other: str, second: np.ndarray) -> None:
+    """ValueError naming the arguments if their last axes differ or the others do not broadcast."""
+    message = f"{name} has shape {first.shape} and {other} {second.shape}; expected "
+    if first.shape[-1:] != second.shape[-1:]:
         raise ValueError(f"{message}the same number of outcomes along the last axis")
     try:
         np.broadcast_shapes(first.shape, second.shape)
     except ValueError:
         raise ValueError(f"{message}leading axes that broadcast") from None
-    return first, second
 
 
 def _unit(base: float | None) -> float:
@@ -450,13 +486,3 @@ def _unit(base: float | None) -> float:
     if not isinstance(base, numbers.Real) or isinstance(base, bool) or not 1 < float(base) < np.inf:
         raise ValueError(f"base is {base!r}; expected a number > 1 (2 for bits), or None for nats")
     return float(np.log(base))
-
-
-def first_index(wrong: np.ndarray) -> tuple[int, ...]:
-    """Index of the first true entry."""
-    return tuple(int(i) for i in np.argwhere(wrong)[0])
-
-
-def in_words(index: tuple[int, ...]) -> str:
-    """An index in words; nothing for a lone number."""
-    return f" at [{', '.join(map(str, index))}]" if index else ""

@@ -13,7 +13,18 @@ from emalgam.covariance import COVARIANCES, Covariance
 from emalgam.guard import ALGORITHMS, Cancellation, choose_evaluation, packed_reach, parameters_of
 from emalgam.namespace import beside, cast, namespace, to_host, where_true
 from emalgam.packing import Components, Frame, log_constants, power_of_two
-from emalgam.validation import check_choice, check_data, check_finite, check_integer, check_threads
+from emalgam.validation import (
+    asymmetric,
+    check_array,
+    check_choice,
+    check_data,
+    check_finite,
+    check_integer,
+    check_threads,
+    first_index,
+    in_words,
+    indefinite,
+)
 
 ROWS_AT_ONCE = 65536  # per thread: at least one block of rows
 ELEMENTS_AT_ONCE = 2**18
@@ -300,14 +311,10 @@ class Mixture:
 
 
 def check_numbers(name: str, values: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """`values` as finite float64 numbers of a shape; ValueError naming the field."""
-    array = arrays.to_numpy(values, name)
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers")
+    """`values` as finite float64 numbers of a shape; ValueError naming the field, and the index if one is not."""
+    array = check_array(name, values)
     if shape is not None and array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}; expected {shape}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} contains NaN or infinity; expected finite numbers")
     return array.astype(np.float64)
 
 
@@ -315,8 +322,10 @@ def check_weights(weights: np.ndarray) -> np.ndarray:
     """Mixing weights, checked, and divided by their sum unless that is one but for rounding."""
     excess = abs(weights.sum() - 1)
     if weights.min() < 0 or excess > WEIGHT_SUM_TOLERANCE:
+        where = in_words(first_index(weights < 0)) if weights.min() < 0 else ""
         raise ValueError(
-            f"weights have minimum {weights.min():g} and sum {weights.sum():.9g}; expected weights >= 0 that sum to one"
+            f"weights have minimum {weights.min():g}{where} and sum {weights.sum():.9g}; "
+            "expected weights >= 0 that sum to one"
         )
     return weights if excess <= len(weights) * np.finfo(np.float64).eps else weights / weights.sum()
 
@@ -325,10 +334,10 @@ def check_symmetric(name: str, covariance: Covariance, matrices: np.ndarray) -> 
     """ValueError naming the argument if its matrices are not symmetric but for rounding."""
     if covariance.direct_map != "full":
         return
-    size = np.sqrt(np.abs(np.einsum("...ii->...i", matrices)))
-    skew = np.abs(matrices - matrices.swapaxes(-1, -2)) > 1e-8 * size[..., None] * size[..., None, :]
+    skew = asymmetric(matrices)
     if skew.any():
-        raise ValueError(f"{name} are not symmetric (type {covariance.name}); pass 0.5 * (c + c.T)")
+        where = in_words(first_index(skew))
+        raise ValueError(f"{name}{where} are not symmetric (type {covariance.name}); pass 0.5 * (c + c.T)")
 
 
 def factor_covariances(covariance: Covariance, covariances: np.ndarray) -> np.ndarray:
@@ -339,10 +348,12 @@ def factor_covariances(covariance: Covariance, covariances: np.ndarray) -> np.nd
     except np.linalg.LinAlgError:
         if covariance.shared:
             raise ValueError("covariances is not positive definite (type tied); add to its diagonal") from None
-        smallest = [float(np.linalg.eigvalsh(c)[0] if np.ndim(c) == 2 else np.min(c)) for c in covariances]
-        k = int(np.argmin(smallest))
+        D = covariances.shape[1] if covariances.ndim > 1 else 1  # of one variance, one is enough to say so
+        matrices = covariance.matrices(covariances, len(covariances), D)
+        (k,) = first_index(indefinite(matrices))
         raise ValueError(
-            f"covariances of component {k} are not positive definite (smallest eigenvalue {smallest[k]:g}); "
+            f"covariances of component {k} are not positive definite (smallest eigenvalue "
+            f"{np.linalg.eigvalsh(matrices[k])[0]:g}); "
             "add to the diagonal"
         ) from None
 

@@ -1,4 +1,4 @@
-"""Pictures of mixtures and of fits, with matplotlib.
+"""Pictures of mixtures, fits and likelihoods, with matplotlib.
 
 Every function draws into `ax`, or into a new figure, and returns the Axes. Components have the colours of Okabe and
 Ito, which people with any kind of colour vision can tell apart, and their number as a label; beyond seven, colours are
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 OKABE_ITO: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 INK: Final = "#333333"
 
-__all__ = ["bic_curve", "component_colors", "ellipses", "likelihood_trace", "responsibilities"]
+__all__ = ["bic_curve", "component_colors", "ellipses", "likelihood_curve", "likelihood_trace", "responsibilities"]
 
 
 def ellipses(
@@ -188,6 +188,84 @@ def likelihood_trace(trace: Any, ax: Axes | None = None) -> Axes:
     _whole_numbers(ax)
     _tidy(ax)
     return ax
+
+
+def likelihood_curve(
+    theta: Any, log_likelihood: Any, ax: Axes | None = None, *, log: bool = False, name: str = "θ"
+) -> Axes:
+    """The likelihood of the data as a function of a parameter, with its largest value marked.
+
+    Parameters
+    ----------
+    theta : (M,) array of real numbers
+        The grid of the parameter, in any order.
+    log_likelihood : (M,) array of real numbers
+        log p(data given θ) at the grid, in nats; −inf where the data cannot happen.
+    ax : matplotlib Axes, optional
+        Where to draw; a new figure by default.
+    log : bool
+        Whether to draw the logarithm, for likelihoods that are too small for float64.
+    name : str
+        Of the parameter, for the labels.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    ValueError
+        If the arrays are not one-dimensional and of one length, hold NaN or +inf, or nothing can be drawn: the data
+        cannot happen at any θ, or float64 cannot hold their likelihood and `log` is not set.
+
+    Examples
+    --------
+    Three heads and two tails, in this order:
+
+    >>> import matplotlib
+    >>> matplotlib.use("Agg")
+    >>> import numpy as np
+    >>> from emalgam import plot
+    >>> from emalgam.estimation import bernoulli_log_likelihood
+    >>> theta = np.linspace(0, 1, 101)
+    >>> ax = plot.likelihood_curve(theta, bernoulli_log_likelihood(theta, [1, 1, 1, 0, 0]))
+    >>> ax.texts[0].get_text()
+    'largest, 0.03456, at θ = 0.6'
+    """
+    pyplot = _pyplot()
+    grid, values = _curve(theta, log_likelihood, log)
+    ax = pyplot.subplots()[1] if ax is None else ax
+    best = int(np.nanargmax(values))
+    ax.plot(grid, values, color=OKABE_ITO[0], linewidth=1.5)
+    ax.plot(grid[best], values[best], "o", color=OKABE_ITO[1], markersize=7)
+    text = f"largest, {values[best]:.4g}, at {name} = {grid[best]:.4g}".replace("-", "\N{MINUS SIGN}")
+    highest = (float(grid[best]), float(values[best]))  # above it nothing is drawn
+    along = (grid[best] - grid[0]) / max(grid[-1] - grid[0], np.finfo(np.float64).tiny)
+    side = "left" if along < 0.25 else "right" if along > 0.75 else "center"  # not beyond the edge of the picture
+    ax.annotate(text, highest, xytext=(0, 8), textcoords="offset points", ha=side, color=INK)
+    ax.margins(y=0.12)
+    ax.set(xlabel=name, ylabel="log-likelihood (nats)" if log else "likelihood")
+    _tidy(ax)
+    return ax
+
+
+def _curve(theta: Any, log_likelihood: Any, log: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The grid in ascending order, and what to draw over it: NaN where the logarithm is −inf."""
+    grid, values = np.asarray(theta, np.float64), np.asarray(log_likelihood, np.float64)
+    if grid.ndim != 1 or len(grid) == 0 or values.shape != grid.shape:
+        raise ValueError(f"theta has shape {grid.shape} and log_likelihood {values.shape}; expected the same (M,)")
+    if not np.isfinite(grid).all() or np.isnan(values).any() or np.isposinf(values).any():
+        raise ValueError("theta or log_likelihood contains NaN or inf; expected numbers, of the likelihood also −inf")
+    if np.isneginf(values).all():
+        raise ValueError("log_likelihood is −inf everywhere: the data cannot happen at any theta of the grid")
+    order = np.argsort(grid, kind="stable")
+    with np.errstate(under="ignore", over="ignore"):
+        drawn = np.where(np.isneginf(values), np.nan, values) if log else np.exp(values)
+    if not log and not 0 < drawn.max() < np.inf:
+        raise ValueError(f"float64 cannot hold the likelihood exp({values.max():.6g}); draw the logarithm: log=True")
+    return grid[order], drawn[order]
 
 
 def bic_curve(

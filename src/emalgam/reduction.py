@@ -103,7 +103,7 @@ def merge_costs(p: Any) -> np.ndarray:
     References
     ----------
     Runnalls (2007), Kullback-Leibler approach to Gaussian mixture reduction, IEEE Transactions on Aerospace and
-    Electronic Systems 43, 989-999: the bound B(i, j).
+    Electronic Systems 43, 989-999: the bound B(i, j) of eq. 21.
 
     Examples
     --------
@@ -133,7 +133,7 @@ def merge(p: Any, i: int, j: int) -> Mixture:
 
     References
     ----------
-    Runnalls (2007), section II; Salmond (1990).
+    Runnalls (2007); Salmond (1990), Mixture reduction algorithms for target tracking in clutter.
 
     Examples
     --------
@@ -175,7 +175,7 @@ def reduce(p: Any, n_components: int) -> Mixture:
 
     References
     ----------
-    Runnalls (2007), section IV, with the bound of `merge_costs`.
+    Runnalls (2007), with the bound of `merge_costs`.
 
     Examples
     --------

@@ -64,7 +64,8 @@ def expectation(
 
     References
     ----------
-    Bishop (2006), eq. 11.2; means and squares merge as in Chan, Golub, LeVeque (1983), eq. 2.1.
+    Bishop (2006), eq. 11.2; means and squares merge as in Chan, Golub, LeVeque (1983), "Algorithms for
+    computing the sample variance: analysis and recommendations".
 
     Examples
     --------

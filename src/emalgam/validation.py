@@ -140,3 +140,52 @@ def generator(random_state: Any) -> np.random.Generator:
         raise ValueError(
             f"random_state is {random_state!r}; expected None, an integer >= 0, or a NumPy random generator ({error})"
         ) from None
+
+
+def check_array(name: str, values: Any) -> np.ndarray:
+    """`values` as a NumPy array of finite real numbers; ValueError naming the first index that is not."""
+    array = arrays.to_numpy(values, name)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers (float, int or bool)")
+    if array.dtype.kind != "f":
+        return array
+    with np.errstate(over="ignore", invalid="ignore"):  # mostly one sum, which needs no memory
+        if array.sum(dtype=np.float64) * 0.0 == 0.0:
+            return array
+        wrong = ~np.isfinite(array.astype(np.float64, copy=False))
+    if wrong.any():
+        index = first_index(wrong)
+        value = "NaN" if np.isnan(array[index]) else "inf"
+        raise ValueError(f"{name} contains {value}{in_words(index)}; expected finite numbers: remove or replace it")
+    return array
+
+
+def asymmetric(matrices: np.ndarray) -> np.ndarray:
+    """Which matrices (..., D, D) are not symmetric but for rounding; (...) bool."""
+    size = np.sqrt(np.abs(np.einsum("...ii->...i", matrices)))
+    skew = np.abs(matrices - matrices.swapaxes(-1, -2)) > 1e-8 * size[..., None] * size[..., None, :]
+    return np.asarray(skew.any(axis=(-1, -2)))
+
+
+def indefinite(matrices: np.ndarray) -> np.ndarray:
+    """Which symmetric matrices (..., D, D) have no Cholesky factor; (...) bool."""
+    flat = matrices.reshape(-1, *matrices.shape[-2:])
+    return np.reshape([not _has_cholesky_factor(matrix) for matrix in flat], matrices.shape[:-2])
+
+
+def _has_cholesky_factor(matrix: np.ndarray) -> bool:
+    try:
+        np.linalg.cholesky(matrix)
+    except np.linalg.LinAlgError:
+        return False
+    return True
+
+
+def first_index(wrong: np.ndarray) -> tuple[int, ...]:
+    """Index of the first true entry."""
+    return tuple(int(i) for i in np.argwhere(wrong)[0])
+
+
+def in_words(index: tuple[int, ...]) -> str:
+    """An index in words; nothing for a lone number."""
+    return f" at [{', '.join(map(str, index))}]" if index else ""

@@ -32,7 +32,7 @@ from tests.tolerances import EPS, tolerance
 SEED = 20240229
 STANDARD_ERRORS = 4.9  # exceeded by one estimate in a million
 FALSE_ALARM = 1e-4  # of each test with a p-value
-ANDERSON_DARLING = 5.97  # exceeded with probability 0.001: Marsaglia & Marsaglia (2004), eq. for large z
+ANDERSON_DARLING = 5.97  # exceeded with probability 0.001: Marsaglia & Marsaglia (2004)
 MANY = 10**6
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 every_draw = pytest.mark.parametrize("draw", DRAWS)
@@ -177,15 +177,16 @@ def test_threads_do_not_change_normals(kernels: ModuleType, dtype: str) -> None:
 
 
 def anderson_darling(x: np.ndarray) -> float:
-    """A² of x against the standard normal; Anderson & Darling (1954), eq. 2."""
+    """A² of x against the standard normal; Anderson & Darling (1954)."""
     x = np.sort(x)
     terms = (2 * np.arange(len(x)) + 1) * (stats.norm.logcdf(x) + stats.norm.logsf(x[::-1]))
     return float(-len(x) - terms.mean())
 
 
 @every_dtype
-def test_distribution_of_normals(backend: str, kernels: ModuleType, dtype: str) -> None:
-    n = many(backend)
+def test_distribution_of_normals(kernels: ModuleType, dtype: str) -> None:
+    """A million draws. Of all seeds 0.11 % would fail: 1e-3 by the last test, 1e-4 by the one before, 1e-6 a moment."""
+    n = 2000 if SIMULATED else MANY
     x = normals(kernels, n // 4, 4, dtype).astype(np.float64).ravel()
     for order in range(1, 9):
         mean, square = stats.norm.moment(order), stats.norm.moment(2 * order)

@@ -41,7 +41,7 @@ INLINE VEC N_(square_root)(VEC x) {
 
 /* ---- Philox and uniforms ----------------------------------------------------------------------------------- */
 
-/* Philox4x32-10 of the counters (low and high half of the row, stream, block): Salmon et al. (2011), section 3.3. */
+/* Philox4x32-10 of the counters (low and high half of the row, stream, block): Salmon et al. (2011). */
 INLINE void N_(philox)(uint64_t seed, uint32_t stream, uint32_t block, WORDS rows, WORDS *word) {
     WORDS a = rows, b = rows >> 32, c = (WORDS){0} + stream, d = (WORDS){0} + block;
     uint32_t first_key = (uint32_t)seed, second_key = (uint32_t)(seed >> 32);

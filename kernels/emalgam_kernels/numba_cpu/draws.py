@@ -48,7 +48,7 @@ _BELOW_ONE_FLOAT32: Final = np.float32(1 - 2.0**-24)
 def philox(
     seed: np.uint64, stream: np.uint64, block: np.uint64, row: np.uint64
 ) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
-    """The four words of Philox4x32-10, each uint64 below 2³². Salmon et al. (2011), section 3.3."""
+    """The four words of Philox4x32-10, each uint64 below 2³². Salmon et al. (2011)."""
     a, b, c, d = row & _LOW, row >> _32, stream, block
     first_key, second_key = seed & _LOW, seed >> _32
     for _ in range(ROUNDS):

@@ -260,7 +260,7 @@ def pair_tile(p: Stack, q: Stack, full: bool, work: PairWork, i: np.ndarray, j: 
 def _subtract_product(
     m: np.ndarray, m_low: np.ndarray, factor: np.ndarray, factor_low: np.ndarray, high: np.ndarray, low: np.ndarray
 ) -> None:
-    """(high, low) −= (m, m_low) (factor, factor_low) in twice the precision: Dekker (1971), section 5."""
+    """(high, low) −= (m, m_low) (factor, factor_low) in twice the precision: Dekker (1971)."""
     real = m.dtype.type
     half_the_digits = real(2.0**27 + 1) if m.itemsize == 8 else real(2.0**12 + 1)
     for n in range(PAIRS):

@@ -44,7 +44,7 @@ def philox_words(seed: int, stream: int, block: int, first: int, out: np.ndarray
 
     References
     ----------
-    Salmon, Moraes, Dror, Shaw (2011), section 3.3.
+    Salmon, Moraes, Dror, Shaw (2011), "Parallel random numbers: as easy as 1, 2, 3", SC'11.
 
     >>> words = np.empty((1, 4), np.uint32)
     >>> philox_words(0, 0, 0, 0, words)
