@@ -24,6 +24,7 @@ from emalgam.mixture import Mixture, check_numbers, check_symmetric, check_weigh
 from emalgam.namespace import beside, is_tensor, namespace, to_host
 from emalgam.packing import Components, Frame, Moments
 from emalgam.parts import Data, observe
+from emalgam.stream import for_many_passes
 from emalgam.validation import check_choice, check_integer, check_number, generator
 
 LARGEST_FLOAT32: Final = 1e9  # squares of rows further out than this could overflow a float32 tile
@@ -138,8 +139,9 @@ def fit(
 
     Parameters
     ----------
-    x : (N, D) array of real numbers
-        Any dtype and strides, memory-mapped too; read where it lies, on the CPU or on a GPU.
+    x : (N, D) array of real numbers, `emalgam.Stream`, or the path of what can be one
+        Any dtype and strides; read where it lies, on the CPU or on a GPU. Memory maps are read as streams: a start then
+        looks at about 2²⁰ numbers of the data.
     n_components : int
         K.
     covariance_type : {"full", "tied", "diag", "spherical"}
@@ -201,7 +203,7 @@ def fit(
     settings = Settings(tol, reg_covar, max_iter, n_init, init_params, on_degenerate, algorithm, callback, precision)
     K = check_integer("n_components", n_components, 1)
     with arrays.callers_stream(x):
-        data = observe(x, sample_weight, covariance, backend, n_threads)
+        data = observe(*for_many_passes(x, sample_weight), covariance, backend, n_threads)
         given = given_parameters(covariance, K, data.frame, weights_init, means_init, precisions_init)
         result = fit_observations(data, covariance, K, settings, given, generator(random_state))
     if result.short_of_convergence:

@@ -18,7 +18,8 @@ from emalgam.covariance import COVARIANCES, Covariance
 from emalgam.em import Fit, Iteration, Settings, Start, fit_observations, given_parameters, not_converged
 from emalgam.mixture import Mixture
 from emalgam.namespace import to_host
-from emalgam.observations import Observations
+from emalgam.parts import Parts, observe
+from emalgam.stream import as_stream, for_many_passes
 from emalgam.validation import check_choice, check_integer, generator
 
 PARAMETERS = ("weights_", "means_", "precisions_cholesky_")
@@ -190,7 +191,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
             return self._fit(X, sample_weight, covariance, K, settings)
 
     def _fit(self, X: Any, sample_weight: Any, covariance: Covariance, K: int, settings: Settings) -> Self:
-        data = Observations.of(self._read(X, reset=True), sample_weight, covariance, self.backend, self.n_threads)
+        X, sample_weight = for_many_passes(X, sample_weight)
+        data = observe(self._read(X, reset=True), sample_weight, covariance, self.backend, self.n_threads)
         given = given_parameters(covariance, K, data.frame, self.weights_init, self.means_init, self.precisions_init)
         start = None
         if self.warm_start and hasattr(self, "mixture_"):
@@ -248,10 +250,22 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
 
     def _read(self, X: Any, *, reset: bool) -> Any:
         """X by scikit-learn's conventions (data frames, names and number of features), neither copied nor converted."""
+        X = as_stream(X) or X
+        if isinstance(X, Parts):
+            return self._read_parts(X, reset)
         if arrays.on_gpu(X):
             return X
         X = arrays.to_numpy(X) if type(X).__module__.startswith("torch") else X
         return validate_data(self, X, reset=reset, dtype="numeric", order=None, ensure_all_finite=False)
+
+    def _read_parts(self, X: Parts, reset: bool) -> Parts:
+        if reset:
+            if hasattr(self, "feature_names_in_"):
+                del self.feature_names_in_
+            self.n_features_in_ = X.n_features
+        elif X.n_features != self.n_features_in_:
+            raise ValueError(f"X has {X.n_features} features; the mixture has {self.n_features_in_}")
+        return X
 
     # ---- a fitted mixture
 

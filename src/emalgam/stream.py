@@ -14,8 +14,9 @@ import threading
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 
@@ -93,6 +94,27 @@ def as_stream(x: Any) -> Stream | None:
     return open_stream(x) if isinstance(x, str | os.PathLike) else None
 
 
+def for_many_passes(x: Any, sample_weight: Any) -> tuple[Any, Any]:
+    """`x` and its weights, or the stream that reads both: of a path, and of a memory map, so that neither is copied."""
+    if not isinstance(x, np.memmap | str | os.PathLike):
+        return x, sample_weight
+    return open_stream(x, weight=sample_weight), None
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def over_chunks(method: Method) -> Method:
+    """Let a method of ``(self, x, **how)`` that answers row by row take a stream, or its path, in place of an array."""
+
+    @wraps(method)
+    def answer(self: Any, x: Any, **how: Any) -> Any:
+        stream = as_stream(x)
+        return method(self, x, **how) if stream is None else np.concatenate([*stream.map(partial(method, self, **how))])
+
+    return cast(Method, answer)
+
+
 class Stream(Parts):
     """Rows that are read in order, a chunk at a time, as often as wanted."""
 
@@ -134,7 +156,10 @@ class Stream(Parts):
         """
         with closing(self.parts()) as parts:
             for part in parts:
-                yield function(part.x)
+                try:
+                    yield function(part.x)
+                except ValueError as error:
+                    raise ValueError(f"{error} (rows are counted from row {part.first} of the stream)") from error
 
 
 class ArrayStream(Stream):
