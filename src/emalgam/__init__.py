@@ -35,6 +35,7 @@ _HOMES: Final = {
     "gaussian_cross_entropy": "divergence",
     "entropy_bounds": "divergence",
     "expectation": "sampling",
+    "fit_stepwise": "stepwise",
     "open_stream": "stream",
     "Stream": "stream",
     "save_model": "model_file",
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
     from emalgam.model_file import load_model as load_model
     from emalgam.model_file import save_model as save_model
     from emalgam.sampling import expectation as expectation
+    from emalgam.stepwise import fit_stepwise as fit_stepwise
     from emalgam.stream import Stream as Stream
     from emalgam.stream import open_stream as open_stream
 

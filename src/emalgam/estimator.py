@@ -13,14 +13,23 @@ from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from emalgam import arrays
+from emalgam import arrays, backends
 from emalgam.covariance import COVARIANCES, Covariance
 from emalgam.em import Fit, Iteration, Settings, Start, fit_observations, given_parameters, not_converged
 from emalgam.mixture import Mixture
 from emalgam.namespace import to_host
 from emalgam.parts import Parts, observe
+from emalgam.stepwise import Running
 from emalgam.stream import as_stream, for_many_passes
-from emalgam.validation import check_choice, check_integer, generator
+from emalgam.validation import (
+    check_choice,
+    check_data,
+    check_finite,
+    check_integer,
+    check_threads,
+    check_weight,
+    generator,
+)
 
 PARAMETERS = ("weights_", "means_", "precisions_cholesky_")
 
@@ -208,6 +217,46 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
             warnings.warn(not_converged(result, settings), ConvergenceWarning, stacklevel=3)
         return self._adopt(result.mixture, data.dtype, result)
 
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """One step of stepwise EM, for streams that pass once; see `emalgam.fit_stepwise`, which does them all.
+
+        The first call fits its batch; later ones, and those after `fit`, move running statistics and the parameters
+        with them. `lower_bound_` is the batch's mean log p before the step, in nats, and `n_iter_` counts the steps.
+
+        Parameters
+        ----------
+        X : (n, D) array
+            A batch; the first with at least some hundred rows for each component.
+        y : ignored
+        sample_weight : (n,) array, optional
+
+        Raises
+        ------
+        ValueError
+            For bad data or parameters, or a number of features that differs from that of earlier batches.
+        BackendUnavailable
+            If `backend` cannot run here.
+        """
+        K, fitted = check_integer("n_components", self.n_components, 1), hasattr(self, "mixture_")
+        if fitted and self.mixture_.n_components != K:
+            raise ValueError(f"n_components is {K}; the batches before had {self.mixture_.n_components}")
+        data = arrays.to_numpy(self._read(X, reset=not fitted), "X")
+        check_finite(check_data(data))
+        weight, threads = check_weight(sample_weight, len(data)), check_threads(self.n_threads)
+        running: Running | None = getattr(self, "_running", None)
+        if not fitted:
+            covariance = COVARIANCES[check_choice("covariance_type", self.covariance_type, tuple(COVARIANCES))]
+            how = self._settings(), generator(self.random_state), self.backend, threads
+            running, result = Running.begin(data, weight, covariance, K, *how)
+            self._adopt(result.mixture, data.dtype, result)
+        else:
+            running = running or Running.of(self._mixture(), self._settings().reg_covar)
+            running, bound = running.step(data, weight, backends.resolve(self.backend), threads)
+            self._adopt(running.mixture, self.means_.dtype)
+            self.lower_bound_, self.n_iter_ = bound, running.steps
+        self._running = running
+        return self
+
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Fit, and the component of each row: the same as ``fit(X).predict(X)``."""
         return self.fit(X, sample_weight=sample_weight).predict(X)
@@ -230,6 +279,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
 
     def _adopt(self, mixture: Mixture, dtype: np.dtype, result: Fit | None = None) -> Self:
         """Take over a mixture, and what a fit says of it."""
+        self.__dict__.pop("_running", None)  # the state of partial_fit, which belongs to another mixture
         self.mixture_ = mixture
         with np.errstate(over="ignore"):
             self.weights_ = mixture.weights.astype(dtype)

@@ -66,8 +66,8 @@ def open_stream(
     ...     for _ in range(20):
     ...         yield rng.normal(size=(500, 2)) + 9 * rng.integers(0, 2, (500, 1))
     >>> result = emalgam.fit(emalgam.open_stream(chunks), 2, random_state=0)
-    >>> sorted(result.mixture.means[:, 0].round().tolist())
-    [-0.0, 9.0]
+    >>> sorted(result.mixture.means[:, 0].round().astype(int).tolist())
+    [0, 9]
     """
     if isinstance(source, str | os.PathLike):
         path = Path(source)
@@ -249,36 +249,49 @@ class IterableStream(Stream):
         return rejoined(self._read(self.n_features, self.dtype), self.rows)
 
     def _read(self, n_features: int | None = None, dtype: np.dtype | None = None) -> Generator[Chunk]:
-        """The chunks that hold rows, checked; of the dtype of the first."""
-        for number, given in enumerate(self.source() if callable(self.source) else self.source):
-            x, weight = given if isinstance(given, tuple) else (given, None)
-            x = to_numpy(x, f"chunk {number}")
-            if x.ndim == 2 and len(x) == 0:
-                continue
-            x = check_data(x, name=f"chunk {number}")
-            if n_features is not None and x.shape[1] != n_features:
-                raise ValueError(f"chunk {number} has {x.shape[1]} features; those before it have {n_features}")
-            if weight is not None:
-                weight = to_numpy(weight, f"the weights of chunk {number}")
-                if weight.shape != (len(x),):
-                    raise ValueError(f"the weights of chunk {number} have shape {weight.shape}; expected ({len(x)},)")
-            yield x if dtype is None else x.astype(dtype, copy=False), weight
+        return checked_chunks(self.source() if callable(self.source) else self.source, n_features, dtype)
 
 
-def rejoined(chunks: Iterable[Chunk], rows: int) -> Iterator[Chunk]:
-    """The same rows in chunks of `rows`; the last may be smaller. Those of the right size are not copied."""
+def checked_chunks(
+    chunks: Iterable[Any], n_features: int | None = None, dtype: np.dtype | None = None
+) -> Generator[Chunk]:
+    """Chunks as somebody else made them, those that hold rows; of the width and, if it is given, the dtype wanted.
+
+    ValueError naming the chunk.
+    """
+    for number, given in enumerate(chunks):
+        x, weight = given if isinstance(given, tuple) else (given, None)
+        x = to_numpy(x, f"chunk {number}")
+        if x.ndim == 2 and len(x) == 0:
+            continue
+        x = check_data(x, name=f"chunk {number}")
+        if x.shape[1] != (n_features or x.shape[1]):
+            raise ValueError(f"chunk {number} has {x.shape[1]} features; those before it have {n_features}")
+        n_features = x.shape[1]
+        if weight is not None:
+            weight = to_numpy(weight, f"the weights of chunk {number}")
+            if weight.shape != (len(x),):
+                raise ValueError(f"the weights of chunk {number} have shape {weight.shape}; expected ({len(x)},)")
+        yield x if dtype is None else x.astype(dtype, copy=False), weight
+
+
+def rejoined(chunks: Iterable[Chunk], rows: int, first: int | None = None) -> Iterator[Chunk]:
+    """The same rows in chunks of `rows`, one of `first` rows before them; the last may be smaller.
+
+    Those of the right size are not copied.
+    """
     waiting: list[Chunk] = []
-    count = 0
+    count, wanted = 0, rows if first is None else first
     for x, weight in chunks:
         start = 0
         while start < len(x):
-            taken = min(rows - count, len(x) - start)
+            taken = min(wanted - count, len(x) - start)
             span = slice(start, start + taken)
             waiting.append((x[span], None if weight is None else weight[span]))
             start, count = start + taken, count + taken
-            if count == rows:
+            if count == wanted:
                 yield _joined(waiting)
-                waiting, count = [], 0
+                waiting, count, wanted = [], 0, rows
     if waiting:
         yield _joined(waiting)
 
