@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -190,13 +190,15 @@ def parameter_count(covariance_type: str, n_components: int, n_features: int) ->
     return K - 1 + K * D + {"full": K * triangle, "tied": triangle, "diag": K * D, "spherical": K}[covariance_type]
 
 
-def criterion_value(criterion: str, log_likelihood: float, entropy: float, n_parameters: int, total: float) -> float:
+def criterion_value(criterion: str, log_likelihood: Any, entropy: Any, n_parameters: Any, total: Any) -> Any:
     """BIC = −2 log L + p log Σω (Schwarz 1978), AIC = −2 log L + 2 p (Akaike 1974), ICL = BIC + 2 entropy.
+
+    Numbers, or arrays of one shape.
 
     References
     ----------
     Biernacki, Celeux, Govaert (2000), "Assessing a mixture model for clustering with the integrated completed
     likelihood", IEEE PAMI 22.
     """
-    penalty = 2.0 if criterion == "aic" else float(np.log(total))
+    penalty = 2.0 if criterion == "aic" else np.log(total)
     return -2.0 * log_likelihood + n_parameters * penalty + (2.0 * entropy if criterion == "icl" else 0.0)

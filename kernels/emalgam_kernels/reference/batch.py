@@ -355,7 +355,7 @@ def _restart(data: _Data, settings: Settings, K: int, restart: int, draws: _Seed
     log_likelihood = float(data.weight @ (log_p + np.log(data.scale).sum()))
     entropy = -float(data.weight @ (r * np.log(np.where(r > 0, r, 1.0))).sum(axis=1))
     count = parameter_count(settings.covariance_type, K, data.z.shape[1])
-    value = criterion_value(settings.criterion, log_likelihood, entropy, count, total)
+    value = float(criterion_value(settings.criterion, log_likelihood, entropy, count, total))
     status = Status.COLLAPSED if components.collapsed else Status.FINE if converged else Status.NOT_CONVERGED
     return _Fit(components, log_likelihood, entropy, n_iter, converged, value, status)
 
