@@ -216,7 +216,8 @@ class ManyFits:
         """
         if isinstance(index, slice | np.ndarray | list):
             parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-            return replace(self, **{k: v[index] for k, v in parts.items() if isinstance(v, np.ndarray)})
+            parts |= {name: part[index] for name, part in parts.items() if isinstance(part, np.ndarray)}
+            return ManyFits(**parts)
         from emalgam.estimator import GaussianMixture
 
         mixture, b = self.mixture(index), range(len(self))[index]
