@@ -118,7 +118,7 @@ def fit_many(
     GaussianMixture(covariance_type='spherical', n_components=2)
     """
     source = Source.of(X, groups, offsets, sample_weight)
-    fewest, most = component_counts(n_components, len(source))
+    fewest, most, K = component_counts(n_components, len(source))
     settings = Settings(
         check_choice("covariance_type", covariance_type, COVARIANCE_TYPES),
         fewest,
@@ -132,7 +132,6 @@ def fit_many(
     )
     name, threads = backends.resolve(backend), check_threads(n_threads)
     kernels = kernel_module(name, "batch")
-    K = int(most.max(initial=1))
     mixtures = Mixtures.empty(covariance_type, len(source), K, source.n_features)
     outcomes = Outcomes.empty(len(source))
     with _shown(len(source), progress) as advance:
@@ -377,7 +376,7 @@ class ManyFits:
         place = np.minimum(np.searchsorted(self.groups, source.groups), max(len(self) - 1, 0))
         unknown = np.flatnonzero(self.groups[place] != source.groups) if len(self) else np.arange(len(source))
         if len(unknown):
-            raise ValueError(f"groups contains {source.groups[unknown[0]]!r}, for which there was no fit")
+            raise ValueError(f"groups contains {source.groups[unknown[0]].item()!r}, for which there was no fit")
         return self[place]
 
 

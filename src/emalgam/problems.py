@@ -193,26 +193,26 @@ def _grouped(groups: Any, n_samples: int) -> tuple[np.ndarray, np.ndarray, np.nd
     return ordered[begins], np.append(begins, n_samples).astype(np.int64), order
 
 
-def component_counts(n_components: Any, n_problems: int) -> tuple[np.ndarray, np.ndarray]:
-    """The fewest and most components of each problem, (B,) int64 each.
+def component_counts(n_components: Any, n_problems: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """The fewest and most components of each problem, (B,) int64 each, and the most of all.
 
     Raises
     ------
     ValueError
         Unless it is an integer, B integers, or a range in steps of one.
     """
-    if isinstance(n_components, range):
-        if n_components.step != 1 or len(n_components) == 0 or n_components.start < 1:
-            raise ValueError(f"n_components is {n_components}; expected a range of integers >= 1 in steps of one")
-        fewest, most = n_components.start, n_components.stop - 1
-        return np.full(n_problems, fewest, np.int64), np.full(n_problems, most, np.int64)
-    if isinstance(n_components, np.ndarray | Sequence) and np.ndim(n_components) == 1:
+    if isinstance(n_components, np.ndarray | Sequence) and not isinstance(n_components, range | str):
         counts = np.asarray(n_components)
         if counts.shape != (n_problems,) or counts.dtype.kind not in "iu" or (counts < 1).any():
             raise ValueError(
                 f"n_components has shape {counts.shape} and dtype {counts.dtype}; expected an integer >= 1, a range, "
                 f"or one integer >= 1 per problem: ({n_problems},)"
             )
-        return counts.astype(np.int64), counts.astype(np.int64)
-    count = check_integer("n_components", n_components, 1)
-    return np.full(n_problems, count, np.int64), np.full(n_problems, count, np.int64)
+        return counts.astype(np.int64), counts.astype(np.int64), int(counts.max(initial=1))
+    if not isinstance(n_components, range):
+        count = check_integer("n_components", n_components, 1)
+        n_components = range(count, count + 1)
+    if n_components.step != 1 or len(n_components) == 0 or n_components.start < 1:
+        raise ValueError(f"n_components is {n_components}; expected a range of integers >= 1 in steps of one")
+    fewest, most = n_components.start, n_components.stop - 1
+    return np.full(n_problems, fewest, np.int64), np.full(n_problems, most, np.int64), most

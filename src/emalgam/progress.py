@@ -12,15 +12,15 @@ from rich.text import Text
 
 
 class _Rate(ProgressColumn):
-    """How many a second."""
+    """How many a second, on average."""
 
     def __init__(self, what: str) -> None:
         super().__init__()
         self.what = what
 
     def render(self, task: Any) -> Text:
-        rate = task.finished_speed or task.speed
-        return Text("" if rate is None else f"{rate:,.0f} {self.what}/s")
+        seconds = task.finished_time or task.elapsed
+        return Text(f"{task.completed / seconds:,.0f} {self.what}/s" if seconds else "")
 
 
 @contextmanager
