@@ -9,7 +9,7 @@ SOURCES := $(wildcard kernels/emalgam_kernels/cython_cpu/*.pyx kernels/emalgam_k
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-torch test-cuda cuda-gate cuda-resources lint types bench bench-smoke wheel check-wheel clean
+.PHONY: help demo test test-torch test-dask test-cuda cuda-gate cuda-resources lint types bench bench-smoke wheel check-wheel clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,6 +31,10 @@ $(VENV)/torch: $(VENV)/dev
 	$(BIN)/python -m pip install --quiet --editable ".[dev,torch]"
 	touch $@
 
+$(VENV)/dask: $(VENV)/dev
+	$(BIN)/python -m pip install --quiet --editable ".[dev,dask]"
+	touch $@
+
 $(VENV)/cuda: $(VENV)/dev
 	$(BIN)/python -m pip install --quiet --editable ".[dev,cuda]"
 	touch $@
@@ -43,6 +47,9 @@ test: $(VENV)/dev  ## all tests; cython_cpu and numba_cpu have to be there
 
 test-torch: $(VENV)/torch  ## the tests that need torch (2.13.0)
 	$(BIN)/python -m pytest -q tests/torch
+
+test-dask: $(VENV)/dask  ## the tests that need Dask, on clusters of this machine's processes
+	$(BIN)/python -m pytest -q tests/dask src/emalgam/distributed.py src/emalgam/dask_parts.py
 
 test-cuda: $(VENV)/cuda  ## the CUDA kernels in Numba's simulator: the contract, the oracles, and their own tests
 	NUMBA_ENABLE_CUDASIM=1 EMALGAM_REQUIRED_BACKENDS=numba_cuda EMALGAM_TESTED_BACKENDS=numba_cuda \

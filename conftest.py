@@ -12,6 +12,10 @@ import emalgam_kernels
 # torch is no dependency: `make test-torch` installs it and names these tests, and finds none without it.
 collect_ignore = [] if find_spec("torch") else ["tests/torch"]
 
+# Nor is Dask: `make test-dask`.
+if not (find_spec("dask") and find_spec("distributed")):
+    collect_ignore += ["tests/dask", "src/emalgam/distributed.py", "src/emalgam/dask_parts.py"]
+
 # Nor is numba-cuda: the documentation of its kernels runs where they do (`make test-cuda`: in the simulator).
 # tests/cuda/conftest.py is about their tests.
 collect_ignore_glob = (

@@ -44,12 +44,13 @@ _HOMES: Final = {
     "load_model": "model_file",
     "ModelFileError": "model_file",
 }
-_MODULES: Final = ("backends", "divergence", "estimation", "information", "plot", "sampling", "stream")
+_MODULES: Final = ("backends", "distributed", "divergence", "estimation", "information", "plot", "sampling", "stream")
 
 __all__ = [*_HOMES, *_MODULES]
 
 if TYPE_CHECKING:
     from emalgam import backends as backends
+    from emalgam import distributed as distributed
     from emalgam import divergence as divergence
     from emalgam import estimation as estimation
     from emalgam import information as information

@@ -41,16 +41,28 @@ def on_gpu(x: Any) -> bool:
     return device is not None and int(device()[0]) not in _DLPACK_CPU
 
 
+def on_dask(x: Any) -> bool:
+    """Whether `x` is a collection of Dask's. Imports nothing: whoever holds one has loaded Dask."""
+    dask = sys.modules.get("dask")
+    return dask is not None and not isinstance(x, np.ndarray) and bool(dask.is_dask_collection(x))
+
+
 def to_numpy(x: Any, name: str = "x") -> np.ndarray:
     """`x` as a NumPy array: itself, a view through DLPack, or what `numpy.asarray` makes of it.
 
     Raises
     ------
     ValueError
-        If it is ragged, or a tensor that NumPy cannot view (one that requires a gradient, bfloat16).
+        If it is ragged, a tensor that NumPy cannot view (one that requires a gradient, bfloat16), or a collection of
+        Dask's, which need not fit in memory.
     """
     if isinstance(x, np.ndarray):
         return x
+    if on_dask(x):
+        raise ValueError(
+            f"{name} is a dask {type(x).__name__}; expected an array in memory: {name}.compute(), or a function that "
+            "takes Dask's collections (emalgam.fit, GaussianMixture, Mixture, emalgam.distributed)"
+        )
     try:
         return np.from_dlpack(x) if is_tensor(x) else np.asarray(x)
     except (ValueError, TypeError, RuntimeError, BufferError) as error:

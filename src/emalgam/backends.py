@@ -42,12 +42,17 @@ class BackendStatus:
 class BackendUnavailable(RuntimeError):
     """A backend was asked for by name and cannot run here."""
 
-    def __init__(self, name: str, reason: str) -> None:
-        available = ", ".join(s.name for s in status() if s.available)
-        super().__init__(
-            f"backend {name!r} is unavailable: {reason}. To install it: {INSTALL[name]}. Available here: {available}."
-        )
+    def __init__(self, name: str, reason: str, text: str | None = None) -> None:
+        if text is None:
+            available = ", ".join(s.name for s in status() if s.available)
+            remedy = f"To install it: {INSTALL[name]}. Available here: {available}."
+            text = f"backend {name!r} is unavailable: {reason}. {remedy}"
+        super().__init__(text)
         self.name, self.reason = name, reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As another process said it."""
+        return type(self), (self.name, self.reason, str(self))
 
 
 def _probe(name: str) -> str | None:

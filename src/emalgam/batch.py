@@ -16,7 +16,7 @@ import numpy as np
 from emalgam import backends
 from emalgam.draws import kernel_module, philox_seed
 from emalgam.mixture import Mixture
-from emalgam.problems import Source, component_counts
+from emalgam.problems import Source, component_counts, problem_numbers
 from emalgam.validation import check_choice, check_integer, check_number, check_threads
 from emalgam_kernels.batch import (
     COVARIANCE_TYPES,
@@ -52,6 +52,7 @@ def fit_many(
     n_init: int = 1,
     criterion: str = "bic",
     random_state: Any = None,
+    numbers: Any = None,
     backend: str = "auto",
     n_threads: int | None = None,
     progress: bool = False,
@@ -81,6 +82,9 @@ def fit_many(
     criterion : {"bic", "aic", "icl"}
     random_state : None, int or NumPy generator
         An integer gives the same result again; problem b takes its own random numbers from (random_state, b).
+    numbers : (B,) integers >= 0, optional
+        What takes the place of b there: with the numbers that problems have among all, a part of them gives the same as
+        all at once.
     backend : str
         See `emalgam.backends`.
     n_threads : int, optional
@@ -130,6 +134,7 @@ def fit_many(
         -1.0 if reg_covar == "auto" else check_number("reg_covar (unless it is 'auto')", reg_covar),
         philox_seed(random_state),
     )
+    numbers = problem_numbers(numbers, len(source))
     name, threads = backends.resolve(backend), check_threads(n_threads)
     kernels = kernel_module(name, "batch")
     mixtures = Mixtures.empty(covariance_type, len(source), K, source.n_features)
@@ -137,7 +142,8 @@ def fit_many(
     with _shown(len(source), progress) as advance:
         for which, _, problems in source.slices(PROBLEMS_AT_ONCE):
             part = replace(settings, fewest=fewest[which], most=most[which])
-            kernels.fit_many(problems, part, _part(mixtures, which), _part(outcomes, which), threads)
+            numbered = replace(problems, numbers=numbers[which])
+            kernels.fit_many(numbered, part, _part(mixtures, which), _part(outcomes, which), threads)
             advance(which.stop - which.start)
     return ManyFits(
         **{field.name: getattr(mixtures, field.name) for field in fields(Mixtures)},

@@ -98,51 +98,65 @@ def fit(
         str, typer.Option(metavar="auto|FLOAT", help="Added to variances; auto: 1e-6 of each feature's variance.")
     ] = "auto",
     seed: Seed = 0,
-    weights: Annotated[Path | None, typer.Option(help="Sample weights: a file like DATA with one column.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Sample weights: a file like DATA with one column; with --dask a column.")
+    ] = None,
     backend: Backend = "auto",
     algorithm: Algorithm = "auto",
     threads: Threads = None,
     on_degenerate: Annotated[
         Literal["regularize", "reseed", "error"], typer.Option(help="What to do with a component that collapses.")
     ] = "regularize",
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Fit on the workers of the Dask scheduler at tcp://HOST:PORT. They read DATA, a Parquet file or a "
+            "folder of them, under the same path; --weights names a column then, and --threads are those of a task.",
+        ),
+    ] = None,
+    persist: Annotated[
+        bool, typer.Option("--persist", help="With --dask: keep DATA in the workers' memory; else read in every pass.")
+    ] = False,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no report, unless --json.")] = False,
 ) -> None:
     """Fit a mixture to the rows of DATA by expectation-maximization."""
     from emalgam import em
+    from emalgam.mixture import log_likelihood
 
     floor = _reg_covar(reg_covar)
     _check_folder(output)
-    x = read_table(data)
-    sample_weight = None if weights is None else _column(weights)
-    start = time.perf_counter()
-    with _progress(max_iter, quiet) as callback:
-        fitted = em.fit(
-            x,
-            components,
-            covariance_type=covariance,
-            sample_weight=sample_weight,
-            tol=tol,
-            reg_covar=floor,
-            max_iter=max_iter,
-            n_init=n_init,
-            init_params=init,
-            random_state=seed,
-            on_degenerate=on_degenerate,
-            backend=backend,
-            algorithm=algorithm,
-            n_threads=threads,
-            callback=callback,
-        )
-    seconds = time.perf_counter() - start
-    if output is not None:
-        _save(fitted, output)
-    if as_json or not quiet:
-        report = _fit_report(fitted, x, seconds)
-        if sample_weight is None:  # the criteria count rows and have no place for weights; they cost one more pass
-            log_prob = fitted.mixture.log_prob(x, backend=backend, algorithm=algorithm, n_threads=threads)
-            report |= _criteria(fitted.mixture, log_prob)
-        _print_report(report | {"output": output}, as_json)
+    with _data(data, weights, dask, persist) as (x, sample_weight):
+        start = time.perf_counter()
+        with _progress(max_iter, quiet) as callback:
+            fitted = em.fit(
+                x,
+                components,
+                covariance_type=covariance,
+                sample_weight=sample_weight,
+                tol=tol,
+                reg_covar=floor,
+                max_iter=max_iter,
+                n_init=n_init,
+                init_params=init,
+                random_state=seed,
+                on_degenerate=on_degenerate,
+                backend=backend,
+                algorithm=algorithm,
+                n_threads=threads,
+                callback=callback,
+            )
+        seconds = time.perf_counter() - start
+        if output is not None:
+            _save(fitted, output)
+        if as_json or not quiet:
+            report = _fit_report(fitted, len(x), seconds)
+            if weights is None:  # the criteria count rows and have no place for weights; they cost one more pass
+                how = {"backend": backend, "algorithm": algorithm, "n_threads": threads}
+                total, _ = log_likelihood(fitted.mixture, x, **how)
+                report |= _criteria(fitted.mixture, total, len(x))
+            _print_report(report | {"output": output}, as_json)
 
 
 @app.command(epilog=EPILOG)
@@ -164,7 +178,7 @@ def score(
     if each is not None:
         write_table(each, log_prob, name="log_prob")
     sizes = {"n_samples": len(log_prob), "n_components": mixture.n_components, "n_parameters": mixture.n_parameters}
-    _print_report(sizes | _criteria(mixture, log_prob) | {"each": each}, as_json)
+    _print_report(sizes | _criteria(mixture, float(log_prob.sum()), len(log_prob)) | {"each": each}, as_json)
 
 
 @app.command(epilog=EPILOG)
@@ -306,6 +320,23 @@ def _check_table(path: Path | None) -> None:
         _check_folder(path)
 
 
+@contextmanager
+def _data(data: Path, weights: Path | None, dask: str | None, persist: bool) -> Iterator[tuple[Any, np.ndarray | None]]:
+    """The rows of a file and their weights: in this process, or as parts on a cluster, which carry their own."""
+    if dask is None:
+        if persist:
+            raise typer.BadParameter("is for --dask, which was not given", param_hint="--persist")
+        yield read_table(data), None if weights is None else _column(weights)
+        return
+    from emalgam import distributed
+    from emalgam.dask_parts import DaskParts
+
+    with distributed.connected(dask) as client:
+        frame = distributed.read_parquet(data)
+        frame = frame.persist() if persist else frame
+        yield DaskParts(frame, None if weights is None else str(weights), client=client), None
+
+
 def _column(path: Path) -> np.ndarray:
     """A file's only column, (N,)."""
     array = read_table(path, names=("weights", "sample_weight"))
@@ -349,10 +380,10 @@ def _save(fitted: Fit, path: Path) -> None:
     save_model(fitted.mixture, path, metadata=metadata)
 
 
-def _fit_report(fitted: Fit, x: np.ndarray, seconds: float) -> dict[str, Any]:
+def _fit_report(fitted: Fit, n_samples: int, seconds: float) -> dict[str, Any]:
     return {
-        "n_samples": x.shape[0],
-        "n_features": x.shape[1],
+        "n_samples": n_samples,
+        "n_features": fitted.mixture.n_features,
         "n_components": fitted.mixture.n_components,
         "covariance_type": fitted.mixture.covariance_type,
         "backend": fitted.backend,
@@ -367,14 +398,13 @@ def _fit_report(fitted: Fit, x: np.ndarray, seconds: float) -> dict[str, Any]:
     }
 
 
-def _criteria(mixture: Mixture, log_prob: np.ndarray) -> dict[str, float]:
-    """Log-likelihood, AIC and BIC of the rows whose log-densities are given, (N,), in nats."""
-    total = float(log_prob.sum())
+def _criteria(mixture: Mixture, total: float, n_samples: int) -> dict[str, float]:
+    """Log-likelihood, AIC and BIC of rows from the sum of their log-densities, in nats."""
     return {
-        "mean_log_likelihood": total / len(log_prob),
+        "mean_log_likelihood": total / n_samples,
         "log_likelihood": total,
         "aic": 2.0 * mixture.n_parameters - 2.0 * total,
-        "bic": math.log(len(log_prob)) * mixture.n_parameters - 2.0 * total,
+        "bic": math.log(n_samples) * mixture.n_parameters - 2.0 * total,
     }
 
 

@@ -139,9 +139,9 @@ def fit(
 
     Parameters
     ----------
-    x : (N, D) array of real numbers, `emalgam.Stream`, or the path of what can be one
+    x : (N, D) array of real numbers, `emalgam.Stream`, or the path of what can be one; dask array or data frame
         Any dtype and strides; read where it lies, on the CPU or on a GPU. Memory maps are read as streams: a start then
-        looks at about 2²⁰ numbers of the data.
+        looks at about 2²⁰ numbers of the data. Of Dask's collections too; see `emalgam.distributed`.
     n_components : int
         K.
     covariance_type : {"full", "tied", "diag", "spherical"}
@@ -166,7 +166,7 @@ def fit(
     algorithm : {"auto", "packed", "direct"}
         See `emalgam.guard.choose_evaluation`.
     n_threads : int, optional
-        None means all processors; the result does not depend on it.
+        None means all processors (of a task of Dask: one thread); the result does not depend on it.
     callback : function of one `Iteration`, optional
         Called after every iteration; the fit ends, without further restarts, when it returns something true.
     precision : {"strict", "tf32"}

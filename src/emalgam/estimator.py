@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from emalgam import arrays, backends
 from emalgam.covariance import COVARIANCES, Covariance
 from emalgam.em import Fit, Iteration, Settings, Start, fit_observations, given_parameters, not_converged
-from emalgam.mixture import Mixture
+from emalgam.mixture import Mixture, log_likelihood
 from emalgam.namespace import to_host
 from emalgam.parts import Parts, observe
 from emalgam.stepwise import Running
@@ -181,7 +181,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
 
         Parameters
         ----------
-        X : (N, D) array, data frame or tensor
+        X : (N, D) array, data frame or tensor; dask array or data frame, stream or path
             Any real dtype; floating-point and integer arrays are read where they lie.
         y : ignored
         sample_weight : (N,) array, optional
@@ -302,19 +302,19 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         """X by scikit-learn's conventions (data frames, names and number of features), neither copied nor converted."""
         X = as_stream(X) or X
         if isinstance(X, Parts):
-            return self._read_parts(X, reset)
+            return self._checked(X, np.empty((0, X.n_features)) if X.outline is None else X.outline, reset)
+        if arrays.on_dask(X):
+            from emalgam.dask_parts import rows_and_weights
+
+            return self._checked(X, rows_and_weights(X, None)[2], reset)
         if arrays.on_gpu(X):
             return X
         X = arrays.to_numpy(X) if type(X).__module__.startswith("torch") else X
         return validate_data(self, X, reset=reset, dtype="numeric", order=None, ensure_all_finite=False)
 
-    def _read_parts(self, X: Parts, reset: bool) -> Parts:
-        if reset:
-            if hasattr(self, "feature_names_in_"):
-                del self.feature_names_in_
-            self.n_features_in_ = X.n_features
-        elif X.n_features != self.n_features_in_:
-            raise ValueError(f"X has {X.n_features} features; the mixture has {self.n_features_in_}")
+    def _checked(self, X: Any, outline: Any, reset: bool) -> Any:
+        """X, whose features have the names and number of those of `outline`, (0, D)."""
+        validate_data(self, outline, reset=reset, skip_check_array=True)
         return X
 
     # ---- a fitted mixture
@@ -325,6 +325,10 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Mean of log p(x_n) over the rows of X, weighted if there are weights, in nats."""
+        if arrays.on_dask(X):
+            how = {"backend": self.backend, "algorithm": self.algorithm, "n_threads": self.n_threads}
+            total, divisor = log_likelihood(self._mixture(), self._read(X, reset=False), sample_weight, **how)
+            return total / divisor
         log_prob = to_host(self.score_samples(X))
         weight = None if sample_weight is None else to_host(arrays.read(sample_weight, "sample_weight"))
         return float(np.average(log_prob, weights=weight))

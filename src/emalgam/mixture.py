@@ -13,7 +13,8 @@ from emalgam.covariance import COVARIANCES, Covariance
 from emalgam.guard import ALGORITHMS, Cancellation, choose_evaluation, packed_reach, parameters_of
 from emalgam.namespace import beside, cast, namespace, to_host, where_true
 from emalgam.packing import Components, Frame, log_constants, power_of_two
-from emalgam.stream import over_chunks
+from emalgam.parts import Part, Parts
+from emalgam.stream import as_stream, for_many_passes, over_chunks
 from emalgam.validation import (
     asymmetric,
     check_array,
@@ -22,6 +23,7 @@ from emalgam.validation import (
     check_finite,
     check_integer,
     check_threads,
+    check_weight,
     first_index,
     in_words,
     indefinite,
@@ -167,7 +169,8 @@ class Mixture:
         ----------
         x : (N, D) array of real numbers, `emalgam.Stream`, or the path of what can be one
             Any dtype and strides, memory-mapped too; read where it lies. A torch tensor gives a torch tensor.
-            `Stream.map` gives the results of a stream one chunk after the other.
+            `Stream.map` gives the results of a stream one chunk after the other. A dask array or data frame gives a
+            dask array, to be computed partition by partition, with one thread each unless `n_threads` says otherwise.
         backend : str
             See `emalgam.backends`.
         algorithm : {"auto", "packed", "direct"}
@@ -213,12 +216,12 @@ class Mixture:
 
     def aic(self, x: Any, **how: Any) -> float:
         """Akaike's criterion of x, −2 Σ log p + 2 · parameters, in nats; keywords as in `log_prob`."""
-        return float(-2.0 * self.log_prob(x, **how).sum() + 2.0 * self.n_parameters)
+        return -2.0 * log_likelihood(self, x, **how)[0] + 2.0 * self.n_parameters
 
     def bic(self, x: Any, **how: Any) -> float:
         """Schwarz's criterion of x, −2 Σ log p + parameters · log N, in nats; keywords as in `log_prob`."""
-        log_prob = self.log_prob(x, **how)
-        return float(-2.0 * log_prob.sum() + self.n_parameters * np.log(len(log_prob)))
+        total, n_samples = log_likelihood(self, x, **how)
+        return -2.0 * total + self.n_parameters * float(np.log(n_samples))
 
     def _query(self, x: Any, backend: str, algorithm: str, n_threads: int | None) -> _Query:
         name = backends.resolve(backend, x)
@@ -313,6 +316,41 @@ class Mixture:
 
     def _factor_matrices(self) -> np.ndarray:
         return self.covariance.matrices(self.precisions_cholesky, self.n_components, self.n_features)
+
+
+def log_likelihood(mixture: Mixture, x: Any, sample_weight: Any = None, **how: Any) -> tuple[float, float]:
+    """Σ ω log p of x, in nats, and Σ ω: the number of rows without weights. Keywords as in `Mixture.log_prob`.
+
+    Of streams and of Dask's collections in memory that does not grow with N.
+    """
+    if arrays.on_dask(x):
+        x, sample_weight = for_many_passes(x, sample_weight)
+    x = as_stream(x) or x
+    if isinstance(x, Parts):
+        task = LogLikelihoodOf(mixture, how | {"n_threads": x.threads(how.get("n_threads"))})
+        return x.fold(task, LogLikelihoodOf.combine)
+    return LogLikelihoodOf(mixture, how)(Part(0, x, sample_weight))
+
+
+@dataclass(frozen=True, eq=False)
+class LogLikelihoodOf:
+    """Σ ω log p and Σ ω of a part."""
+
+    mixture: Mixture
+    how: dict[str, Any]
+
+    def __call__(self, part: Part) -> tuple[float, float]:
+        if part.first:  # the row's number among all is what an error has to name
+            check_finite(part.x, first=part.first)
+        log_prob = self.mixture.log_prob(part.x, **self.how)
+        if part.weight is None:
+            return float(log_prob.sum()), float(len(log_prob))
+        weight = check_weight(part.weight, len(log_prob), first=part.first, some=False)
+        return float((log_prob * weight).sum()), float(weight.sum())
+
+    @staticmethod
+    def combine(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+        return a[0] + b[0], a[1] + b[1]
 
 
 def check_numbers(name: str, values: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:

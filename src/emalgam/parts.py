@@ -55,10 +55,17 @@ class Parts(ABC):
     n_features : int
     dtype : float32 or float64
         What kernels read the rows as.
+    outline : (0, D) data frame or None
+        The names of the features, if they have any.
     """
 
     n_features: int
     dtype: np.dtype
+    outline: Any = None
+
+    def threads(self, n_threads: int | None) -> int:
+        """How many threads a task may use, of what `emalgam.fit` was given; checked."""
+        return check_threads(n_threads)
 
     @abstractmethod
     def fold(self, task: Callable[[Part], Share], combine: Callable[[Share, Share], Share]) -> Share:
@@ -176,7 +183,7 @@ class StatisticsOf:
         if weight is not None and self.moderation != 1:
             weight = weight * self.moderation
         out = np.empty((self.parameters.n_components, self.parameters.n_statistics))
-        kernels = backends.kernels(self.backend)
+        kernels = backends.kernels(backends.resolve(self.backend))  # another machine may lack what this one has
         total = kernels.em_statistics(part.x, weight, self.parameters, out, hard=self.hard, n_threads=self.n_threads)
         return out, total
 
@@ -219,9 +226,9 @@ class ObservationsInParts:
         BackendUnavailable
             If the backend cannot run here.
         """
-        name, threads = backends.resolve(backend), check_threads(n_threads)
+        name, threads, of_a_task = backends.resolve(backend), check_threads(n_threads), parts.threads(n_threads)
         wanted = max(ELEMENTS_OF_A_SAMPLE // parts.n_features, FEWEST_ROWS_OF_A_SAMPLE)
-        survey = parts.fold(SurveyOf(seed, wanted, threads), Survey.__add__)
+        survey = parts.fold(SurveyOf(seed, wanted, of_a_task), Survey.__add__)
         if survey.n_with_weight == 0:
             raise ValueError("sample_weight is zero for every sample; expected at least one positive weight")
         factor = moderation(survey.largest_weight)
@@ -229,7 +236,7 @@ class ObservationsInParts:
         def total_statistics(feature_map: str, frame: Frame) -> np.ndarray:
             natural = np.zeros((1, statistic_count(feature_map, parts.n_features)))
             single = Packed(feature_map, frame.shift, frame.scale, None, natural)
-            return parts.fold(StatisticsOf(single, False, factor, name, threads), _sum)[0][0]
+            return parts.fold(StatisticsOf(single, False, factor, name, of_a_task), _sum)[0][0]
 
         view = View.of(survey.low, survey.high, covariance, total_statistics)
         warn_of_constants(survey.low, survey.high)
@@ -239,7 +246,7 @@ class ObservationsInParts:
         total = float(len(rows.x) if weight is None else weight.sum())
         in_frame = (total, view.frame, view.variance, view.largest, view.scatter)
         sample = Observations(np.ascontiguousarray(rows.x), weight, *in_frame, name, kernels, threads)
-        return cls(parts, survey, sample, factor, view, name, kernels, threads)
+        return cls(parts, survey, sample, factor, view, name, kernels, of_a_task)
 
     @property
     def n_features(self) -> int:

@@ -193,6 +193,19 @@ def _grouped(groups: Any, n_samples: int) -> tuple[np.ndarray, np.ndarray, np.nd
     return ordered[begins], np.append(begins, n_samples).astype(np.int64), order
 
 
+def problem_numbers(numbers: Any, n_problems: int) -> np.ndarray:
+    """What takes the place of each problem's index in its random numbers, (B,) uint64: the index by default."""
+    if numbers is None:
+        return np.arange(n_problems, dtype=np.uint64)
+    given = np.asarray(numbers)
+    if given.shape != (n_problems,) or given.dtype.kind not in "iu" or (given < 0).any():
+        raise ValueError(
+            f"numbers has shape {given.shape} and dtype {given.dtype}; expected one integer >= 0 per problem: "
+            f"({n_problems},)"
+        )
+    return given.astype(np.uint64)
+
+
 def component_counts(n_components: Any, n_problems: int) -> tuple[np.ndarray, np.ndarray, int]:
     """The fewest and most components of each problem, (B,) int64 each, and the most of all.
 

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 
-from emalgam.arrays import to_numpy
+from emalgam.arrays import on_dask, to_numpy
 from emalgam.parts import Part, Parts, Share
 from emalgam.tables import number_columns, numbers_of, pyarrow_module, read_table
 from emalgam.validation import check_data
@@ -95,7 +95,11 @@ def as_stream(x: Any) -> Stream | None:
 
 
 def for_many_passes(x: Any, sample_weight: Any) -> tuple[Any, Any]:
-    """`x` and its weights, or the stream that reads both: of a path, and of a memory map, so that neither is copied."""
+    """`x` and its weights, or the parts that hold both: of Dask, of a path, of a memory map (which is not copied)."""
+    if on_dask(x):
+        from emalgam.dask_parts import DaskParts
+
+        return DaskParts(x, sample_weight), None
     if not isinstance(x, np.memmap | str | os.PathLike):
         return x, sample_weight
     return open_stream(x, weight=sample_weight), None
@@ -105,10 +109,15 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def over_chunks(method: Method) -> Method:
-    """Let a method of ``(self, x, **how)`` that answers row by row take a stream, or its path, in place of an array."""
+    """Let a method of ``(self, x, **how)`` that answers row by row take streams, paths, and collections of Dask."""
 
     @wraps(method)
     def answer(self: Any, x: Any, **how: Any) -> Any:
+        if on_dask(x):
+            from emalgam.dask_parts import map_rows
+
+            n_threads = how.pop("n_threads", None)
+            return map_rows(partial(method, self, n_threads=1 if n_threads is None else n_threads, **how), x)
         stream = as_stream(x)
         return method(self, x, **how) if stream is None else np.concatenate([*stream.map(partial(method, self, **how))])
 

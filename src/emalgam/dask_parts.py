@@ -1,0 +1,327 @@
+"""Dask arrays and data frames: partitions are worked on where they lie; only parameters and shares move.
+
+A pass over the data is one graph. Its parameters (K · F numbers) go to each worker once, every partition gives its
+share, and the shares come together through a tree whose shape depends on the number of partitions alone: the same
+partitions give the same bits, whichever worker computes what, and in which order. What a worker that dies had computed
+is computed again, from the same graph.
+
+Dask is imported when it is used; whoever holds a collection has loaded it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial, reduce
+from itertools import compress
+from typing import Any, Final, TypeVar
+from uuid import uuid4
+
+import numpy as np
+
+from emalgam import arrays
+from emalgam.parts import Part, Parts, Share
+from emalgam.tables import number_columns, pyarrow_module
+from emalgam.validation import check_data, check_threads
+from emalgam_kernels.blocks import tile_dtype
+
+FAN_IN: Final = 16  # shares that one task of the tree combines
+
+Result = TypeVar("Result")
+
+
+def dask_module(name: str) -> Any:
+    """A module of Dask; ImportError that says how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f'a cluster needs Dask ({error}); to install it: pip install "emalgam[dask]"') from error
+
+
+# ---- graphs
+
+
+@dataclass(frozen=True, eq=False)
+class Partitions:
+    """Collections that are cut alike, as a graph.
+
+    Attributes
+    ----------
+    graph : dict
+        How the partitions are made; where they are persisted, the futures of what lies in the workers' memory.
+    keys : list of tuples
+        For each partition its key in every collection.
+    get : function of a graph and keys
+        Of a scheduler.
+    """
+
+    graph: dict[Any, Any]
+    keys: list[tuple[Any, ...]]
+    get: Callable[[dict[Any, Any], Any], Any]
+
+    @classmethod
+    def of(cls, collections: Sequence[Any], client: Any = None) -> Partitions:
+        """Of collections with as many partitions each, on the scheduler of `client`, or else on Dask's current one."""
+        get = dask_module("dask.base").get_scheduler(scheduler=client, collections=collections)
+        flatten = dask_module("dask.core").flatten
+        if all(map(is_array, collections)):
+            optimized = dask_module("dask").optimize(*collections)  # together: what two of them need is made once
+        else:
+            optimized = tuple(each.optimize() for each in collections)
+        graph = {key: task for each in optimized for key, task in each.__dask_graph__().items()}
+        return cls(graph, list(zip(*(flatten(each.__dask_keys__()) for each in optimized), strict=True)), get)
+
+    def map(
+        self, function: Callable[..., Result], common: Any, arguments: Sequence[tuple[Any, ...]] | None = None
+    ) -> list[Result]:
+        """``function(common, *arguments[i], *partition i)`` of each partition, to this process."""
+        graph, keys = self._applied(function, common, arguments)
+        return list(self.get(self.graph | graph, keys))
+
+    def fold(
+        self,
+        function: Callable[..., Share],
+        combine: Callable[[Share, Share], Share],
+        common: Any,
+        arguments: Sequence[tuple[Any, ...]] | None = None,
+    ) -> Share:
+        """``function(common, *arguments[i], *partition i)`` of each partition, combined through a tree."""
+        spec = dask_module("dask._task_spec")
+        graph, level = self._applied(function, common, arguments)
+        while len(level) > 1:
+            name = f"emalgam-sum-{uuid4().hex}"
+            groups = [level[start : start + FAN_IN] for start in range(0, len(level), FAN_IN)]
+            level = [(name, number) for number in range(len(groups))]
+            for key, group in zip(level, groups, strict=True):
+                graph[key] = spec.Task(key, _combined, combine, *map(spec.TaskRef, group))
+        (share,) = self.get(self.graph | graph, level)
+        return share
+
+    def _applied(
+        self, function: Callable[..., Any], common: Any, arguments: Sequence[tuple[Any, ...]] | None
+    ) -> tuple[dict[Any, Any], list[Any]]:
+        """The tasks of a function of each partition, and their keys.
+
+        `common` is a node of its own, and not scattered: a worker gets it once, and what a worker loses is sent again.
+        """
+        spec, number = dask_module("dask._task_spec"), uuid4().hex
+        name, shared = f"emalgam-{function.__name__.strip('_')}-{number}", f"emalgam-common-{number}"
+        graph: dict[Any, Any] = {shared: spec.DataNode(shared, common)}
+        made = [(name, place) for place in range(len(self.keys))]
+        for key, given, keys in zip(made, arguments or [()] * len(made), self.keys, strict=True):
+            graph[key] = spec.Task(key, function, spec.TaskRef(shared), *given, *map(spec.TaskRef, keys))
+        return graph, made
+
+
+def _combined(combine: Callable[[Share, Share], Share], *shares: Share) -> Share:
+    """The shares from the first to the last; a task of the tree."""
+    return reduce(combine, shares)
+
+
+# ---- rows
+
+
+class DaskParts(Parts):
+    """The rows of a Dask array or data frame.
+
+    Parameters
+    ----------
+    x : dask array (N, D), its columns in one chunk, or dask data frame
+        What is persisted is used where it lies. What is not is made again in every pass, and not kept. Chunks of
+        unknown length (those of data frames) are counted first, which makes them once more.
+    sample_weight : (N,) dask array or series in the partitions of x, or of a data frame the name of a column, optional
+    columns : sequence, optional
+        The features of a data frame, in this order; all columns but the weights if it is not given.
+    client : distributed.Client, optional
+        Where to compute; otherwise Dask's current client, or the threads of this process if there is none.
+
+    Raises
+    ------
+    ValueError
+        For collections of other kinds, shapes or types, or weights that are cut otherwise than the rows.
+    """
+
+    def __init__(
+        self, x: Any, sample_weight: Any = None, columns: Sequence[Any] | None = None, client: Any = None
+    ) -> None:
+        rows, weight, self.outline = rows_and_weights(x, sample_weight, columns)
+        partitions = Partitions.of([rows] if weight is None else [rows, weight], client)
+        lengths = lengths_of(rows, partitions)
+        if not sum(lengths):
+            raise ValueError("x has no rows; expected at least one")
+        self.n_features, self.dtype = int(rows.shape[1]), tile_dtype(rows)
+        self.n_rows = sum(lengths)
+        firsts = np.cumsum([0, *lengths[:-1]]).tolist()
+        # a partition without rows has no share
+        self.partitions = Partitions(partitions.graph, list(compress(partitions.keys, lengths)), partitions.get)
+        self._places = [(first, rows) for first, rows in zip(firsts, lengths, strict=True) if rows]
+
+    def __len__(self) -> int:
+        return self.n_rows
+
+    def threads(self, n_threads: int | None) -> int:
+        """One for each task unless told otherwise: a worker runs as many tasks at once as it has threads."""
+        return 1 if n_threads is None else check_threads(n_threads)
+
+    def fold(self, task: Callable[[Part], Share], combine: Callable[[Share, Share], Share]) -> Share:
+        """`task` of every partition, combined through a tree."""
+        arguments = [(*place, self.dtype) for place in self._places]
+        return self.partitions.fold(_share, combine, task, arguments)
+
+
+def _share(
+    task: Callable[[Part], Share], first: int, n_rows: int, dtype: np.dtype, x: Any, weight: Any = None
+) -> Share:
+    """What a partition contributes, where it lies.
+
+    ValueError if it has changed since its rows were counted.
+    """
+    x = arrays.to_numpy(x)
+    if len(x) != n_rows:
+        raise ValueError(
+            f"the partition of row {first} has {len(x)} rows now and had {n_rows} before; data have to be the same in "
+            "every pass: persist them"
+        )
+    return task(Part(first, x if tile_dtype(x) == dtype else x.astype(dtype), weight))
+
+
+def rows_and_weights(x: Any, sample_weight: Any, columns: Sequence[Any] | None = None) -> tuple[Any, Any, Any]:
+    """Dask arrays (N, D) and (N,), or None, cut alike; and what x looks like without its rows, (0, D)."""
+    if is_frame(x):
+        by_name = isinstance(sample_weight, str)
+        features = feature_columns(x, columns, [sample_weight] if by_name else [])
+        rows, outline = array_of(x[features]), x[features]._meta
+        sample_weight = x[sample_weight] if by_name else sample_weight
+    elif columns is not None:
+        raise ValueError("columns was given, which is for data frames; leave it out")
+    else:
+        rows = checked_array(x)
+        outline = np.empty((0, rows.shape[1]), rows.dtype)
+    return rows, None if sample_weight is None else _weights(sample_weight, rows), outline
+
+
+def lengths_of(rows: Any, partitions: Partitions) -> list[int]:
+    """How many rows each partition has; those of unknown length are counted."""
+    lengths = rows.chunks[0]
+    if not any(map(math.isnan, lengths)):
+        return list(map(int, lengths))
+    return partitions.map(_length, None)
+
+
+def _length(_: None, x: Any, weight: Any = None) -> int:
+    return len(x)
+
+
+def is_array(x: Any) -> bool:
+    """Whether `x` is a dask array."""
+    return _is(x, "dask.array", "Array")
+
+
+def is_frame(x: Any) -> bool:
+    """Whether `x` is a dask data frame."""
+    return _is(x, "dask.dataframe", "DataFrame")
+
+
+def is_series(x: Any) -> bool:
+    """Whether `x` is one column of a dask data frame."""
+    return _is(x, "dask.dataframe", "Series")
+
+
+def _is(x: Any, module: str, name: str) -> bool:
+    """Whether `x` is of a class whose module, if it is, has been loaded."""
+    loaded = sys.modules.get(module)
+    return loaded is not None and isinstance(x, getattr(loaded, name))
+
+
+def feature_columns(frame: Any, columns: Sequence[Any] | None, others: Sequence[Any]) -> list[Any]:
+    """The columns of a data frame that are features; ValueError if one is absent, or does not hold numbers."""
+    names = {str(name): name for name in frame.columns}
+    schema = pyarrow_module("pyarrow").Schema.from_pandas(frame._meta, preserve_index=False)
+    wanted = None if columns is None else list(map(str, columns))
+    return [names[name] for name in number_columns(schema, wanted, list(map(str, others)), "the data frame")]
+
+
+def array_of(frame: Any) -> Any:
+    """A data frame, or a series, as a dask array: float32 if all of it is, else float64; NaN for nulls."""
+    types = [frame.dtype] if is_series(frame) else frame.dtypes.tolist()
+    single = all(kind == np.float32 for kind in types)
+    return frame.astype(np.float32 if single else np.float64).to_dask_array()
+
+
+def checked_array(x: Any) -> Any:
+    """A dask array (N, D) with its columns in one chunk; ValueError for anything else."""
+    if is_series(x):
+        x = array_of(x)
+    if not is_array(x):
+        raise ValueError(
+            f"x is a {type(x).__name__}; expected a dask array or data frame (emalgam.fit takes what is in memory)"
+        )
+    if any(map(math.isnan, x.shape[1:])):
+        raise ValueError(f"x has shape {x.shape}; expected a known number of columns: call x.compute_chunk_sizes()")
+    # All its numbers are one: what is checked is what it says of itself.
+    check_data(np.broadcast_to(np.zeros((), x.dtype), tuple(1 if math.isnan(n) else int(n) for n in x.shape)))
+    if x.numblocks[1] != 1:
+        raise ValueError(
+            f"x has its {x.shape[1]} columns in {x.numblocks[1]} chunks; expected whole rows: x.rechunk({{1: -1}})"
+        )
+    return x
+
+
+def _weights(weight: Any, rows: Any) -> Any:
+    """Weights as a dask array that is cut as the rows are."""
+    weight = array_of(weight) if is_series(weight) else weight
+    if not is_array(weight):
+        raise ValueError(
+            f"sample_weight is a {type(weight).__name__}; expected a dask array (or series) with the partitions of x, "
+            "e.g. dask.array.from_array(weight, chunks=x.chunks[0]), or the name of a column of a data frame"
+        )
+    if weight.ndim != 1 or not _cut_alike(weight.chunks[0], rows.chunks[0]):
+        raise ValueError(
+            f"sample_weight has shape {weight.shape} in {weight.npartitions} chunks {_few(weight.chunks[0])}; expected "
+            f"one number per row, cut as the rows are: {_few(rows.chunks[0])}; rechunk it"
+        )
+    return weight
+
+
+def _cut_alike(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether chunks are as many and, where it is known, as long."""
+    return len(a) == len(b) and all(m == n for m, n in zip(a, b, strict=True) if not (math.isnan(m) or math.isnan(n)))
+
+
+def _few(lengths: Sequence[float]) -> str:
+    return f"({', '.join(map(str, lengths[:5]))}{', ...' if len(lengths) > 5 else ''})"
+
+
+# ---- answers row by row
+
+
+def map_rows(function: Callable[[np.ndarray], np.ndarray], x: Any) -> Any:
+    """``function`` of the rows of each partition: a dask array cut like x, computed when it is asked for.
+
+    Raises
+    ------
+    ValueError
+        As `function` does for data of the width and type of x.
+    """
+    rows = array_of(x[feature_columns(x, None, [])]) if is_frame(x) else checked_array(x)
+    nothing = function(np.zeros((1, rows.shape[1]), rows.dtype))[:0]
+    shape: dict[str, Any] = {"drop_axis": 1} if nothing.ndim == 1 else {"chunks": (rows.chunks[0], nothing.shape[1:])}
+    return rows.map_blocks(partial(_answer, function, nothing), dtype=nothing.dtype, meta=nothing, **shape)
+
+
+def _answer(
+    function: Callable[[np.ndarray], np.ndarray],
+    nothing: np.ndarray,
+    x: np.ndarray,
+    block_id: tuple[int, ...] | None = None,
+) -> np.ndarray:
+    if not len(x):
+        return nothing
+    try:
+        return function(x)
+    except ValueError as error:
+        number = None if block_id is None else block_id[0]
+        raise ValueError(f"{error} (rows are counted from the first of partition {number})") from error

@@ -1,0 +1,35 @@
+"""Small clusters of this machine: of threads for most tests, of processes where one has to die."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import dask
+import pytest
+from distributed import Client, LocalCluster
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Dask without a cluster."""
+    with dask.config.set(scheduler="threads"):
+        yield
+
+
+def _clients(processes: bool) -> Iterator[Any]:
+    cluster = LocalCluster(n_workers=2, threads_per_worker=1, processes=processes, dashboard_address=None)
+    with cluster, Client(cluster, set_as_default=False) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def client() -> Iterator[Any]:
+    """Two workers of one thread in this process."""
+    yield from _clients(processes=False)
+
+
+@pytest.fixture(scope="session")
+def processes() -> Iterator[Any]:
+    """Two workers of one thread in processes of their own."""
+    yield from _clients(processes=True)
