@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 import threading
@@ -176,3 +177,10 @@ def test_public_names() -> None:
     assert set(emalgam.__all__) <= set(dir(emalgam))
     with pytest.raises(AttributeError, match="module 'emalgam' has no attribute 'nonsense'"):
         emalgam.nonsense  # noqa: B018
+
+
+def test_unavailable_as_another_process_said_it() -> None:
+    """A worker of a cluster raises it, and says what is available there."""
+    raised = backends.BackendUnavailable("cython_cpu", "there is no compiler", "in the words of the worker")
+    arrived = pickle.loads(pickle.dumps(raised))
+    assert (str(arrived), arrived.name, arrived.reason) == (str(raised), "cython_cpu", "there is no compiler")

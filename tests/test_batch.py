@@ -96,6 +96,16 @@ def test_weights_in_every_form() -> None:
     assert not np.array_equal(whole.means, fit(X).means)
 
 
+def test_numbers_take_the_place_of_indices() -> None:
+    X = clusters()
+    whole = fit(X)
+    assert_same(fit(X[5:9], numbers=np.arange(5, 9)), whole[5:9])
+    assert_same(fit(X[[7, 2]], numbers=[7, 2]), whole[np.array([7, 2])])
+    for wrong in ([1, 2], np.arange(12.0), np.arange(12) - 1):
+        with pytest.raises(ValueError, match=r"expected one integer >= 0 per problem: \(12,\)"):
+            fit(X, numbers=wrong)
+
+
 def test_no_problems_at_all() -> None:
     none = fit(np.empty((0, 5, 2)))
     assert len(none) == 0

@@ -304,7 +304,7 @@ def test_weights_that_do_not_fit_are_one_line(folder: Path, tmp_path: Path) -> N
     message = error_of("fit", folder / "x.npy", "-k", 2, "--weights", tmp_path / "w.npy")
     assert "has shape (900, 2); expected one weight for each row" in message
     np.save(tmp_path / "w.npy", np.ones(N - 1))
-    assert "sample_weight has shape (899,)" in error_of(
+    assert "weight has shape (899,)" in error_of(
         "fit", folder / "x.npy", "-k", 2, "--weights", tmp_path / "w.npy"
     )
     np.save(tmp_path / "w.npy", np.zeros(N))
@@ -449,3 +449,13 @@ def test_a_fit_starts_without_what_it_does_not_need(folder: Path) -> None:
     command = [sys.executable, "-c", code, "fit", str(folder / "x.npy"), "-k", "2", "--backend", "reference"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stderr == "[]\n"
+
+
+@pytest.mark.parametrize("absent", ["dask", "distributed"])
+def test_a_cluster_without_dask_says_what_to_install(absent: str, folder: Path) -> None:
+    code = f"import sys\nsys.modules[{absent!r}] = None\nfrom emalgam.cli import main\nsys.exit(main(sys.argv[1:]))\n"
+    command = [sys.executable, "-c", code, "fit", str(folder / "x.parquet"), "-k", "2", "--dask", "tcp://127.0.0.1:1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: a cluster needs Dask (")
+    assert done.stderr.endswith('to install it: pip install "emalgam[dask]"\n')

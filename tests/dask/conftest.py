@@ -18,7 +18,7 @@ def threads() -> Iterator[None]:
 
 
 def _clients(processes: bool) -> Iterator[Any]:
-    cluster = LocalCluster(n_workers=2, threads_per_worker=1, processes=processes, dashboard_address=None)
+    cluster = LocalCluster(n_workers=2, threads_per_worker=1, processes=processes, dashboard_address=":0")
     with cluster, Client(cluster, set_as_default=False) as client:
         yield client
 

@@ -73,7 +73,7 @@ def test_groups(n_components: Any) -> None:
     np.testing.assert_array_equal(found.score_samples(frame[["a", "b"]], groups=frame["label"]).shape, (800,))
 
 
-@pytest.mark.parametrize("partitions", [1, 3, 17])
+@pytest.mark.parametrize("partitions", [1, 7])
 def test_groups_on_a_cluster_whatever_the_partitions(partitions: int, client: Any) -> None:
     frame = table(some_labels())
     given = dd.from_pandas(frame, npartitions=partitions)
@@ -88,7 +88,7 @@ def test_labels_of_every_kind(kind: str) -> None:
         "names": pd.array([f"s{n}" for n in numbers]),
         "objects": np.array([f"s{n}" for n in numbers], dtype=object),
         "categories": pd.Categorical([f"s{n}" for n in numbers]),
-        "days": np.datetime64("2026-01-01") + numbers,
+        "days": np.datetime64("2026-01-01T00:00:00") + numbers,
         "halves": numbers / 2,
     }[kind]
     frame = table(labels)
