@@ -304,9 +304,7 @@ def test_weights_that_do_not_fit_are_one_line(folder: Path, tmp_path: Path) -> N
     message = error_of("fit", folder / "x.npy", "-k", 2, "--weights", tmp_path / "w.npy")
     assert "has shape (900, 2); expected one weight for each row" in message
     np.save(tmp_path / "w.npy", np.ones(N - 1))
-    assert "weight has shape (899,)" in error_of(
-        "fit", folder / "x.npy", "-k", 2, "--weights", tmp_path / "w.npy"
-    )
+    assert "weight has shape (899,)" in error_of("fit", folder / "x.npy", "-k", 2, "--weights", tmp_path / "w.npy")
     np.save(tmp_path / "w.npy", np.zeros(N))
     assert "zero for every sample" in error_of("fit", folder / "x.npy", "-k", 2, "--weights", tmp_path / "w.npy")
 

@@ -155,9 +155,9 @@ class DaskParts(Parts):
         self.n_features, self.dtype = int(rows.shape[1]), tile_dtype(rows)
         self.n_rows = sum(lengths)
         firsts = np.cumsum([0, *lengths[:-1]]).tolist()
-        # a partition without rows has no share
+        # A partition without rows has no share.
         self.partitions = Partitions(partitions.graph, list(compress(partitions.keys, lengths)), partitions.get)
-        self._places = [(first, rows) for first, rows in zip(firsts, lengths, strict=True) if rows]
+        self._places = [(first, length) for first, length in zip(firsts, lengths, strict=True) if length]
 
     def __len__(self) -> int:
         return self.n_rows
@@ -306,10 +306,11 @@ def map_rows(function: Callable[[np.ndarray], np.ndarray], x: Any) -> Any:
     ValueError
         As `function` does for data of the width and type of x.
     """
-    rows = array_of(x[feature_columns(x, None, [])]) if is_frame(x) else checked_array(x)
+    rows, _, _ = rows_and_weights(x, None)
     nothing = function(np.zeros((1, rows.shape[1]), rows.dtype))[:0]
     shape: dict[str, Any] = {"drop_axis": 1} if nothing.ndim == 1 else {"chunks": (rows.chunks[0], nothing.shape[1:])}
-    return rows.map_blocks(partial(_answer, function, nothing), dtype=nothing.dtype, meta=nothing, **shape)
+    answer = partial(_answer, function, nothing)
+    return rows.map_blocks(answer, token="emalgam", dtype=nothing.dtype, meta=nothing, **shape)
 
 
 def _answer(

@@ -129,7 +129,7 @@ def fit_many(
     client : distributed.Client, optional
         As in `fit`.
     **how
-        As in `emalgam.fit_many`; `offsets` and `progress` are for data in memory.
+        As in `emalgam.fit_many`; `numbers`, `offsets` and `progress` are for data in memory.
 
     Returns
     -------
@@ -153,7 +153,7 @@ def fit_many(
     >>> emalgam.distributed.fit_many(X, 2, random_state=0).means.shape
     (6, 2, 2)
     """
-    for name in ("offsets", "progress"):
+    for name in ("numbers", "offsets", "progress"):
         if name in how:
             raise ValueError(f"{name} is for data in memory; leave it out, or call emalgam.fit_many")
     how |= {

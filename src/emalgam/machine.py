@@ -17,7 +17,7 @@ from emalgam_kernels import Direct, Packed
 from emalgam_kernels.blocks import default_threads
 from emalgam_kernels.numba_cpu import compile_times
 
-PACKAGES: Final = ("numpy", "numba", "numba-cuda", "scipy", "scikit-learn", "pyarrow", "safetensors", "torch")
+PACKAGES: Final = ("numpy", "numba", "numba-cuda", "scipy", "scikit-learn", "pyarrow", "safetensors", "torch", "dask")
 NVIDIA_DRIVER: Final = Path("/proc/driver/nvidia/gpus")
 
 __all__ = ["describe"]
