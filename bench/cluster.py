@@ -10,6 +10,7 @@ every iteration; figures are medians. What Dask costs by itself shows with few r
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -84,6 +85,8 @@ def cluster() -> Iterator[Any]:
     from distributed import Client, LocalCluster
 
     how = {"n_workers": WORKERS, "threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
+    how["silence_logs"] = logging.CRITICAL  # of workers that are ended while they report
+
     # Partitions that an idle worker takes over would be counted as what a pass moves.
     with dask.config.set({STEALING: False}), LocalCluster(**how) as workers, Client(workers) as client:
         yield client
