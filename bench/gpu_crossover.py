@@ -11,9 +11,9 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from bench.gpu_clock import Missing, Run, say
+from bench.gpu_clock import Missing, Run
 from bench.problems import SEED
-from bench.tables import milliseconds, number, table
+from bench.tables import milliseconds, number, say, table
 from emalgam.covariance import COVARIANCES
 from emalgam.packing import Components, Frame
 from emalgam_kernels.numba_cuda import fused, products

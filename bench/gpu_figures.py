@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 import emalgam
-from bench.gpu_clock import Missing, NotMeasuredError, Run, say, shortened
+from bench.gpu_clock import Missing, NotMeasuredError, Run, shortened
 from bench.gpu_machine import Limits
 from bench.problems import SEED, SEPARATION, Case
-from bench.tables import describe, milliseconds
+from bench.tables import describe, milliseconds, say
 from bench.torch_em import Plan, TorchEm, tune
 from emalgam.covariance import COVARIANCES, Covariance
 from emalgam.namespace import beside

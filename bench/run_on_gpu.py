@@ -137,8 +137,7 @@ class Report:
 def measure(run: Run, report: Report, write_crossover: bool) -> None:
     """Every section; each goes on where another one failed."""
     from bench import gpu_machine
-    from bench.gpu_clock import say
-    from bench.tables import table
+    from bench.tables import say, table
 
     description = run.attempt("machine", lambda: gpu_machine.describe(run))
     report.put(Machine=section(description, lambda found: table(["", ""], found.items())))
@@ -155,8 +154,8 @@ def measure(run: Run, report: Report, write_crossover: bool) -> None:
 def figures(run: Run, report: Report, limits: Any) -> None:
     """The sections about seconds and accuracy, one case after the other."""
     from bench import gpu_figures, gpu_report
-    from bench.gpu_clock import Missing, say
-    from bench.tables import describe
+    from bench.gpu_clock import Missing
+    from bench.tables import describe, say
 
     measured = []
     for case, bounds in (gpu_figures.DRY_CASES if run.dry else gpu_figures.CASES).items():

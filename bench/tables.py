@@ -1,7 +1,8 @@
-"""How the benchmarks write numbers, targets and tables; imports nothing that takes long."""
+"""What a topic of the benchmarks reports, and how numbers, targets and tables are written; imports nothing slow."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,15 @@ class Target:
         return [self.figure, self.wanted, f"{number(self.measured)}{self.unit}", verdict(self.met)]
 
 
+@dataclass(frozen=True)
+class Topic:
+    """What one topic adds to RESULTS.md: sections, the figures that have a target, and details for its end."""
+
+    sections: Sequence[str]
+    targets: Sequence[Target] = ()
+    details: Sequence[str] = ()
+
+
 def number(value: float) -> str:
     """Three significant digits, without an exponent where there need be none."""
     digits = f"{value:.3g}"
@@ -55,3 +65,13 @@ def describe(case: Case) -> str:
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def judged(targets: Iterable[Target]) -> str:
+    """The table of figures, what they have to be and what they are."""
+    return table(["figure", "target", "measured", ""], (target.cells() for target in targets))
+
+
+def say(text: str) -> None:
+    """To standard error, at once."""
+    print(text, file=sys.stderr, flush=True)

@@ -237,7 +237,18 @@ def test_info_times_the_numba_kernels() -> None:
     kernels = run_json("info", "--compile")["numba_kernels"]
     assert kernels["error"] is None
     seconds = kernels["compile_seconds"]
-    assert len(seconds) >= 6, "packed and direct, in three pairs of types at least"
+    blocks = {(name.split()[0], form) for name in seconds for form in ("float64", "float32") if form in name}
+    kernels_of = {
+        "mixture_block",
+        "precision_factors",
+        "kl_pairs",
+        "kl_all_pairs",
+        "uniform_block",
+        "normal_block",
+        "sample_block",
+    }
+    assert blocks >= {(name, dtype) for name in kernels_of for dtype in ("float64", "float32")}
+    assert sum(name.startswith("mixture_block") for name in seconds) >= 6, "packed and direct, in three pairs of types"
     assert all(value > 0.1 for value in seconds.values()), "a compilation that takes no time is none"
     text = run("info").stdout
     for name, value in seconds.items():
@@ -311,6 +322,16 @@ def test_weights_that_do_not_fit_are_one_line(folder: Path, tmp_path: Path) -> N
     assert "zero for every sample" in error_of("fit", folder / "x.npy", "-k", 2, "--weights", tmp_path / "w.npy")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_precision_that_the_backend_does_not_have_is_one_line(dtype: str, x: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", x.astype(dtype))
+    command = ["fit", tmp_path / "x.npy", "-k", 2, "--backend", "reference"]
+    message = error_of(*command, "--precision", "tf32")
+    assert f"precision is 'tf32', which is for float32 data on backend numba_cuda; these are {dtype} on ref" in message
+    assert "leave it at 'strict'" in message
+    assert run_json(*command, "--precision", "strict")["arithmetic"] == dtype
+
+
 def test_a_collapsed_component_is_named(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.repeat([[0.0, 0.0], [1.0, 1.0]], 20, axis=0))
     message = error_of("fit", tmp_path / "x.npy", "-k", 2, "--on-degenerate", "error")
@@ -339,6 +360,7 @@ USAGE = {
     "negative tolerance": (["fit", "x.npy", "-k", 1, "--tol", -1], "Invalid value for '--tol'"),
     "covariance": (["fit", "x.npy", "-k", 1, "--covariance", "low-rank"], "Invalid value for '--covariance'"),
     "backend": (["fit", "x.npy", "-k", 1, "--backend", "abacus"], "Invalid value for '--backend'"),
+    "precision": (["fit", "x.npy", "-k", 1, "--precision", "half"], "Invalid value for '--precision'"),
     "threads": (["fit", "x.npy", "-k", 1, "--threads", 0], "Invalid value for '--threads'"),
     "no samples": (["sample", "m.safetensors", "-o", "s.npy", "-n", 0], "Invalid value for '-n' / '--samples'"),
     "fewer samples": (["kl", "m.safetensors", "m.safetensors", "-n", -3], "Invalid value for '-n' / '--samples'"),

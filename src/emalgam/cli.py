@@ -102,6 +102,9 @@ def fit(
     backend: Backend = "auto",
     algorithm: Algorithm = "auto",
     threads: Threads = None,
+    precision: Annotated[
+        Literal["strict", "tf32"], typer.Option(help="tf32: a GPU's products may round float32 operands to ten bits.")
+    ] = "strict",
     on_degenerate: Annotated[
         Literal["regularize", "reseed", "error"], typer.Option(help="What to do with a component that collapses.")
     ] = "regularize",
@@ -133,6 +136,7 @@ def fit(
             algorithm=algorithm,
             n_threads=threads,
             callback=callback,
+            precision=precision,
         )
     seconds = time.perf_counter() - start
     if output is not None:

@@ -36,12 +36,13 @@ class ConvergenceWarning(UserWarning):
 
 @dataclass(frozen=True, slots=True)
 class Iteration:
-    """What a callback sees after each iteration: the mean log-likelihood in nats and its change."""
+    """What a callback sees after each iteration: the mean log-likelihood in nats, its change, whether that ends EM."""
 
     restart: int
     iteration: int
     lower_bound: float
     change: float
+    converged: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,8 +324,8 @@ class _Restart:
             components, bound, following = self.maximize(moments, components, bound, how, iteration)
             change, lower_bound = bound - lower_bound, bound
             trace.append(bound)
-            stopped = self.report(iteration, bound, change)
             converged = abs(change) < self.settings.tol and not self.m_step.reseeded
+            stopped = self.report(Iteration(self.number, iteration, bound, change, converged))
             if converged or stopped:
                 break
         components = components.on_host()
@@ -357,9 +358,9 @@ class _Restart:
         dtype = self.data.dtype if self.data.largest < LARGEST_FLOAT32 else np.dtype(np.float64)
         return choose_evaluation(self.settings.algorithm, dtype, cancellation, self.settings.precision)
 
-    def report(self, iteration: int, lower_bound: float, change: float) -> bool:
+    def report(self, iteration: Iteration) -> bool:
         callback = self.settings.callback
-        return callback is not None and bool(callback(Iteration(self.number, iteration, lower_bound, change)))
+        return callback is not None and bool(callback(iteration))
 
     def first(self, given: Given) -> Components:
         """The components to begin with: given, or the M-step of the initialization's responsibilities."""

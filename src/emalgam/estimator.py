@@ -56,7 +56,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
     warm_start : bool, default=False
         Begin from the last fit's parameters.
     verbose : int, default=0
-        1 prints each restart and every `verbose_interval`-th iteration, 2 the change and the time too.
+        1 prints each restart, every `verbose_interval`-th iteration and how the restart ended, 2 changes, times and
+        the lower bound too.
     verbose_interval : int, default=10
     backend : str, default="auto"
         See `emalgam.backends`.
@@ -274,6 +275,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
             callback=_printer(
                 check_integer("verbose", int(self.verbose) if isinstance(self.verbose, bool) else self.verbose, 0),
                 check_integer("verbose_interval", self.verbose_interval, 1),
+                self.max_iter,
             ),
         )
 
@@ -392,23 +394,25 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         return derived
 
 
-def _printer(verbose: int, interval: int) -> Callable[[Iteration], None] | None:
+def _printer(verbose: int, interval: int, max_iter: int) -> Callable[[Iteration], None] | None:
     """scikit-learn's verbose output, as a callback."""
     if not verbose:
         return None
-    last = perf_counter()
+    began = last = perf_counter()
 
     def show(event: Iteration) -> None:
-        nonlocal last
+        nonlocal began, last
+        now = perf_counter()
         if event.iteration == 1:
             print(f"Initialization {event.restart}", file=sys.stdout)
-        if event.iteration % interval:
-            return
-        line = f"  Iteration {event.iteration}"
-        if verbose > 1:
-            now = perf_counter()
-            line += f"\t time lapse {now - last:.5f}s\t ll change {event.change:.5f}"
+        if event.iteration % interval == 0:
+            details = f"\t time lapse {now - last:.5f}s\t ll change {event.change:.5f}" if verbose > 1 else ""
+            print(f"  Iteration {event.iteration}{details}", file=sys.stdout)
             last = now
-        print(line, file=sys.stdout)
+        if event.converged or event.iteration == max_iter:
+            ending = "converged" if event.converged else "did not converge"
+            details = f" time lapse {now - began:.5f}s\t lower bound {event.lower_bound:.5f}." if verbose > 1 else ""
+            print(f"Initialization {ending}.{details}", file=sys.stdout)
+            began = last = now
 
     return show

@@ -6,8 +6,6 @@ whatever the strides, and kept on disk.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import threading
 from collections.abc import Callable
 from typing import Any, Final
@@ -27,6 +25,7 @@ from emalgam_kernels.kl_blocks import (
     shift_of,
 )
 from emalgam_kernels.numba_cpu import kl_tiles, tiles
+from emalgam_kernels.numba_cpu.compilation import compile_function
 from emalgam_kernels.numba_cpu.kl_tiles import (
     CHUNK,
     COLUMNS,
@@ -44,17 +43,16 @@ from emalgam_kernels.numba_cpu.kl_tiles import (
     pair_tile,
     write_tile,
 )
-from emalgam_kernels.numba_cpu.tiles import OPTIONS, STATISTICS_AT_ONCE, padded
+from emalgam_kernels.numba_cpu.tiles import STATISTICS_AT_ONCE, padded
 from emalgam_kernels.parameters import Gaussians
 
 CACHE_LINE: Final = 64
 
-# ---- compiled: each function is a closure over `version`, as Numba keys its disk cache by this file and by what
-# closures hold
+# ---- compiled: each function is a closure over `version`; see `emalgam_kernels.numba_cpu.compilation`
 
 
 def _pair_function(version: str) -> Callable[..., None]:
-    """A block of pairs, as a closure over `version`: Numba keys its disk cache by this file and what closures hold."""
+    """A block of pairs."""
 
     def block(
         p_means: np.ndarray,
@@ -83,7 +81,7 @@ def _pair_function(version: str) -> Callable[..., None]:
 
 
 def _factor_function(version: str) -> Callable[..., int]:
-    """A block of factors, as a closure over `version`: see `_pair_function`."""
+    """A block of factors."""
 
     def block(covariances: np.ndarray, where: tuple[int, int], work: PairWork, out: np.ndarray) -> int:
         """out_m ← P_m for start ≤ m < stop; returns the first that is not positive definite, or −1."""
@@ -108,7 +106,7 @@ def _factor_function(version: str) -> Callable[..., int]:
 
 
 def _all_pairs_function(version: str) -> Callable[..., None]:
-    """A block of all pairs, as a closure over `version`: see `_pair_function`."""
+    """A block of all pairs."""
 
     def block(
         p_means: np.ndarray,
@@ -174,19 +172,10 @@ def _block(kernel: str, dtype: np.dtype, *arguments: Any) -> Callable[..., Any]:
                 out = types.Array(types.float64, 1 if kernel == "kl_pairs" else 2, "A")
                 stack = vectors, matrices, matrices
                 signature = types.void(*stack, *stack, *between, out)
-            _compiled[kernel, dtype.char] = _compile(_FUNCTIONS[kernel], signature)
+            sources = kl_tiles, tiles, polynomials, str(FARTHEST)
+            name = f"{kernel} ({dtype})"
+            _compiled[kernel, dtype.char] = compile_function(name, _FUNCTIONS[kernel], signature, sources)
         return _compiled[kernel, dtype.char]
-
-
-def _compile(function: Callable[[str], Callable[..., Any]], signature: Any) -> Callable[..., Any]:
-    """From disk if the sources that it was compiled from are the same."""
-    try:
-        sources = "".join(map(inspect.getsource, (kl_tiles, tiles, polynomials))) + str(FARTHEST)
-        version = hashlib.sha256(sources.encode()).hexdigest()
-        compiled_function: Callable[..., Any] = numba.njit(signature, cache=True, **OPTIONS)(function(version))
-    except (OSError, RuntimeError):  # no sources at hand, or no folder that Numba could write to: for this process only
-        compiled_function = numba.njit(signature, **OPTIONS)(function(""))
-    return compiled_function
 
 
 # ---- blocks --------------------------------------------------------------------------------------------------------

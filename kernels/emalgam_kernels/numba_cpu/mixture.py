@@ -7,13 +7,9 @@ strides of x, and kept on disk.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import itertools
 import threading
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numba
@@ -21,7 +17,8 @@ import numpy as np
 
 from emalgam_kernels import polynomials
 from emalgam_kernels.blocks import for_each_block, native_slices, rows_per_block, sum_over_blocks, tile_dtype, workspace
-from emalgam_kernels.numba_cpu import compile_times, tiles
+from emalgam_kernels.numba_cpu import tiles
+from emalgam_kernels.numba_cpu.compilation import compile_function
 from emalgam_kernels.numba_cpu.tiles import (
     COMPONENTS_AT_ONCE,
     FEATURE_MAP_CODES,
@@ -118,7 +115,7 @@ def _statistics(
 
 
 def _block_function(version: str) -> Callable[..., float]:
-    """The tile loop, as a closure over `version`: Numba keys its disk cache by this file and by what closures hold."""
+    """The tile loop, as a closure over `version`: see `emalgam_kernels.numba_cpu.compilation`."""
 
     def mixture_block(
         problem: Problem,
@@ -158,7 +155,7 @@ def _block_function(version: str) -> Callable[..., float]:
     return mixture_block
 
 
-_compiled: dict[tuple[str, str, str], tuple[Callable[..., float], float]] = {}
+_compiled: dict[tuple[str, str, str], Callable[..., float]] = {}
 _compiling = threading.Lock()
 
 
@@ -180,34 +177,12 @@ def _compiled_block(x_dtype: np.dtype, problem: Problem) -> Callable[..., float]
                 array(typeof(dtype).dtype, 2, "A"),
                 array(float64, 2, "C"),
             )
-            _compiled[key] = _compile(signature, _block_name(*key))
-        return _compiled[key][0]
+            _compiled[key] = compile_function(_block_name(*key), _block_function, signature, (tiles, polynomials))
+        return _compiled[key]
 
 
 def _block_name(form: str, x: str, arithmetic: str) -> str:
     return f"mixture_block ({form}, {np.dtype(x)} samples, {np.dtype(arithmetic)} arithmetic)"
-
-
-def _compile(signature: Any, name: str) -> tuple[Callable[..., float], float]:
-    """The compiled block, and the seconds that took, which are recorded beside it: 0 if it came from disk."""
-    start = time.perf_counter()
-    try:
-        version = hashlib.sha256((inspect.getsource(tiles) + inspect.getsource(polynomials)).encode()).hexdigest()
-        block = numba.njit(signature, cache=True, **OPTIONS)(_block_function(version))
-    except (OSError, RuntimeError):  # no sources at hand, or no folder that Numba could write to: for this process only
-        block = numba.njit(signature, **OPTIONS)(_block_function(""))
-    stats = getattr(block, "stats", None)  # there is none under NUMBA_DISABLE_JIT
-    if stats and stats.cache_hits:
-        return block, 0.0
-    seconds = time.perf_counter() - start
-    if stats and stats.cache_path:
-        compile_times.record(Path(stats.cache_path), name, seconds)
-    return block, seconds
-
-
-def compile_seconds() -> dict[str, float]:
-    """Seconds that Numba compiled in this process, for every block function in use; 0 if it came from disk."""
-    return {_block_name(*key): seconds for key, (_, seconds) in _compiled.items()}
 
 
 # ---- blocks --------------------------------------------------------------------------------------------------------
