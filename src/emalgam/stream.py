@@ -162,6 +162,33 @@ class Stream(Parts):
                     raise ValueError(f"{error} (rows are counted from row {part.first} of the stream)") from error
 
 
+class WatchedStream(Stream):
+    """A stream that counts its passes and rows, and tells somebody of each chunk that was computed.
+
+    Parameters
+    ----------
+    stream : Stream
+    seen : function of two integers
+        The pass, from 1 on, and how many of its rows are done.
+    """
+
+    def __init__(self, stream: Stream, seen: Callable[[int, int], None] = lambda number, rows: None) -> None:
+        self.stream, self.seen = stream, seen
+        self.n_features, self.dtype = stream.n_features, stream.dtype
+        self.passes = self.rows = 0
+
+    def chunks(self) -> Iterator[Chunk]:
+        return self.stream.chunks()
+
+    def parts(self) -> Generator[Part]:
+        self.passes += 1
+        with closing(self.stream.parts()) as parts:
+            for part in parts:
+                yield part
+                self.rows += len(part.x)
+                self.seen(self.passes, part.first + len(part.x))
+
+
 class ArrayStream(Stream):
     """An array, looked at where it lies; of a memory map, the system is asked to read ahead."""
 
