@@ -357,7 +357,7 @@ def _data(data: Path, weights: Path | None, weight_column: str | None, stream: b
         raise typer.BadParameter("a folder, or a weight column, is read with --stream", param_hint="--in-memory")
     sample_weight = None if weights is None else _column(weights)
     if stream:
-        return open_stream(data, weight=weight_column if sample_weight is None else sample_weight), None
+        return open_stream(data, sample_weight=weight_column if sample_weight is None else sample_weight), None
     return read_table(data), sample_weight
 
 
