@@ -16,7 +16,7 @@ import numba
 import numpy as np
 
 from emalgam_kernels import philox as constants
-from emalgam_kernels import polynomials
+from emalgam_kernels import polynomials, scalars
 from emalgam_kernels.alias import stratum_ends
 from emalgam_kernels.blocks import for_each_block, workspace
 from emalgam_kernels.monte_carlo import sum_log_ratios
@@ -180,7 +180,7 @@ def _signature(name: str, dtype: np.dtype) -> Any:
 
 def _compile(factory: Callable[[str], Callable[..., None]], signature: Any) -> Callable[..., None]:
     try:
-        sources = (inspect.getsource(module) for module in (draws, tiles, polynomials, constants))
+        sources = (inspect.getsource(module) for module in (draws, tiles, scalars, polynomials, constants))
         version = hashlib.sha256("".join(sources).encode()).hexdigest()
         function: Callable[..., None] = numba.njit(signature, cache=True, **OPTIONS)(factory(version))
     except (OSError, RuntimeError):  # no sources at hand, or no folder that Numba could write to: for this process only
