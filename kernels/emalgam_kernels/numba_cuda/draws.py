@@ -2,11 +2,10 @@
 
 Rows that are drawn have the numbers first, first + 1 …; nothing depends on which thread, block or launch draws one.
 
-A block draws a tile of T rows and up to `4 · THREADS` features at a time. Four threads' worth of work are four features
-of a row: a thread makes four normals of its row, which is one Philox block in float32 and two in float64, leaves them
-in shared memory, and computes four numbers of x = μ_k + L_k ε from all of the row's normals. The tile passes through
-shared memory once more, so that consecutive threads write consecutive numbers whatever the strides of `out`. Shared
-memory, row by row::
+A block draws a tile of T rows and up to 4 · THREADS features at a time, four features of a row on a thread: it makes
+four normals, which is one block of Philox in float32 and two in float64, leaves them in shared memory, and computes
+four numbers of x = μ_k + L_k ε from all of the row's normals. x passes through shared memory too, so that consecutive
+threads write consecutive numbers whatever the strides of `out`. Shared memory, row by row::
 
     ε, then x (T, S)   if they fit: L_k in columns (K or 1, rows, W), μ (K, W)
 
@@ -32,7 +31,6 @@ from emalgam_kernels.numba_cuda.device import NUMBA_REALS, REALS, Kernel, flat, 
 from emalgam_kernels.numba_cuda.fused import ALIGNMENT, VECTOR_BYTES, at, place_of_four
 from emalgam_kernels.philox import LABELS
 
-any_types: Any = types
 THREADS: Final = threads_per_block(256)
 FEATURES_AT_ONCE: Final = 4  # of a thread
 SUMS: Final = 5  # Σ d, Σ d², Σ c, Σ c², Σ d c
@@ -339,7 +337,8 @@ def sample_kernel(arithmetic: str, nearby: bool) -> Kernel:
             _write_tile(shared, out, tile, task, size)
 
     array, integers = flat(real), flat(types.int64)
-    sizes = any_types.NamedUniTuple(types.int64, len(Size._fields), Size)
+    integer_tuple: Any = types.NamedUniTuple
+    sizes = integer_tuple(types.int64, len(Size._fields), Size)
     signature = (array, integers, array, integers, types.uint64, types.uint64, sizes)
     name = f"samples, {arithmetic}, parameters in {'shared' if nearby else 'global'} memory"
     return Kernel(name, arithmetic, samples, signature, THREADS)
@@ -347,9 +346,9 @@ def sample_kernel(arithmetic: str, nearby: bool) -> Kernel:
 
 @cache
 def word_kernel() -> Kernel:
-    """Words of Philox."""
+    """Words of Philox: integers, and like float32 kernels without float64."""
     signature = (flat(types.int32), *(types.uint64,) * 4, *(types.int64,) * 3)
-    return Kernel("words of Philox", "integers", words, signature, THREADS)
+    return Kernel("words of Philox", "float32", words, signature, THREADS)
 
 
 @cache
