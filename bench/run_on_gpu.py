@@ -37,7 +37,10 @@ MOST_SECONDS: Final = 480.0
 TO_STOP: Final = 30.0  # for what is under way when nothing new is begun
 TEST_SECONDS: Final = 240.0
 CROSSOVER_SECONDS: Final = 45.0  # kept for the crossover while the figures are measured
-TESTS: Final = ("tests/cuda", "tests/kernels/test_contract.py", "tests/kernels/test_mixture.py")
+TESTS: Final = (
+    "tests/cuda",
+    *(f"tests/kernels/test_{part}.py" for part in ("contract", "mixture", "philox", "sampling")),
+)
 DRY_TESTS: Final = ("tests/kernels/test_contract.py",)
 NOT_YET: Final = "Not measured: the run ended before this section.\n"
 
@@ -103,6 +106,7 @@ class Report:
         "Competitors",
         "From main memory",
         "Accuracy",
+        "Sampling",
         "Crossover",
     )
 
@@ -136,7 +140,7 @@ class Report:
 
 def measure(run: Run, report: Report, write_crossover: bool) -> None:
     """Every section; each goes on where another one failed."""
-    from bench import gpu_machine
+    from bench import gpu_machine, gpu_sampling
     from bench.tables import say, table
 
     description = run.attempt("machine", lambda: gpu_machine.describe(run))
@@ -146,6 +150,9 @@ def measure(run: Run, report: Report, write_crossover: bool) -> None:
     say("limits of the device")
     limits = run.attempt("limits of the device", lambda: gpu_machine.measure(run), 10)
     report.put(Limits_of_the_device=section(limits, lambda found: found.text()))
+    say("sampling")
+    sampled = run.attempt("sampling", lambda: gpu_sampling.measure(run, limits, CROSSOVER_SECONDS))
+    report.put(Sampling=section(sampled, gpu_sampling.text))
     figures(run, report, limits)
     say("crossover")
     crossover(run, report, description, write_crossover)

@@ -299,7 +299,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
 
     def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """n_samples points of the mixture in random order, and their components; see `Mixture.sample`."""
-        return self._mixture().sample(n_samples, self.random_state, n_threads=self.n_threads)
+        return self._mixture().sample(n_samples, self.random_state, backend=self.backend, n_threads=self.n_threads)
 
     def bic(self, X: Any) -> float:
         """Schwarz's criterion −2 Σ log p + parameters · log N: the lower the better."""

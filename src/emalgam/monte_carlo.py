@@ -37,7 +37,7 @@ class Sampling:
     seed: int
     max_samples: int
     kernels: ModuleType
-    kernels_of_kl: ModuleType
+    backend: str
     n_threads: int
     first: int = 0
 
@@ -58,8 +58,8 @@ class Sampling:
         if relative_error is not None and check_number("relative_error", relative_error) == 0:
             raise ValueError("relative_error is 0; expected a number > 0")
         control = check_choice("estimator", estimator, ESTIMATORS) == "control"
-        kernels = kernel_module(backend, "sampling"), kernel_module(backend, "kl")
-        return cls(n, relative_error, control, philox_seed(random_state), most, *kernels, check_threads(n_threads))
+        kernels, seed = kernel_module(backend, "sampling"), philox_seed(random_state)
+        return cls(n, relative_error, control, seed, most, kernels, backend, check_threads(n_threads))
 
     def other(self) -> Sampling:
         """The same with samples that are independent of these."""
@@ -68,7 +68,8 @@ class Sampling:
     def closed_form(self, p: Gaussian, q: Gaussian) -> float:
         """KL(p ‖ q) of two full Gaussians."""
         out = np.empty(1)
-        self.kernels_of_kl.kl_pairs(*(flattened(each, "full", np.dtype(np.float64)) for each in (p, q)), out)
+        stacks = (flattened(each, "full", np.dtype(np.float64)) for each in (p, q))
+        kernel_module(self.backend, "kl").kl_pairs(*stacks, out)
         return float(out[0])
 
     def estimate(self, p: Mixture, q: Mixture) -> Estimate:

@@ -36,13 +36,15 @@ def run(code: str) -> str:
 
 
 def test_the_tests_are_collected() -> None:
-    names = ["tests/cuda", "tests/kernels/test_contract.py", "tests/kernels/test_mixture.py"]
+    parts = "contract", "mixture", "philox", "sampling"
+    names = ["tests/cuda", *(f"tests/kernels/test_{part}.py" for part in parts)]
     options = ["--collect-only", "-q", "-p", "no:cacheprovider"]
     run(f"import pytest; sys.exit(pytest.main({[*options, *names]!r}))")
 
 
 def test_the_benchmark_is_imported() -> None:
-    run("import bench.run_on_gpu, bench.gpu_figures, bench.gpu_crossover, bench.gpu_machine, bench.torch_em")
+    run("import bench.run_on_gpu, bench.gpu_figures, bench.gpu_crossover, bench.gpu_machine, bench.gpu_sampling")
+    run("import bench.torch_em")
 
 
 def test_a_fit() -> None:

@@ -44,6 +44,11 @@ def threads_per_block(wanted: int) -> int:
     return min(wanted, 32) if SIMULATED else wanted
 
 
+def inlined(function: Callable[..., Any]) -> Any:
+    """A function that kernels call, dissolved in them: only then are its arrays known to be shared, or registers."""
+    return function if SIMULATED else cuda.jit(device=True, forceinline=True)(function)
+
+
 @dataclass(frozen=True, eq=False)
 class Kernel:
     """A kernel for one combination of dtypes, compiled when it is first launched.
