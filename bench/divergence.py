@@ -3,9 +3,11 @@
     python bench/divergence.py
 
 Everyone starts from means and covariances, in float64 on two threads: all pairs of 1000 Gaussians with D = 16, and
-100 000 pairs with D = 8. "prepared" is the divergence alone: torch has its distributions, the kernels their precision
-factors, NumPy its inverses and log-determinants already. torch computes a twentieth of all pairs: its memory grows
-with their number. Contenders take turns, and medians are shown.
+100 000 pairs with D = 8. "whole" includes the constructors, with all their checks: of torch's distributions, of
+emalgam's Gaussians. "prepared" is the divergence alone: torch has its distributions, `emalgam.kl` its Gaussians, the
+kernels their precision factors, NumPy its inverses and log-determinants already. torch computes a twentieth of all
+pairs: its memory grows with their number. Contenders take turns; medians are shown, and how many times faster than
+torch they are.
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Final
 
 import numpy as np
 
 import emalgam_kernels
+from emalgam import Gaussian, kl, use_backend
 from emalgam_kernels import Gaussians
 
 ALL: Final = (1000, 16)
@@ -31,21 +34,31 @@ ROUNDS: Final = 7
 THREADS: Final = 2
 PAUSE: Final = 0.2  # seconds: threads of the library before spin for a while after their last work
 BACKENDS: Final = ("cython_cpu", "numba_cpu")
+TORCH: Final = "torch.distributions"
 
 Given = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Million pairs per second of one contender; `whole` starts from covariances, `prepared` from what it keeps."""
+    """Million pairs per second of one contender; `whole` starts from covariances, `prepared` from what it keeps.
+
+    `times_torch` is how many times faster than torch both are, where torch is installed.
+    """
 
     work: str
     contender: str
     whole: float
     prepared: float
+    times_torch: tuple[float, float] | None = None
 
     def __str__(self) -> str:
-        return f"{self.work:44s} {self.contender:22s} {self.whole:10.3f} {self.prepared:10.3f}"
+        rates = f"{self.work:44s} {self.contender:22s} {self.whole:10.3f} {self.prepared:10.3f}"
+        return rates + "".join(f" {times:8.1f} ×" for times in self.times_torch or ())
+
+    def beside(self, torch: Rate) -> Rate:
+        """The same with `times_torch`."""
+        return replace(self, times_torch=(self.whole / torch.whole, self.prepared / torch.prepared))
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,20 @@ def emalgam(backend: str, all_pairs: bool) -> Contender:
         (kernels.kl_all_pairs if all_pairs else kernels.kl_pairs)(p, q, out, THREADS)
         return out
 
-    return Contender(backend, prepare, compute)
+    return Contender(f"{backend} kernels", prepare, compute)
+
+
+def public(backend: str) -> Contender:
+    """``kl(Gaussian(mean, covariance), Gaussian(mean, covariance))``, element by element."""
+
+    def prepare(given: Given) -> Gaussian:
+        with use_backend(backend):
+            return Gaussian(*given)
+
+    def compute(p: Gaussian, q: Gaussian) -> np.ndarray:
+        return np.asarray(kl(p, q, backend=backend, n_threads=THREADS))
+
+    return Contender(f"{backend} emalgam.kl", prepare, compute)
 
 
 def numpy_algebra() -> Contender:
@@ -127,12 +153,15 @@ def torch_distributions(all_pairs: bool) -> Contender:
         found: np.ndarray = kl_divergence(p, q).numpy()
         return found.T if all_pairs else found
 
-    return Contender("torch.distributions", prepare, compute, TORCH_SHARE if all_pairs else 1)
+    return Contender(TORCH, prepare, compute, TORCH_SHARE if all_pairs else 1)
 
 
 def contenders(all_pairs: bool) -> list[Contender]:
     """Those that are installed, the kernels first."""
-    found = [emalgam(backend, all_pairs) for backend in BACKENDS if emalgam_kernels.probe(backend) is None]
+    backends = [backend for backend in BACKENDS if emalgam_kernels.probe(backend) is None]
+    found = [emalgam(backend, all_pairs) for backend in backends]
+    if not all_pairs:
+        found += [public(backend) for backend in backends]
     if all_pairs:
         found.append(numpy_algebra())
     if importlib.util.find_spec("torch"):
@@ -157,7 +186,9 @@ def rates(work: str, all_pairs: bool, size: tuple[int, int], rounds: int) -> lis
     for _ in range(rounds):
         for each in competing:
             seconds[each.name].append(_timed(each, p, q)[:2])
-    return [_rate(work, each, size[0] ** 2 if all_pairs else size[0], seconds[each.name]) for each in competing]
+    found_rates = [_rate(work, each, size[0] ** 2 if all_pairs else size[0], seconds[each.name]) for each in competing]
+    torch = next((rate for rate in found_rates if rate.contender == TORCH), None)
+    return [rate.beside(torch) for rate in found_rates] if torch else found_rates
 
 
 def _timed(each: Contender, p: Given, q: Given) -> tuple[float, float, np.ndarray]:
@@ -180,7 +211,7 @@ def _rate(work: str, each: Contender, pairs: int, seconds: list[tuple[float, flo
 def measure(rounds: int = ROUNDS, smoke: bool = False) -> list[Rate]:
     """Both figures, printed while they come."""
     found = []
-    print(f"{'million pairs per second':67s} {'whole':>10s} {'prepared':>10s}")
+    print(f"{'million pairs per second':67s} {'whole':>10s} {'prepared':>10s}   whole ×  prepared × torch")
     for name, all_pairs, (M, D) in (
         ("all pairs", True, SMOKE_ALL if smoke else ALL),
         ("element by element", False, SMOKE_PAIRS if smoke else PAIRS),

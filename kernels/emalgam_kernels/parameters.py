@@ -127,8 +127,8 @@ class Gaussians:
     covariances : (M, D, D), or (M, D) for "diag"
         Σ_m.
     precisions_cholesky : (M, D, D) or (M, D), or None
-        P_m, upper triangular with ``P Pᵀ = Σ⁻¹``; for "diag" the diagonals. None leaves the factorisation to `kl_pairs`,
-        which needs no memory for it; `kl_all_pairs` wants P.
+        P_m, upper triangular with ``P Pᵀ = Σ⁻¹``; for "diag" the diagonals. None leaves the factorisation to
+        `kl_pairs`, which needs no memory for it; `kl_all_pairs` wants P.
 
     Notes
     -----

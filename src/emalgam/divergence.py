@@ -29,6 +29,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from emalgam import backends
 from emalgam.blas import one_blas_thread
 from emalgam.comparison import (
     ELEMENTS_AT_ONCE,
@@ -46,7 +47,6 @@ from emalgam.comparison import (
     members_of,
     overlaps,
 )
-from emalgam.draws import kernel_module
 from emalgam.gaussian import Gaussian
 from emalgam.mixture import Mixture
 from emalgam.monte_carlo import DEFAULT_SAMPLES, MOST_SAMPLES, Sampling, average, sum_of
@@ -77,7 +77,8 @@ def kl(
     p, q : Gaussian, or a sequence of them
         Their stacks are broadcast. Mixtures of one component count as Gaussians.
     arithmetic : {"float64", "float32"}
-        float32 halves the memory; its relative error is about 1e-6 times the condition number.
+        float32 halves the memory; its relative error is about 1e-6 times the condition number, and the result NaN for
+        a covariance that rounding makes singular.
     backend : str
         See `emalgam.backends`.
     n_threads : int, optional
@@ -110,7 +111,7 @@ def kl(
     """
     p, q = as_gaussians("p", p), as_gaussians("q", q)
     shape, kind, dtype, threads = *common(p, q), _dtype(arithmetic), check_threads(n_threads)
-    kernels = kernel_module(backend, "kl")
+    kernels = backends.kernels(backend, "kl")
     out = np.empty(math.prod(shape))
     take_p, take_q = members_of(p, shape, kind, dtype), members_of(q, shape, kind, dtype)
     gathered = not {len(out), 1}.issuperset((math.prod(p.batch_shape), math.prod(q.batch_shape)))
@@ -146,8 +147,8 @@ def kl_all_pairs(
     """
     p, q = as_gaussians("p", p), as_gaussians("q", q)
     kind, dtype, threads = common_type(p, q), _dtype(arithmetic), check_threads(n_threads)
-    kernels = kernel_module(backend, "kl")
-    left, right = flattened(p, kind, dtype), flattened(q, kind, dtype)
+    kernels = backends.kernels(backend, "kl")
+    left, right = (flattened(each, kind, dtype, factors=True) for each in (p, q))
     out = np.empty((len(left), len(right)))
     with one_blas_thread():
         kernels.kl_all_pairs(left, right, out, n_threads=threads)
@@ -228,7 +229,7 @@ def kl_variational(
     array([0.      , 0.780187])
     """
     comparison = Comparison.of(p, q, all_pairs, n_threads)
-    table = divergences(kernel_module(backend, "kl"))
+    table = divergences(backends.kernels(backend, "kl"))
     return plain(comparison.own(table) - comparison.cross(table))
 
 
@@ -252,7 +253,7 @@ def kl_matched(
     0.25
     """
     comparison = Comparison.of(p, q, all_pairs, n_threads)
-    table = divergences(kernel_module(backend, "kl"))
+    table = divergences(backends.kernels(backend, "kl"))
     weights = comparison.p.weights
     log_weights = np.log(weights, where=weights > 0, out=np.zeros_like(weights))
     own = comparison.of_p(np.einsum("ba,ba->b", weights, log_weights))
@@ -310,7 +311,7 @@ def kl_bounds(
     True
     """
     comparison = Comparison.of(p, q, all_pairs, n_threads)
-    table = divergences(kernel_module(backend, "kl"))
+    table = divergences(backends.kernels(backend, "kl"))
     entropies = comparison.entropies()
     lower = comparison.own(table) - comparison.cross(overlaps) - entropies
     upper = comparison.own(overlaps) - comparison.cross(table) + entropies

@@ -22,17 +22,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from emalgam.information import (
-    check_array,
-    check_distributions,
-    check_probabilities,
-    factor_covariances,
-    first_index,
-    in_words,
-)
+from emalgam.information import check_distributions, check_probabilities
 from emalgam.namespace import invert_triangular
 from emalgam.packing import LOG_2_PI, power_of_two
-from emalgam.validation import check_integer
+from emalgam.validation import broadcast, check_array, check_integer, factor_covariances, first_index, in_words
 
 ELEMENTS_AT_ONCE: Final = 2**19
 EPS: Final = float(np.finfo(np.float64).eps)
@@ -644,7 +637,7 @@ def gaussian_log_likelihood(mean: Any, covariance: Any, X: Any, sample_weight: A
             f"for X of shape {x.shape}"
         )
     weight = _check_weight(sample_weight, x.shape[:-1])
-    batch = _check_broadcast(mean=centre.shape[:-1], covariance=lower.shape[:-2], X=x.shape[:-2])
+    batch = broadcast("leading axes", mean=centre.shape[:-1], covariance=lower.shape[:-2], X=x.shape[:-2])
     whitening = invert_triangular(lower.reshape(-1, D, D)).reshape(lower.shape).swapaxes(-1, -2)
     constant = 0.5 * D * LOG_2_PI + np.log(np.einsum("...ii->...i", lower)).sum(axis=-1)
     total: Any = 0.0
@@ -732,7 +725,7 @@ def bernoulli_map(x: Any, alpha: Any, beta: Any, sample_weight: Any = None) -> n
             index = first_index(value <= 0)
             raise ValueError(f"{name} is {value[index]:g}{in_words(index)}; expected a number > 0")
     ones, zeros = _coin_counts(x, sample_weight)
-    _check_broadcast(x=ones.shape, alpha=prior["alpha"].shape, beta=prior["beta"].shape)
+    broadcast("leading axes", x=ones.shape, alpha=prior["alpha"].shape, beta=prior["beta"].shape)
     first, second = np.broadcast_arrays(prior["alpha"] + ones, prior["beta"] + zeros)
     wrong = (first < 1) | (second < 1)
     if wrong.any():
@@ -780,7 +773,7 @@ def bernoulli_log_likelihood(theta: Any, x: Any, sample_weight: Any = None) -> n
     """
     probability = check_probabilities("theta", theta)
     ones, zeros = _coin_counts(x, sample_weight)
-    _check_broadcast(theta=probability.shape, x=ones.shape)
+    broadcast("leading axes", theta=probability.shape, x=ones.shape)
     with np.errstate(divide="ignore", invalid="ignore"):
         heads = np.where(ones > 0, ones * np.log(probability), 0.0)
         tails = np.where(zeros > 0, zeros * np.log1p(-probability), 0.0)
@@ -859,7 +852,7 @@ def categorical_log_likelihood(probabilities: Any, labels: Any, sample_weight: A
     """
     distribution = check_distributions("probabilities", probabilities)
     counts = _category_counts(labels, distribution.shape[-1], sample_weight)
-    _check_broadcast(probabilities=distribution.shape[:-1], labels=counts.shape[:-1])
+    broadcast("leading axes", probabilities=distribution.shape[:-1], labels=counts.shape[:-1])
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(counts > 0, counts * np.log(distribution), 0.0).sum(axis=-1)
 
@@ -924,15 +917,6 @@ def _check_weight(sample_weight: Any, shape: tuple[int, ...]) -> np.ndarray:
         where = in_words(first_index(empty))
         raise ValueError(f"sample_weight is zero for every sample{where}; expected at least one positive weight")
     return np.broadcast_to(weight, shape)
-
-
-def _check_broadcast(**shapes: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that these leading axes broadcast to; ValueError if they do not."""
-    try:
-        return np.broadcast_shapes(*shapes.values())
-    except ValueError:
-        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise ValueError(f"leading axes do not broadcast: {found}; expected equal ones, or ones of length 1") from None
 
 
 def _largest(values: np.ndarray, counts: Any) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from emalgam import arrays
 from emalgam.mixture import WEIGHT_SUM_TOLERANCE, Mixture
 from emalgam.packing import LOG_2_PI
-from emalgam.validation import check_data, check_finite
+from emalgam.validation import check_data, check_finite, factor_covariances, first_index, in_words, real_array
 from emalgam_kernels import Direct
 
 ELEMENTS_AT_ONCE: Final = 2**18
@@ -337,32 +337,9 @@ def _divergence_terms(p: np.ndarray, q: np.ndarray, log_ratio: np.ndarray) -> np
 # ---- what comes in
 
 
-def check_array(name: str, values: Any) -> np.ndarray:
-    """`values` as a NumPy array of finite real numbers; ValueError naming the first index that is not."""
-    array = arrays.to_numpy(values, name)
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers (float, int or bool)")
-    if array.dtype.kind != "f":
-        return array
-    with np.errstate(over="ignore", invalid="ignore"):  # mostly one sum, which needs no memory
-        if array.sum(dtype=np.float64) * 0.0 == 0.0:
-            return array
-        wrong = ~np.isfinite(array.astype(np.float64, copy=False))
-    if wrong.any():
-        index = first_index(wrong)
-        value = "NaN" if np.isnan(array[index]) else "inf"
-        raise ValueError(
-            f"{name} contains {value}{in_words(index)}; expected finite numbers: remove or impute it first"
-        )
-    return array
-
-
 def check_probabilities(name: str, values: Any) -> np.ndarray:
     """`values` as float64 numbers from 0 to 1; ValueError naming the first index that is not."""
-    array = arrays.to_numpy(values, name)
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"{name} has dtype {array.dtype}; expected probabilities (real numbers)")
-    array = array.astype(np.float64, copy=False)
+    array = real_array(name, values, "probabilities (real numbers)").astype(np.float64, copy=False)
     wrong = ~((array >= 0) & (array <= 1))
     if wrong.any():
         index = first_index(wrong)
@@ -375,9 +352,7 @@ def check_distributions(name: str, values: Any) -> np.ndarray:
 
     They are divided by their sum unless that is one but for rounding.
     """
-    array = arrays.to_numpy(values, name)
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"{name} has dtype {array.dtype}; expected probabilities (real numbers)")
+    array = real_array(name, values, "probabilities (real numbers)")
     if array.ndim == 0 or array.shape[-1] == 0:
         raise ValueError(f"{name} has shape {array.shape}; expected the probabilities of outcomes along the last axis")
     array = array.astype(np.float64, copy=False)
@@ -393,41 +368,6 @@ def check_distributions(name: str, values: Any) -> np.ndarray:
         )
     rounding = np.abs(total - 1) <= array.shape[-1] * np.finfo(np.float64).eps
     return array / np.where(rounding, 1.0, total)[..., None]
-
-
-def factor_covariances(name: str, values: Any) -> np.ndarray:
-    """L with L Lᵀ = Σ, (..., D, D) float64; ValueError naming the first Σ without one."""
-    matrices = check_array(name, values).astype(np.float64)
-    if matrices.ndim < 2 or matrices.shape[-1] != matrices.shape[-2] or matrices.shape[-1] == 0:
-        raise ValueError(f"{name} has shape {matrices.shape}; expected square matrices: (..., features, features)")
-    size = np.sqrt(np.abs(np.einsum("...ii->...i", matrices)))
-    skew = np.abs(matrices - matrices.swapaxes(-1, -2)) > 1e-8 * size[..., None] * size[..., None, :]
-    if skew.any():
-        raise ValueError(
-            f"{name}{in_words(first_index(skew.any(axis=(-1, -2))))} is not symmetric; pass 0.5 * (c + c.T)"
-        )
-    try:
-        return np.linalg.cholesky(matrices)
-    except np.linalg.LinAlgError:
-        smallest = np.linalg.eigvalsh(matrices)[..., 0]
-        failed = np.reshape(
-            [not is_positive_definite(matrix) for matrix in matrices.reshape(-1, *matrices.shape[-2:])],
-            matrices.shape[:-2],
-        )
-        index = first_index(failed)
-        raise ValueError(
-            f"{name}{in_words(index)} is not positive definite (smallest eigenvalue {smallest[index]:.9g}); "
-            "add to its diagonal"
-        ) from None
-
-
-def is_positive_definite(matrix: np.ndarray) -> bool:
-    """Whether a matrix has a Cholesky factor."""
-    try:
-        np.linalg.cholesky(matrix)
-    except np.linalg.LinAlgError:
-        return False
-    return True
 
 
 def _same_outcomes(p: Any, q: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -450,13 +390,3 @@ def _unit(base: float | None) -> float:
     if not isinstance(base, numbers.Real) or isinstance(base, bool) or not 1 < float(base) < np.inf:
         raise ValueError(f"base is {base!r}; expected a number > 1 (2 for bits), or None for nats")
     return float(np.log(base))
-
-
-def first_index(wrong: np.ndarray) -> tuple[int, ...]:
-    """Index of the first true entry."""
-    return tuple(int(i) for i in np.argwhere(wrong)[0])
-
-
-def in_words(index: tuple[int, ...]) -> str:
-    """An index in words; nothing for a lone number."""
-    return f" at [{', '.join(map(str, index))}]" if index else ""

@@ -242,11 +242,11 @@ class Mixture:
         BackendUnavailable
             If the backend cannot run here.
         """
-        from emalgam.draws import kernel_module, philox_seed, sampler_of
+        from emalgam.draws import philox_seed, sampler_of
 
         N, threads = check_integer("n_samples", n_samples, 1), check_threads(n_threads)
         x, labels = np.empty((N, self.n_features)), np.empty(N, np.int64)
-        kernels = kernel_module(backend, "sampling")
+        kernels = backends.kernels(backend, "sampling")
         kernels.sample_mixture(sampler_of(self), philox_seed(random_state), 0, x, labels, n_threads=threads)
         return x, labels
 

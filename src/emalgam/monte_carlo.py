@@ -9,9 +9,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from emalgam import backends
 from emalgam.comparison import flattened, shaped
 from emalgam.covariance import COVARIANCES
-from emalgam.draws import kernel_module, philox_seed, sampler_of
+from emalgam.draws import philox_seed, sampler_of
 from emalgam.gaussian import Gaussian, as_mixture, moment_match
 from emalgam.guard import Cancellation, choose_evaluation, packed_reach, parameters_of
 from emalgam.mixture import Mixture
@@ -58,7 +59,7 @@ class Sampling:
         if relative_error is not None and check_number("relative_error", relative_error) == 0:
             raise ValueError("relative_error is 0; expected a number > 0")
         control = check_choice("estimator", estimator, ESTIMATORS) == "control"
-        kernels = kernel_module(backend, "sampling"), kernel_module(backend, "kl")
+        kernels = backends.kernels(backend, "sampling"), backends.kernels(backend, "kl")
         return cls(n, relative_error, control, philox_seed(random_state), most, *kernels, check_threads(n_threads))
 
     def other(self) -> Sampling:

@@ -10,6 +10,7 @@ import numpy as np
 from emalgam import arrays
 from emalgam.namespace import is_tensor, namespace, to_host
 from emalgam_kernels.blocks import default_threads
+from emalgam_kernels.kl_blocks import ASYMMETRY
 
 ROWS_AT_ONCE = 16384
 ROWS_ON_A_GPU = 2**22
@@ -94,6 +95,89 @@ def check_weight(sample_weight: Any, n_samples: int) -> Any:
     if high == 0:
         raise ValueError("sample_weight is zero for every sample; expected at least one positive weight")
     return weight
+
+
+# ---- arrays of any shape, and stacks
+
+
+def real_array(name: str, values: Any, expected: str = "real numbers (float, int or bool)") -> np.ndarray:
+    """`values` as a NumPy array of real numbers, in whatever dtype; ValueError for anything else."""
+    array = arrays.to_numpy(values, name)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} has dtype {array.dtype}; expected {expected}")
+    return array
+
+
+def check_array(name: str, values: Any) -> np.ndarray:
+    """`values` as a NumPy array of finite real numbers; ValueError naming the first index that is not."""
+    array = real_array(name, values)
+    if array.dtype.kind != "f" or _all_finite(array):
+        return array
+    with np.errstate(over="ignore"):
+        index = first_index(~np.isfinite(array.astype(np.float64, copy=False)))
+    value = "NaN" if np.isnan(array[index]) else "inf"
+    raise ValueError(f"{name} contains {value}{in_words(index)}; expected finite numbers: remove or impute it first")
+
+
+def broadcast(what: str, **shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """The common shape of `what`; ValueError naming all shapes if there is none."""
+    try:
+        return np.broadcast_shapes(*shapes.values())
+    except ValueError:
+        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"{what} do not broadcast: {found}; expected equal lengths, or lengths of 1") from None
+
+
+def check_symmetric(name: str, matrices: np.ndarray) -> None:
+    """ValueError naming the first matrix of (..., D, D) that is not symmetric but for rounding."""
+    size = np.sqrt(np.abs(np.einsum("...ii->...i", matrices)))
+    skew = np.abs(matrices - matrices.swapaxes(-1, -2)) > ASYMMETRY * size[..., None] * size[..., None, :]
+    if skew.any():
+        index = in_words(first_index(skew.any(axis=(-1, -2))))
+        raise ValueError(f"{name}{index} is not symmetric; pass 0.5 * (c + c.T)")
+
+
+def factor_covariances(name: str, values: Any) -> np.ndarray:
+    """L with L Lᵀ = Σ, (..., D, D) float64; ValueError naming the first Σ without one."""
+    matrices = check_array(name, values).astype(np.float64)
+    if matrices.ndim < 2 or matrices.shape[-1] != matrices.shape[-2] or matrices.shape[-1] == 0:
+        raise ValueError(f"{name} has shape {matrices.shape}; expected square matrices: (..., features, features)")
+    check_symmetric(name, matrices)
+    try:
+        return np.linalg.cholesky(matrices)
+    except np.linalg.LinAlgError:
+        failed = [not is_positive_definite(matrix) for matrix in matrices.reshape(-1, *matrices.shape[-2:])]
+        raise not_positive_definite(name, matrices, first_index(np.reshape(failed, matrices.shape[:-2]))) from None
+
+
+def is_positive_definite(matrix: np.ndarray) -> bool:
+    """Whether a matrix has a Cholesky factor."""
+    try:
+        np.linalg.cholesky(matrix)
+    except np.linalg.LinAlgError:
+        return False
+    return True
+
+
+def not_positive_definite(name: str, matrices: np.ndarray, index: tuple[int, ...]) -> ValueError:
+    """The error for one matrix of (..., D, D)."""
+    return ValueError(
+        f"{name}{in_words(index)} is not positive definite (smallest eigenvalue "
+        f"{np.linalg.eigvalsh(matrices[index])[0]:.9g}); add to its diagonal"
+    )
+
+
+def first_index(wrong: np.ndarray) -> tuple[int, ...]:
+    """Index of the first true entry."""
+    return tuple(int(i) for i in np.argwhere(wrong)[0])
+
+
+def in_words(index: tuple[int, ...]) -> str:
+    """An index in words; nothing for a lone number."""
+    return f" at [{', '.join(map(str, index))}]" if index else ""
+
+
+# ---- single values
 
 
 def check_threads(n_threads: int | None) -> int:

@@ -33,7 +33,7 @@ PLAIN_FLOAT64, PLAIN_FLOAT32 = PLAIN["float64"], PLAIN["float32"]
 
 
 class Stack(NamedTuple):
-    """A stack of Gaussians: (M, D), and twice (M, D, D) or (M, D, 1); no factors at all if covariances are factorised."""
+    """A stack of Gaussians: (M, D), and twice (M, D, D) or (M, D, 1). Factors are (0, …) if they were not given."""
 
     means: np.ndarray
     covariances: np.ndarray

@@ -92,8 +92,8 @@ def kl_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1) ->
     Parameters
     ----------
     p, q : Gaussians
-        M each, of one covariance type and dtype, which is that of the arithmetic. Where precisions_cholesky is None, the
-        covariances are factorised here.
+        M each, of one covariance type and dtype, which is that of the arithmetic. Where precisions_cholesky is None,
+        the covariances are factorised here.
     out : (M,) float64
         Receives the divergences: exactly 0 where p_m and q_m hold the same numbers, never negative. NaN where Σ_p or
         Σ_q is not positive definite and came without P.
@@ -111,8 +111,10 @@ def kl_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1) ->
         Σ (e − log(1 + e)) = tr E − log |I + E| = Σ_k (d_k − log(1 + d_k)) + Σ_{i>k} L_ik² (1 + d_k),
 
     in which no term is negative: a tiny divergence keeps its digits. With Σ_q positive definite, Σ_p is so too if and
-    only if all 1 + d_k > 0; only distant covariances need a factor of Σ_p itself, for log |Σ_p|. Relative errors in float64: 1e-12 where KL ≥ 1e-3
-    and condition numbers are at most 1e4, 1e-7 down to 1e-12 where they are at most 100.
+    only if all 1 + d_k > 0; only distant covariances need a factor of Σ_p itself, for log |Σ_p|.
+
+    Relative errors in float64: 1e-12 where KL ≥ 1e-3 and condition numbers are at most 1e4, 1e-7 down to 1e-12 where
+    they are at most 100.
 
     References
     ----------
@@ -174,8 +176,8 @@ def _precision_factors(covariances: np.ndarray) -> np.ndarray:
     """P (n, D, D) of the dtype of the covariances, NaN where one is not positive definite."""
     L, pivots = _factorize(covariances)
     P = (_inverse(L).transpose(0, 2, 1) / np.sqrt(pivots)[:, None]).astype(covariances.dtype)
-    proper = ((pivots > 0) & (pivots < np.inf)).all(axis=1)
-    return np.where(proper[:, None, None], P, covariances.dtype.type(np.nan))
+    P[~((pivots > 0) & (pivots < np.inf)).all(axis=1)] = np.nan
+    return P
 
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")
