@@ -196,7 +196,10 @@ def shaped(mixture: Mixture, values: np.ndarray, kind: str) -> np.ndarray:
     return np.broadcast_to(values.reshape(len(mixture.means), -1), mixture.means.shape)
 
 
-def as_mixtures(name: str, value: Any) -> tuple[tuple[int, ...], list[Mixture]]:
+StackOfMixtures = tuple[tuple[int, ...], list[Mixture]]
+
+
+def as_mixtures(name: str, value: Any) -> StackOfMixtures:
     """Shape of a stack, () for one mixture, and its members."""
     if isinstance(value, Gaussian) and value.batch_shape:
         flat = flattened(value, "full" if value.covariance_type == "full" else "diag", np.dtype(np.float64))
@@ -212,7 +215,14 @@ def as_mixtures(name: str, value: Any) -> tuple[tuple[int, ...], list[Mixture]]:
     return (), [as_mixture(name, value)]
 
 
-def check_same_features(**stacks: tuple[tuple[int, ...], list[Mixture]]) -> None:
+def both_as_mixtures(p: Any, q: Any) -> tuple[StackOfMixtures, StackOfMixtures]:
+    """Shapes and members of two stacks; ValueError if their numbers of features differ."""
+    stacks = as_mixtures("p", p), as_mixtures("q", q)
+    check_same_features(p=stacks[0], q=stacks[1])
+    return stacks
+
+
+def check_same_features(**stacks: StackOfMixtures) -> None:
     """ValueError naming the first mixture whose number of features differs from the first one's."""
     (first, (_, (reference, *_))), *_ = stacks.items()
     for name, (shape, members) in stacks.items():
@@ -320,8 +330,7 @@ class Comparison:
     @classmethod
     def of(cls, p: Any, q: Any, all_pairs: bool, n_threads: int | None) -> Comparison:
         """Of two arguments that users give."""
-        (shape_p, left), (shape_q, right) = stack_p, stack_q = as_mixtures("p", p), as_mixtures("q", q)
-        check_same_features(p=stack_p, q=stack_q)
+        (shape_p, left), (shape_q, right) = both_as_mixtures(p, q)
         result_shape(shape_p, shape_q, all_pairs)
         own, other = in_common_units(left, right)[1]
         return cls(own, other, shape_p, shape_q, all_pairs, check_threads(n_threads))

@@ -34,8 +34,10 @@ from emalgam.blas import one_blas_thread
 from emalgam.comparison import (
     ELEMENTS_AT_ONCE,
     Comparison,
+    Table,
     as_gaussians,
     as_mixtures,
+    both_as_mixtures,
     check_same_features,
     common,
     common_type,
@@ -228,9 +230,13 @@ def kl_variational(
     >>> kl_variational(p, [p, q]).round(6)
     array([0.      , 0.780187])
     """
-    comparison = Comparison.of(p, q, all_pairs, n_threads)
-    table = divergences(backends.kernels(backend, "kl"))
+    comparison, table = _compared(p, q, all_pairs, backend, n_threads)
     return plain(comparison.own(table) - comparison.cross(table))
+
+
+def _compared(p: Any, q: Any, all_pairs: bool, backend: str, n_threads: int | None) -> tuple[Comparison, Table]:
+    """The stacks of mixtures, and the closed-form divergences of their components."""
+    return Comparison.of(p, q, all_pairs, n_threads), divergences(backends.kernels(backend, "kl"))
 
 
 def kl_matched(
@@ -252,8 +258,7 @@ def kl_matched(
     >>> round(kl_matched(p, q), 6)
     0.25
     """
-    comparison = Comparison.of(p, q, all_pairs, n_threads)
-    table = divergences(backends.kernels(backend, "kl"))
+    comparison, table = _compared(p, q, all_pairs, backend, n_threads)
     weights = comparison.p.weights
     log_weights = np.log(weights, where=weights > 0, out=np.zeros_like(weights))
     own = comparison.of_p(np.einsum("ba,ba->b", weights, log_weights))
@@ -310,8 +315,7 @@ def kl_bounds(
     >>> lower < kl_monte_carlo(p, q, random_state=0).value < upper
     True
     """
-    comparison = Comparison.of(p, q, all_pairs, n_threads)
-    table = divergences(backends.kernels(backend, "kl"))
+    comparison, table = _compared(p, q, all_pairs, backend, n_threads)
     entropies = comparison.entropies()
     lower = comparison.own(table) - comparison.cross(overlaps) - entropies
     upper = comparison.own(overlaps) - comparison.cross(table) + entropies
@@ -372,8 +376,7 @@ def kl_unscented(
     >>> round(kl_unscented(Gaussian(1.0, 1.0), Gaussian(0.0, 4.0)), 6)
     0.443147
     """
-    (shape_p, left), (shape_q, right) = stack_p, stack_q = as_mixtures("p", p), as_mixtures("q", q)
-    check_same_features(p=stack_p, q=stack_q)
+    (shape_p, left), (shape_q, right) = both_as_mixtures(p, q)
     shape, rows, columns = meetings(shape_p, shape_q, all_pairs)
     threads = check_threads(n_threads)
 
@@ -490,8 +493,7 @@ def kl_monte_carlo(
 
 def over_pairs(p: Any, q: Any, all_pairs: bool, estimate: Callable[[Mixture, Mixture], Estimate]) -> Estimate:
     """An estimate for each pair, one after the other."""
-    (shape_p, left), (shape_q, right) = stack_p, stack_q = as_mixtures("p", p), as_mixtures("q", q)
-    check_same_features(p=stack_p, q=stack_q)
+    (shape_p, left), (shape_q, right) = both_as_mixtures(p, q)
     shape, rows, columns = meetings(shape_p, shape_q, all_pairs)
     found = [estimate(left[i], right[j]) for i, j in zip(rows, columns, strict=True)]
     if not shape:

@@ -22,6 +22,7 @@ from emalgam.validation import (
     broadcast,
     check_array,
     check_choice,
+    check_features,
     check_integer,
     check_symmetric,
     check_threads,
@@ -308,7 +309,7 @@ class Gaussian:
         >>> Gaussian([1.0, 2.0], [[1.0, 0.5], [0.5, 2.0]]).marginal([1])
         Gaussian(mean=array([2.]), covariance=array([[2.]]), covariance_type='full')
         """
-        return self._select(self._features(features))
+        return self._select(check_features(features, self.n_features))
 
     def _select(self, kept: np.ndarray) -> Gaussian:
         covariance = self.covariance
@@ -339,7 +340,7 @@ class Gaussian:
         >>> Gaussian([0.0, 0.0], [[1.0, 0.5], [0.5, 1.0]]).conditional([1], [2.0])
         Gaussian(mean=array([1.]), covariance=array([[0.75]]), covariance_type='full')
         """
-        given = self._features(features)
+        given = check_features(features, self.n_features)
         rest = np.setdiff1d(np.arange(self.n_features), given)
         if len(rest) == 0:
             raise ValueError(f"features is {list(features)}, all {self.n_features} of them; leave at least one unknown")
@@ -353,13 +354,6 @@ class Gaussian:
         mean = unknown.mean + (gain @ departure[..., None])[..., 0]
         covariance = unknown.covariance - gain @ across.swapaxes(-1, -2)
         return Gaussian(mean, 0.5 * (covariance + covariance.swapaxes(-1, -2)), "full")
-
-    def _features(self, features: Sequence[int]) -> np.ndarray:
-        chosen = np.asarray(features)
-        legal = chosen.ndim == 1 and chosen.dtype.kind in "iu" and len(chosen) > 0
-        if not legal or len(set(chosen.tolist())) < len(chosen) or chosen.min() < 0 or chosen.max() >= self.n_features:
-            raise ValueError(f"features is {features!r}; expected different integers from 0 to {self.n_features - 1}")
-        return chosen.astype(np.int64)
 
 
 # ---- covariances

@@ -13,7 +13,16 @@ from emalgam.covariance import COVARIANCES, Covariance
 from emalgam.guard import ALGORITHMS, Cancellation, choose_evaluation, packed_reach, parameters_of
 from emalgam.namespace import beside, cast, namespace, to_host, where_true
 from emalgam.packing import Components, Frame, log_constants, power_of_two
-from emalgam.validation import check_choice, check_data, check_finite, check_integer, check_threads
+from emalgam.validation import (
+    asymmetric,
+    check_choice,
+    check_data,
+    check_features,
+    check_finite,
+    check_integer,
+    check_threads,
+    real_array,
+)
 
 ROWS_AT_ONCE = 65536  # per thread: at least one block of rows
 ELEMENTS_AT_ONCE = 2**18
@@ -252,7 +261,7 @@ class Mixture:
 
     def marginal(self, features: Sequence[int]) -> Mixture:
         """The mixture of some of the features, in the order given; ValueError for a feature that is not there."""
-        kept = self._features(features)
+        kept = check_features(features, self.n_features)
         kind = self.covariance_type
         return Mixture(self.weights, self.means[:, kept], self.covariance.select(self.covariances, kept), kind)
 
@@ -272,7 +281,7 @@ class Mixture:
         ----------
         Bishop (2006), eq. 2.81-2.82.
         """
-        given = self._features(features)
+        given = check_features(features, self.n_features)
         point = check_numbers("values", values, (len(given),))
         rest = np.setdiff1d(np.arange(self.n_features), given)
         if len(rest) == 0:
@@ -288,22 +297,13 @@ class Mixture:
         covariances = 0.5 * (covariances + covariances.swapaxes(-1, -2))
         return Mixture(weights / weights.sum(), means, covariances, self.covariance_type)
 
-    def _features(self, features: Sequence[int]) -> np.ndarray:
-        chosen = np.asarray(features)
-        legal = chosen.ndim == 1 and chosen.dtype.kind in "iu" and len(chosen) > 0
-        if not legal or len(set(chosen.tolist())) < len(chosen) or chosen.min() < 0 or chosen.max() >= self.n_features:
-            raise ValueError(f"features is {features!r}; expected different integers from 0 to {self.n_features - 1}")
-        return chosen.astype(np.int64)
-
     def _factor_matrices(self) -> np.ndarray:
         return self.covariance.matrices(self.precisions_cholesky, self.n_components, self.n_features)
 
 
 def check_numbers(name: str, values: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:
     """`values` as finite float64 numbers of a shape; ValueError naming the field."""
-    array = arrays.to_numpy(values, name)
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers")
+    array = real_array(name, values)
     if shape is not None and array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}; expected {shape}")
     if not np.isfinite(array).all():
@@ -323,11 +323,7 @@ def check_weights(weights: np.ndarray) -> np.ndarray:
 
 def check_symmetric(name: str, covariance: Covariance, matrices: np.ndarray) -> None:
     """ValueError naming the argument if its matrices are not symmetric but for rounding."""
-    if covariance.direct_map != "full":
-        return
-    size = np.sqrt(np.abs(np.einsum("...ii->...i", matrices)))
-    skew = np.abs(matrices - matrices.swapaxes(-1, -2)) > 1e-8 * size[..., None] * size[..., None, :]
-    if skew.any():
+    if covariance.direct_map == "full" and asymmetric(matrices).any():
         raise ValueError(f"{name} are not symmetric (type {covariance.name}); pass 0.5 * (c + c.T)")
 
 

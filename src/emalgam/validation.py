@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,25 @@ def check_array(name: str, values: Any) -> np.ndarray:
     raise ValueError(f"{name} contains {value}{in_words(index)}; expected finite numbers: remove or impute it first")
 
 
+def check_weight_of(sample_weight: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """ω as float64 of the samples' shape (..., N); finite, not negative, in no problem all zero."""
+    if sample_weight is None:
+        return np.broadcast_to(1.0, shape)
+    given = check_array("sample_weight", sample_weight)
+    given = np.broadcast_to(given, shape[-1:]) if given.ndim == 0 else given
+    if given.shape not in {shape, shape[-1:]}:
+        raise ValueError(f"sample_weight has shape {given.shape}; expected one number per sample: {shape}")
+    weight = given.astype(np.float64, copy=False)
+    if weight.min() < 0:
+        index = first_index(weight < 0)
+        raise ValueError(f"sample_weight is {weight[index]:g}{in_words(index)}; expected weights >= 0")
+    empty = weight.max(axis=-1) == 0
+    if empty.any():
+        where = in_words(first_index(empty))
+        raise ValueError(f"sample_weight is zero for every sample{where}; expected at least one positive weight")
+    return np.broadcast_to(weight, shape)
+
+
 def broadcast(what: str, **shapes: tuple[int, ...]) -> tuple[int, ...]:
     """The common shape of `what`; ValueError naming all shapes if there is none."""
     try:
@@ -128,13 +148,19 @@ def broadcast(what: str, **shapes: tuple[int, ...]) -> tuple[int, ...]:
         raise ValueError(f"{what} do not broadcast: {found}; expected equal lengths, or lengths of 1") from None
 
 
-def check_symmetric(name: str, matrices: np.ndarray) -> None:
-    """ValueError naming the first matrix of (..., D, D) that is not symmetric but for rounding."""
+def asymmetric(matrices: np.ndarray) -> np.ndarray:
+    """Which matrices of (..., D, D) are not symmetric but for rounding, (...) bool."""
     size = np.sqrt(np.abs(np.einsum("...ii->...i", matrices)))
     skew = np.abs(matrices - matrices.swapaxes(-1, -2)) > ASYMMETRY * size[..., None] * size[..., None, :]
-    if skew.any():
-        index = in_words(first_index(skew.any(axis=(-1, -2))))
-        raise ValueError(f"{name}{index} is not symmetric; pass 0.5 * (c + c.T)")
+    wrong: np.ndarray = skew.any(axis=(-1, -2))
+    return wrong
+
+
+def check_symmetric(name: str, matrices: np.ndarray) -> None:
+    """ValueError naming the first matrix of (..., D, D) that is not symmetric but for rounding."""
+    wrong = asymmetric(matrices)
+    if wrong.any():
+        raise ValueError(f"{name}{in_words(first_index(wrong))} is not symmetric; pass 0.5 * (c + c.T)")
 
 
 def factor_covariances(name: str, values: Any) -> np.ndarray:
@@ -175,6 +201,15 @@ def first_index(wrong: np.ndarray) -> tuple[int, ...]:
 def in_words(index: tuple[int, ...]) -> str:
     """An index in words; nothing for a lone number."""
     return f" at [{', '.join(map(str, index))}]" if index else ""
+
+
+def check_features(features: Sequence[int], n_features: int) -> np.ndarray:
+    """Indices of some of the features, all different, as int64; ValueError for one that is not there."""
+    chosen = np.asarray(features)
+    legal = chosen.ndim == 1 and chosen.dtype.kind in "iu" and len(chosen) > 0
+    if not legal or len(set(chosen.tolist())) < len(chosen) or chosen.min() < 0 or chosen.max() >= n_features:
+        raise ValueError(f"features is {features!r}; expected different integers from 0 to {n_features - 1}")
+    return chosen.astype(np.int64)
 
 
 # ---- single values
