@@ -1,5 +1,6 @@
 /* The functions of kl_tile.h for every arithmetic type and SIMD level. */
 #pragma once
+#include <float.h>
 #include <math.h>
 #include "tiles.h"
 
