@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from time import perf_counter
 from typing import Any, Self
 
@@ -14,12 +15,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from emalgam import arrays
-from emalgam.covariance import COVARIANCES, Covariance
-from emalgam.em import Fit, Iteration, Settings, Start, fit_observations, given_parameters, not_converged
+from emalgam.covariance import COVARIANCES
+from emalgam.em import Fit, Iteration, Settings, Start, fit_observations, not_converged
 from emalgam.mixture import Mixture
 from emalgam.namespace import to_host
 from emalgam.observations import Observations
-from emalgam.validation import check_choice, check_integer, generator
+from emalgam.validation import check_integer
 
 PARAMETERS = ("weights_", "means_", "precisions_cholesky_")
 
@@ -184,49 +185,38 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         BackendUnavailable
             If `backend` cannot run here.
         """
-        covariance = COVARIANCES[check_choice("covariance_type", self.covariance_type, tuple(COVARIANCES))]
-        K = check_integer("n_components", self.n_components, 1)
         settings = self._settings()
         with arrays.callers_stream(X):
-            return self._fit(X, sample_weight, covariance, K, settings)
+            rows = self._read(X, reset=True)
+            data = Observations.of(rows, sample_weight, settings.covariance, self.backend, self.n_threads)
+            result = fit_observations(data, settings, self._start((settings.n_components, data.n_features)))
+            if result.short_of_convergence:
+                warnings.warn(not_converged(result, settings), ConvergenceWarning, stacklevel=2)
+            return self._adopt(result.mixture, data.dtype, result)
 
-    def _fit(self, X: Any, sample_weight: Any, covariance: Covariance, K: int, settings: Settings) -> Self:
-        data = Observations.of(self._read(X, reset=True), sample_weight, covariance, self.backend, self.n_threads)
-        given = given_parameters(covariance, K, data.frame, self.weights_init, self.means_init, self.precisions_init)
-        start = None
-        if self.warm_start and hasattr(self, "mixture_"):
-            if self.mixture_.means.shape != (K, data.n_features) or self.mixture_.covariance_type != covariance.name:
-                raise ValueError(
-                    f"warm_start: the last fit has means of shape {self.mixture_.means.shape} and type "
-                    f"{self.mixture_.covariance_type!r}; this one wants ({K}, {data.n_features}) and "
-                    f"{covariance.name!r}; set warm_start=False or clone the estimator"
-                )
-            start = Start(self.mixture_, self.lower_bound_)
-        result = fit_observations(data, covariance, K, settings, given, generator(self.random_state), start)
-        if result.short_of_convergence:
-            warnings.warn(not_converged(result, settings), ConvergenceWarning, stacklevel=3)
-        return self._adopt(result.mixture, data.dtype, result)
+    def _start(self, shape: tuple[int, int]) -> Start | None:
+        """Where a warm start begins; ValueError if the last fit was of another shape (K, D) or type."""
+        if not (self.warm_start and hasattr(self, "mixture_")):
+            return None
+        if self.mixture_.means.shape != shape or self.mixture_.covariance_type != self.covariance_type:
+            raise ValueError(
+                f"warm_start: the last fit has means of shape {self.mixture_.means.shape} and type "
+                f"{self.mixture_.covariance_type!r}; this one wants {shape} and {self.covariance_type!r}; set "
+                "warm_start=False or clone the estimator"
+            )
+        return Start(self.mixture_, self.lower_bound_)
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Fit, and the component of each row: the same as ``fit(X).predict(X)``."""
         return self.fit(X, sample_weight=sample_weight).predict(X)
 
     def _settings(self) -> Settings:
-        return Settings(
-            tol=self.tol,
-            reg_covar=self.reg_covar,
-            max_iter=self.max_iter,
-            n_init=self.n_init,
-            init_params=self.init_params,
-            on_degenerate=self.on_degenerate,
-            algorithm=self.algorithm,
-            precision=self.precision,
-            callback=_printer(
-                check_integer("verbose", int(self.verbose) if isinstance(self.verbose, bool) else self.verbose, 0),
-                check_integer("verbose_interval", self.verbose_interval, 1),
-                self.max_iter,
-            ),
-        )
+        """Those of the constructor's arguments that `emalgam.fit` has, under the same names."""
+        verbose = int(self.verbose) if isinstance(self.verbose, bool) else self.verbose
+        interval = check_integer("verbose_interval", self.verbose_interval, 1)
+        named = {field.name: getattr(self, field.name) for field in fields(Settings) if hasattr(self, field.name)}
+        callback = _printer(check_integer("verbose", verbose, 0), interval, self.max_iter)
+        return Settings(**named, callback=callback)
 
     def _adopt(self, mixture: Mixture, dtype: np.dtype, result: Fit | None = None) -> Self:
         """Take over a mixture, and what a fit says of it."""

@@ -9,9 +9,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from emalgam import backends
 from emalgam.comparison import flattened, shaped
 from emalgam.covariance import COVARIANCES
-from emalgam.draws import kernel_module, philox_seed, sampler_of
+from emalgam.draws import philox_seed, sampler_of
 from emalgam.gaussian import Gaussian, as_mixture, moment_match
 from emalgam.guard import Cancellation, choose_evaluation, packed_reach, parameters_of
 from emalgam.mixture import Mixture
@@ -58,7 +59,7 @@ class Sampling:
         if relative_error is not None and check_number("relative_error", relative_error) == 0:
             raise ValueError("relative_error is 0; expected a number > 0")
         control = check_choice("estimator", estimator, ESTIMATORS) == "control"
-        kernels, seed = kernel_module(backend, "sampling"), philox_seed(random_state)
+        kernels, seed = backends.kernels(backend, "sampling"), philox_seed(random_state)
         return cls(n, relative_error, control, seed, most, kernels, backend, check_threads(n_threads))
 
     def other(self) -> Sampling:
@@ -69,7 +70,7 @@ class Sampling:
         """KL(p ‖ q) of two full Gaussians."""
         out = np.empty(1)
         stacks = (flattened(each, "full", np.dtype(np.float64)) for each in (p, q))
-        kernel_module(self.backend, "kl").kl_pairs(*stacks, out)
+        backends.kernels(self.backend, "kl").kl_pairs(*stacks, out)
         return float(out[0])
 
     def estimate(self, p: Mixture, q: Mixture) -> Estimate:

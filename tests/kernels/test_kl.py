@@ -112,7 +112,8 @@ def assert_close(found: np.ndarray, truth: list[mpmath.mpf], relative: float, wh
 
 def taken(gaussians: Gaussians, index: np.ndarray) -> Gaussians:
     means, covariances, factors = gaussians.means, gaussians.covariances, gaussians.precisions_cholesky
-    return Gaussians(gaussians.covariance_type, means[index], covariances[index], factors[index])
+    chosen = None if factors is None else factors[index]
+    return Gaussians(gaussians.covariance_type, means[index], covariances[index], chosen)
 
 
 # ---- against mpmath
@@ -286,6 +287,139 @@ def test_signature_and_docstring_are_those_of_the_reference(kernels: ModuleType)
     assert inspect.signature(kernels.precision_factors) == inspect.signature(specified)
     text = inspect.getdoc(kernels.precision_factors) or ""
     assert kernels.__name__.endswith("reference.kl") or "emalgam_kernels.reference.kl.precision_factors" in text
+
+
+# ---- covariances that come without P
+
+
+def without_factors(gaussians: Gaussians) -> Gaussians:
+    return Gaussians(gaussians.covariance_type, gaussians.means, gaussians.covariances)
+
+
+def ways_to_leave_out(p: Gaussians, q: Gaussians) -> list[tuple[Gaussians, Gaussians]]:
+    """P left out of one, of the other, and of both."""
+    return [(without_factors(p), q), (p, without_factors(q)), (without_factors(p), without_factors(q))]
+
+
+@every_dtype
+@every_type
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_pairs_without_factors(kernels: ModuleType, covariance_type: str, dtype: str, size: tuple[int, int]) -> None:
+    """The accuracy promised with P, also where plain arithmetic just suffices (PLAIN) or just does not."""
+    rng = np.random.default_rng(size)
+    for condition in (30.0, CONDITION[dtype] / 10, CONDITION[dtype]):
+        q = random_stack(rng, *size, covariance_type, dtype, condition)
+        for p in (random_stack(rng, *size, covariance_type, dtype, condition), near(rng, q, 0.3)):
+            truth = [exact(p, q, m, m) for m in range(len(p))]
+            for left_out in ways_to_leave_out(p, q):
+                assert_close(pairs(kernels, *left_out), truth, tolerance("closed-form KL", dtype), f"M, D = {size}")
+
+
+@every_dtype
+@every_type
+@pytest.mark.parametrize("D", [1, 2, 5, 16])
+def test_tiny_divergences_without_factors(kernels: ModuleType, covariance_type: str, dtype: str, D: int) -> None:
+    rng = np.random.default_rng(D)
+    for distance in (1e-1, 1e-6 if dtype == "float64" else 1e-5):
+        q = without_factors(random_stack(rng, 8, D, covariance_type, dtype, 100.0))
+        p = without_factors(near(rng, q, distance))
+        truth = [exact(p, q, m, m) for m in range(len(p))]
+        assert_close(pairs(kernels, p, q), truth, tolerance("tiny KL", dtype), f"distance {distance}")
+        assert not pairs(kernels, q, taken(q, np.arange(8))).any()
+
+
+@every_dtype
+@every_type
+def test_not_positive_definite_is_nan(kernels: ModuleType, covariance_type: str, dtype: str) -> None:
+    """Of p or of q, by a little or by much: NaN there, and the same bits as before elsewhere."""
+    rng = np.random.default_rng(19)
+    q = without_factors(random_stack(rng, 40, 3, covariance_type, dtype))
+    for p in (without_factors(near(rng, q, 0.1)), without_factors(random_stack(rng, 40, 3, covariance_type, dtype))):
+        expected = pairs(kernels, p, q)
+        assert np.isfinite(expected).all()
+        for covariances in (p.covariances, q.covariances):
+            for scale in (-1.0, 0.0, np.nan, np.inf):
+                before = covariances[7].copy()
+                covariances[7] = before * scale if np.isfinite(scale) else scale
+                found = pairs(kernels, p, q)
+                assert np.isnan(found[7]), f"{scale} times a covariance gives {found[7]}"
+                np.testing.assert_array_equal(np.delete(found, 7), np.delete(expected, 7))
+                covariances[7] = before
+
+
+@every_dtype
+def test_a_last_pivot_that_is_not_positive_is_nan(kernels: ModuleType, dtype: str) -> None:
+    """All of Σ is as it should be but its smallest eigenvalue, which is −1e-3."""
+    rng = np.random.default_rng(20)
+    variances = np.array([1.0, 0.5, -1e-3])
+    rotation = np.linalg.qr(rng.normal(size=(20, 3, 3)))[0]
+    wrong = (rotation * variances[:, None]) @ rotation.transpose(0, 2, 1)
+    right = random_stack(rng, 20, 3, "full", dtype)
+    indefinite = Gaussians("full", right.means, np.ascontiguousarray(wrong, dtype))
+    assert np.isnan(pairs(kernels, indefinite, without_factors(right))).all()
+    assert np.isnan(pairs(kernels, indefinite, right)).all()
+    assert np.isnan(pairs(kernels, without_factors(right), indefinite)).all()
+    assert np.isnan(pairs(kernels, indefinite, indefinite)).all()
+
+
+@every_dtype
+@every_type
+def test_strides_and_threads_without_factors(kernels: ModuleType, covariance_type: str, dtype: str) -> None:
+    rng = np.random.default_rng(21)
+    few = without_factors(random_stack(rng, 23, 6, covariance_type, dtype, CONDITION[dtype]))
+    index = rng.integers(0, 23, (2, pairs_per_block(few) + 1))
+    p, q = (taken(few, each) for each in index)
+    found = pairs(kernels, p, q)
+    np.testing.assert_array_equal(pairs(kernels, p, q, 2), found)
+    np.testing.assert_array_equal(pairs(kernels, taken(p, np.arange(5)), taken(q, np.arange(5))), found[:5])
+    shared = np.broadcast_to(few.covariances[:1], few.covariances.shape)
+    np.testing.assert_array_equal(
+        pairs(kernels, few, Gaussians(covariance_type, few.means, shared)),
+        pairs(kernels, few, Gaussians(covariance_type, few.means, shared.copy())),
+    )
+    assert not len(pairs(kernels, taken(few, np.arange(0)), taken(few, np.arange(0))))
+
+
+@every_type
+def test_all_pairs_want_factors(kernels: ModuleType, covariance_type: str) -> None:
+    q = random_stack(np.random.default_rng(22), 3, 2, covariance_type, "float64")
+    for p in (without_factors(q), q):
+        with pytest.raises(ValueError, match="precisions_cholesky is None; kl_all_pairs needs them"):
+            all_pairs(kernels, p, without_factors(q))
+
+
+@every_dtype
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_covariances_that_are_none(kernels: ModuleType, dtype: str, size: tuple[int, int]) -> None:
+    """The first that is not finite, symmetric and positive definite, wherever in it the fault is."""
+    M, D = size
+    covariances = random_covariances(np.random.default_rng(size), M, D, CONDITION[dtype], "full").astype(dtype)
+    assert kernels.check_covariances(covariances) == -1
+    rounded = covariances.copy()
+    rounded[:, 0] *= 1 + 1e-9
+    assert kernels.check_covariances(rounded) == -1
+    for m in {0, M // 2, M - 1}:
+        for i, j in {(0, 0), (D - 1, 0), (0, D - 1)}:
+            for wrong in (np.nan, np.inf, -np.inf, covariances[m, i, j] + 2.0 * (i != j) - 3.0 * (i == j)):
+                one = covariances.copy()
+                one[m:, i, j] = wrong
+                assert kernels.check_covariances(one) == m, f"{wrong} at {m, i, j}"
+                assert kernels.check_covariances(one, 2) == m
+    assert kernels.check_covariances(covariances[:0]) == -1
+    assert kernels.check_covariances(np.broadcast_to(covariances[:1], covariances.shape)) == -1
+    tiny, singular = (covariances * 1e-30).astype(dtype), np.ones_like(covariances)
+    assert kernels.check_covariances(tiny) == -1
+    if D > 1:
+        tiny[M - 1, D - 1, 0] += 1e-36
+        assert kernels.check_covariances(tiny) == M - 1
+        assert kernels.check_covariances(singular) == 0
+
+
+def test_check_is_specified_by_the_reference(kernels: ModuleType) -> None:
+    specified = emalgam_kernels.load("reference", "kl").check_covariances
+    assert inspect.signature(kernels.check_covariances) == inspect.signature(specified)
+    text = inspect.getdoc(kernels.check_covariances) or ""
+    assert kernels.__name__.endswith("reference.kl") or "emalgam_kernels.reference.kl.check_covariances" in text
 
 
 # ---- identities
@@ -488,10 +622,12 @@ def test_workspace_is_large_enough(name: str, dtype: str, monkeypatch: pytest.Mo
         for D in (1, 2, 3, 4, 7, 8, 9, 16, 17):
             p, q = (random_stack(rng, M, D, covariance_type, dtype) for M in (ROWS_OF_A_BLOCK, 130))
             pairs(kernels, q, q)
+            pairs(kernels, without_factors(q), without_factors(q))
             all_pairs(kernels, p, q)
             all_pairs(kernels, q, q)
             if covariance_type == "full":
                 kernels.precision_factors(q.covariances, np.empty_like(q.covariances))
+                kernels.check_covariances(q.covariances)
             assert given, "the kernel has its memory from elsewhere"
             for memory, end in given:
                 assert (memory[end:] == 0xA5).all(), f"{covariance_type}, D = {D}: written behind the workspace"
@@ -509,3 +645,5 @@ def test_lower_levels(simd_level: str, covariance_type: str, dtype: str, size: t
     test_every_pair(kernels, covariance_type, dtype, size)
     test_zero_exactly_for_the_same_numbers(kernels, covariance_type, dtype, size[1])
     test_precision_factors(kernels, dtype, size)
+    test_pairs_without_factors(kernels, covariance_type, dtype, size)
+    test_covariances_that_are_none(kernels, dtype, size)
