@@ -13,10 +13,11 @@ import emalgam
 from emalgam import divergence
 from emalgam.namespace import to_host
 from emalgam_kernels import Gaussians
-from emalgam_kernels.kl_blocks import guard
+from emalgam_kernels.kl_blocks import guard, shift_of
 from emalgam_kernels.numba_cuda import device, kl, staging
 from emalgam_kernels.numba_cuda.device import NUMBA_REALS, Kernel, flat, fma
 from emalgam_kernels.numba_cuda.kl_kernels import numbers_of_a_thread
+from emalgam_kernels.reference import kl as reference
 from tests.conftest import DTYPES, SIMULATED
 from tests.kernels.test_kl import (
     CONDITION,
@@ -29,7 +30,7 @@ from tests.kernels.test_kl import (
     random_stack,
     taken,
 )
-from tests.tolerances import tolerance
+from tests.tolerances import EPS, tolerance
 
 M = 21 if SIMULATED else 300  # several pieces, tiles or launches of `small`
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
@@ -221,6 +222,28 @@ def factors(covariances: np.ndarray, place: str = "host") -> tuple[int, np.ndarr
     failed = kl.precision_factors(given, there[:, 1])
     assert bool(there[:, 0].isnan().all())
     return failed, to_host(there[:, 1])
+
+
+@every_dtype
+@every_type
+@pytest.mark.parametrize("D", [1, 4])
+def test_features_of_all_pairs(covariance_type: str, dtype: str, D: int) -> None:
+    """E φ, η and the size of their terms, which decides what is rejected, are the reference's."""
+    p, q = two_stacks(covariance_type, dtype, D)
+    with device.on(device.default_device()):
+        shift = kl._shift(on_device(p), on_device(q), device.default_device())
+        (left,), (right,) = (kl._stacks(on_device(each), M, device.default_device(), 1) for each in (p, q))
+        expectations, negative_entropy = map(to_host, kl._expectations(left, shift))
+        naturals = to_host(kl._naturals(right, shift))
+    everyone = slice(0, M)
+    phi, size_of_p, entropies = reference._expectations(p, everyone, shift_of(p, q))
+    eta, size_of_q = reference._naturals(q, everyone, shift_of(p, q))
+    for found, expected in (
+        (expectations, np.hstack([phi, size_of_p])),
+        (naturals, np.hstack([-eta, size_of_q])),
+        (negative_entropy, entropies),
+    ):
+        np.testing.assert_allclose(found.T, expected, rtol=1e3 * EPS[dtype], atol=1e3 * EPS[dtype])
 
 
 # ---- on the device

@@ -243,6 +243,20 @@ def test_precision_factors(kernels: ModuleType, dtype: str, size: tuple[int, int
     assert residual <= tolerance("precision factors", dtype) * CONDITION[dtype], f"residual {float(residual):.2g}"
 
 
+@every_dtype
+def test_pivots_keep_their_digits(kernels: ModuleType, dtype: str) -> None:
+    """At condition numbers of a thousand, which plain arithmetic would lose three digits to."""
+    rng = np.random.default_rng(19)
+    for D in (2, 3, 7):
+        covariances = random_covariances(rng, 12, D, 1e3, "full").astype(dtype)
+        out = np.empty_like(covariances)
+        assert kernels.precision_factors(covariances, out) == -1
+        expected = 1 / np.einsum("mii->mi", oracles.cholesky(covariances))
+        np.testing.assert_allclose(
+            np.einsum("mii->mi", out), expected, rtol=tolerance("diagonal of precision factors", dtype)
+        )
+
+
 def test_divergences_from_covariances_alone(kernels: ModuleType) -> None:
     """With P computed here, not in long double: in two dimensions LAPACK's float64 would lose 2e-12 of some."""
     rng = np.random.default_rng(16)

@@ -50,17 +50,19 @@ def precision_factors(covariances: np.ndarray, out: np.ndarray, n_threads: int =
     `covariances` and `out` are NumPy arrays, or both tensors on the device. `n_threads` copy NumPy arrays into pinned
     memory.
     """
-    M = len(out)
+    M, here = len(out), is_tensor(out)
     with _at(covariances) as place, device.explained("the precision factors"):
         first = torch.full((), M, dtype=torch.int64, device=place)
-        rows = _rows_at_once((covariances,))
-        target = _target(out, rows, n_threads)
+        rows = _rows_at_once((covariances, out))
+        target = None if here else Outbound(out, rows, n_threads)
         for start, piece in zip(count(0, rows), pieces_of_memory(covariances, rows, place, n_threads)):
-            P = torch.empty(piece.shape, dtype=piece.dtype, device=place)
+            P: Any = out[start : start + len(piece)] if here else piece.new_empty(piece.shape)
             number = torch.arange(start, start + len(piece), device=place)
             first = torch.minimum(first, number.masked_fill(~_factorize(piece, P).bool(), M).min())
-            target.put(start, P)
-        target.finish()
+            if target is not None:
+                target.put(start, P)
+        if target is not None:
+            target.finish()
         found = int(first)
     return found if found < M else -1
 
@@ -84,7 +86,7 @@ def kl_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1) ->
 def kl_all_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1) -> None:
     """KL(p_i ‖ q_j); see `emalgam_kernels.reference.kl.kl_all_pairs` and `kl_pairs`.
 
-    In tiles of the result. Stacks in main memory that are longer than a tile cross the bus again for each tile.
+    In tiles of the result. If q is in main memory and longer than a tile, it crosses the bus again for each row of tiles.
     """
     if 0 in out.shape:
         return
@@ -240,15 +242,15 @@ def _compute(p: _Stack, q: _Stack, out: torch.Tensor, index: torch.Tensor | None
 
 
 def _factorize(covariances: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """out ← P of each, contiguous; returns (M,) uint8, 1 for those that are not positive definite."""
+    """out ← P of each; returns (M,) uint8, 1 for those that are not positive definite."""
     M, D = covariances.shape[:2]
     failed = torch.empty(M, dtype=torch.uint8, device=out.device)
     room = _Room.of(covariances, D, M)
     kernel = factor_kernel(str(out.dtype).removeprefix("torch."), room.in_shared)
-    arrays = view(device.span(covariances)), room.scratch, view(out), view(failed)
+    arrays = view(device.span(covariances)), room.scratch, view(device.span(out)), view(failed)
     for first, some, blocks in room.launches(M):
         kernel.launch(
-            blocks, room.threads, *arrays, D, covariances.stride(0), D * D, first, some, room.at_once,
+            blocks, room.threads, *arrays, D, covariances.stride(0), out.stride(0), first, some, room.at_once,
             shared_bytes=room.shared_bytes,
         )  # fmt: skip
     return failed
