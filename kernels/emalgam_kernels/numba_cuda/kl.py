@@ -86,7 +86,7 @@ def kl_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1) ->
 def kl_all_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1) -> None:
     """KL(p_i ‖ q_j); see `emalgam_kernels.reference.kl.kl_all_pairs` and `kl_pairs`.
 
-    In tiles of the result. If q is in main memory and longer than a tile, it crosses the bus again for each row of tiles.
+    In tiles of the result. A q in main memory that is longer than a tile crosses the bus again for each row of tiles.
     """
     if 0 in out.shape:
         return
