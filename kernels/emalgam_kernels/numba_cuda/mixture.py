@@ -18,7 +18,6 @@ from emalgam_kernels.blocks import tile_dtype
 from emalgam_kernels.numba_cuda import crossover, direct, fused, products
 from emalgam_kernels.numba_cuda.device import (
     REALS,
-    Kernel,
     default_device,
     explained,
     free_bytes,
@@ -32,11 +31,6 @@ from emalgam_kernels.parameters import Direct, Packed
 
 ROWS_AT_ONCE: Final = 2**24  # where a type has to be converted: what that takes does not grow with N
 SHARE_FOR_DATA: Final = 0.5  # of the free memory; larger data cross the bus in every pass
-
-
-def kernels() -> list[Kernel]:
-    """Every kernel of this backend, for the compile gate."""
-    return [*fused.kernels(), *products.kernels(), *direct.kernels()]
 
 
 def log_prob(x: np.ndarray, parameters: Packed | Direct, out: np.ndarray, n_threads: int = 1) -> None:
