@@ -3,11 +3,11 @@
     python bench/divergence.py
 
 Everyone starts from means and covariances, in float64 on two threads: all pairs of 1000 Gaussians with D = 16, and
-100 000 pairs with D = 8. "whole" includes the constructors, with all their checks: of torch's distributions, of
-emalgam's Gaussians. "prepared" is the divergence alone: torch has its distributions, `emalgam.kl` its Gaussians, the
-kernels their precision factors, NumPy its inverses and log-determinants already. torch computes a twentieth of all
-pairs: its memory grows with their number. Contenders take turns; medians are shown, and how many times faster than
-torch they are.
+100 000 pairs with D = 8. "whole" includes the constructors, with all their checks: of torch's distributions, which
+share their tensors, and of emalgam's Gaussians, which share arrays that are read-only and copy others. "prepared" is
+the divergence alone: torch has its distributions, `emalgam.kl` its Gaussians, the kernels their precision factors, NumPy
+its inverses and log-determinants already. torch computes a twentieth of all pairs: its memory grows with their number.
+Contenders take turns; medians are shown, and how many times faster than torch they are.
 """
 
 from __future__ import annotations
@@ -63,12 +63,16 @@ class Rate:
 
 @dataclass(frozen=True)
 class Contender:
-    """``compute(prepare(p), prepare(q))``; `share` of the columns of q are enough to know its rate."""
+    """``compute(prepare(p), prepare(q))``; `share` of the columns of q are enough to know its rate.
+
+    `given` turns arrays into what it is given, before the clock starts.
+    """
 
     name: str
-    prepare: Callable[[Given], Any]
+    prepare: Callable[[Any], Any]
     compute: Callable[[Any, Any], np.ndarray]
     share: int = 1
+    given: Callable[[Given], Any] = lambda arrays: arrays
 
 
 def gaussians(M: int, D: int, seed: int) -> Given:
@@ -100,8 +104,17 @@ def emalgam(backend: str, all_pairs: bool) -> Contender:
     return Contender(f"{backend} kernels", prepare, compute)
 
 
-def public(backend: str) -> Contender:
-    """``kl(Gaussian(mean, covariance), Gaussian(mean, covariance))``, element by element."""
+def public(backend: str, read_only: bool) -> Contender:
+    """``kl(Gaussian(mean, covariance), Gaussian(mean, covariance))``, element by element.
+
+    Of arrays that are `read_only`, and shared as torch shares its tensors, or of others, which are copied.
+    """
+
+    def frozen(given: Given) -> Given:
+        own = given[0].copy(), given[1].copy()
+        for array in own:
+            array.setflags(write=not read_only)
+        return own
 
     def prepare(given: Given) -> Gaussian:
         with use_backend(backend):
@@ -110,7 +123,8 @@ def public(backend: str) -> Contender:
     def compute(p: Gaussian, q: Gaussian) -> np.ndarray:
         return np.asarray(kl(p, q, backend=backend, n_threads=THREADS))
 
-    return Contender(f"{backend} emalgam.kl", prepare, compute)
+    name = f"{backend} kl, {'shared' if read_only else 'copied'}"
+    return Contender(name, prepare, compute, given=frozen)
 
 
 def numpy_algebra() -> Contender:
@@ -141,8 +155,11 @@ def torch_distributions(all_pairs: bool) -> Contender:
 
     torch.set_num_threads(THREADS)
 
-    def prepare(given: Given) -> Any:
-        return MultivariateNormal(torch.from_numpy(given[0]), covariance_matrix=torch.from_numpy(given[1]))
+    def tensors(given: Given) -> Any:
+        return tuple(map(torch.from_numpy, given))
+
+    def prepare(given: Any) -> Any:
+        return MultivariateNormal(given[0], covariance_matrix=given[1])
 
     def compute(p: Any, q: Any) -> np.ndarray:
         if all_pairs:
@@ -153,7 +170,7 @@ def torch_distributions(all_pairs: bool) -> Contender:
         found: np.ndarray = kl_divergence(p, q).numpy()
         return found.T if all_pairs else found
 
-    return Contender(TORCH, prepare, compute, TORCH_SHARE if all_pairs else 1)
+    return Contender(TORCH, prepare, compute, TORCH_SHARE if all_pairs else 1, tensors)
 
 
 def contenders(all_pairs: bool) -> list[Contender]:
@@ -161,7 +178,7 @@ def contenders(all_pairs: bool) -> list[Contender]:
     backends = [backend for backend in BACKENDS if emalgam_kernels.probe(backend) is None]
     found = [emalgam(backend, all_pairs) for backend in backends]
     if not all_pairs:
-        found += [public(backend) for backend in backends]
+        found += [public(backend, read_only) for backend in backends for read_only in (True, False)]
     if all_pairs:
         found.append(numpy_algebra())
     if importlib.util.find_spec("torch"):
@@ -193,10 +210,11 @@ def rates(work: str, all_pairs: bool, size: tuple[int, int], rounds: int) -> lis
 
 def _timed(each: Contender, p: Given, q: Given) -> tuple[float, float, np.ndarray]:
     """Seconds from covariances on, seconds of the divergences alone, and the divergences."""
-    few: Given = (q[0][: len(q[0]) // each.share], q[1][: len(q[1]) // each.share])
+    few = each.given((q[0][: len(q[0]) // each.share], q[1][: len(q[1]) // each.share]))
+    all_of_p = each.given(p)
     time.sleep(PAUSE)
     start = time.perf_counter()
-    prepared = each.prepare(p), each.prepare(few)
+    prepared = each.prepare(all_of_p), each.prepare(few)
     middle = time.perf_counter()
     found = each.compute(*prepared)
     end = time.perf_counter()
