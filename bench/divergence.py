@@ -5,8 +5,8 @@
 Everyone starts from means and covariances, in float64 on two threads: all pairs of 1000 Gaussians with D = 16, and
 100 000 pairs with D = 8. "whole" includes the constructors, with all their checks: of torch's distributions, which
 share their tensors, and of emalgam's Gaussians, which share arrays that are read-only and copy others. "prepared" is
-the divergence alone: torch has its distributions, `emalgam.kl` its Gaussians, the kernels their precision factors, NumPy
-its inverses and log-determinants already. torch computes a twentieth of all pairs: its memory grows with their number.
+the divergence alone: torch has its distributions, `emalgam.kl` its Gaussians, the kernels their precision factors and
+NumPy its inverses already. torch computes a twentieth of all pairs: its memory grows with their number.
 Contenders take turns; medians are shown, and how many times faster than torch they are.
 """
 
