@@ -244,6 +244,30 @@ def test_factors_are_computed_when_they_are_needed(covariance_type: str) -> None
     assert not again.precision_cholesky.flags.writeable
 
 
+def test_arrays_that_cannot_change_are_shared() -> None:
+    """Read-only arrays of float64 in C order; neither views of what may change, nor other types and orders."""
+    mean, covariance = np.zeros((40, 3)), np.tile(random_gaussian(0).covariance, (40, 1, 1)).copy()
+    view = covariance[:]
+    view.setflags(write=False)
+    assert not np.shares_memory(Gaussian(mean, view).covariance, covariance)
+    for array in (mean, covariance):
+        array.setflags(write=False)
+    shared = Gaussian(mean, covariance[10:11])
+    assert np.shares_memory(shared.covariance, covariance)
+    assert np.shares_memory(shared.mean, mean)
+    variances = np.einsum("mii->mi", covariance).copy()
+    variances.setflags(write=False)
+    assert np.shares_memory(Gaussian(mean, variances, "diag").covariance, variances)
+    for other in (covariance.astype(np.float32), covariance.copy(order="F")):
+        other.setflags(write=False)
+        assert not np.shares_memory(Gaussian(mean, other).covariance, other)
+    bad = covariance.copy()
+    bad[7, 0, 0] = -1.0
+    bad.setflags(write=False)
+    with pytest.raises(ValueError, match=r"covariance at \[7\] is not positive definite"):
+        Gaussian(mean, bad)
+
+
 def test_gaussians_are_checked_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their arrays are in main memory, whichever backend evaluates them; a CPU's backend that was chosen does it."""
     monkeypatch.setenv("EMALGAM_BACKEND", "numba_cuda")

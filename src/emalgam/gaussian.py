@@ -53,6 +53,9 @@ class Gaussian:
         The leading axes of mean and covariance are broadcast: one covariance can serve many means.
     covariance_type : {"full", "diag", "spherical"}
 
+    Both are copied, unless they cannot change: ``array.setflags(write=False)`` lets a Gaussian share a float64 array
+    that owns its memory.
+
     Attributes
     ----------
     mean : (*batch_shape, D) float64
@@ -95,7 +98,7 @@ class Gaussian:
         stack = covariance.shape[: covariance.ndim - rank]
         batch_shape = broadcast("the stacks", mean=mean.shape[:-1], covariance=stack)
         own = _own_matrices(covariance) if kind == "full" else _own_variances(covariance)
-        self._set("mean", np.array(mean, dtype=np.float64), (*batch_shape, D))
+        self._set("mean", _own(mean), (*batch_shape, D))
         self._set("covariance", own, (*batch_shape, *expected))
 
     def _set(self, name: str, own: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -366,26 +369,44 @@ def _rank(kind: str) -> int:
 
 def _own_variances(given: np.ndarray) -> np.ndarray:
     """A copy in float64; ValueError naming the first that is not a positive number."""
-    variances = np.array(check_array("covariance", given), dtype=np.float64)
+    variances = _own(check_array("covariance", given))
     if (variances <= 0).any():
         index = first_index(variances <= 0)
         raise ValueError(f"covariance is not positive definite{in_words(index)}: a variance is {variances[index]:g}")
     return variances
 
 
+def _can_be_shared(array: np.ndarray) -> bool:
+    """Whether an array is in float64 and C order, and neither it nor any that it is a view of may be written to."""
+    if array.dtype != np.float64 or not array.flags.c_contiguous:
+        return False
+    owner: Any = array
+    while isinstance(owner, np.ndarray) and not owner.flags.writeable:
+        owner = owner.base
+    return owner is None
+
+
+def _own(given: np.ndarray) -> np.ndarray:
+    """A copy in float64, or the same numbers if they are in float64, in C order, and cannot change."""
+    return given[...] if _can_be_shared(given) else np.array(given, dtype=np.float64)
+
+
 def _own_matrices(given: np.ndarray) -> np.ndarray:
-    """A copy (..., D, D) in float64, each part checked while it is in the processor's cache.
+    """What `_own` gives of (..., D, D), a copy being checked part by part while it is in the processor's cache.
 
     ValueError naming the first that is not finite, symmetric and positive definite.
     """
     D = given.shape[-1]
-    matrices, own = given.reshape(-1, D, D), np.empty((given.size // D**2, D, D))
+    matrices = given.reshape(-1, D, D)
+    shared = _can_be_shared(given)
+    own: np.ndarray = matrices if shared else np.empty(matrices.shape)
     kernels = backends.host_kernels("kl")
     failed: list[int] = []
 
     def block(start: int, stop: int) -> None:
-        with np.errstate(over="ignore"):
-            own[start:stop] = matrices[start:stop]
+        if not shared:
+            with np.errstate(over="ignore"):
+                own[start:stop] = matrices[start:stop]
         first = kernels.check_covariances(own[start:stop])
         if first >= 0:
             failed.append(start + first)
