@@ -59,9 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def kernels_of_the_library() -> list[Kernel]:
     """Every kernel that numba_cuda may launch."""
-    from emalgam_kernels.numba_cuda import mixture
+    from emalgam_kernels.numba_cuda import catalog
 
-    return mixture.kernels()
+    return catalog.kernels()
 
 
 # ---- compiling

@@ -3,9 +3,11 @@
     python -m bench.divergence
 
 Everyone starts from means and covariances, in float64, on as many threads as this process has processors: all pairs of
-1000 Gaussians with D = 16, and 100 000 pairs with D = 8. "prepared" is the divergence alone: torch has its
-distributions, the kernels their precision factors, NumPy its inverses and log-determinants already. torch computes a
-twentieth of all pairs: its memory grows with their number. Contenders take turns, and medians are shown.
+1000 Gaussians with D = 16, and 100 000 pairs with D = 8. What every contender makes of them first includes its checks:
+torch's distributions, which share their tensors, and emalgam's Gaussians, which share arrays that are read-only and
+copy others. "prepared" is the divergence alone: torch has its distributions, `emalgam.kl` its Gaussians, the kernels
+their precision factors and NumPy its inverses already. torch computes a twentieth of all pairs: its memory grows with
+their number. Contenders take turns, and medians are shown.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from bench.libraries import EMALGAM
 from bench.peers import load_torch
 from bench.tables import Target, Topic, judged, number, say, table
 from bench.turns import in_turns
+from emalgam import Gaussian, kl, use_backend
 from emalgam_kernels import Gaussians
 from emalgam_kernels.blocks import default_threads
 
@@ -44,7 +47,10 @@ Given = tuple[np.ndarray, ...]
 
 @dataclass(frozen=True)
 class Rate:
-    """Million pairs per second of one contender; `whole` starts from covariances, `prepared` from what it keeps."""
+    """Million pairs per second of one contender; `whole` starts from covariances, `prepared` from what it keeps.
+
+    `times_torch` is how many times faster than torch both are, where torch is installed.
+    """
 
     work: str
     contender: str
@@ -54,12 +60,16 @@ class Rate:
 
 @dataclass(frozen=True)
 class Contender:
-    """``compute(prepare(p), prepare(q))``; `share` of the columns of q are enough to know its rate."""
+    """``compute(prepare(p), prepare(q))``; `share` of the columns of q are enough to know its rate.
+
+    `given` turns arrays into what it is given, before the clock starts.
+    """
 
     name: str
-    prepare: Callable[[Given], Any]
+    prepare: Callable[[Any], Any]
     compute: Callable[[Any, Any], np.ndarray]
     share: int = 1
+    given: Callable[[Given], Any] = lambda arrays: arrays
 
 
 def gaussians(M: int, D: int, seed: int) -> Given:
@@ -88,7 +98,30 @@ def emalgam(backend: str, all_pairs: bool) -> Contender:
         (kernels.kl_all_pairs if all_pairs else kernels.kl_pairs)(p, q, out, THREADS)
         return out
 
-    return Contender(backend, prepare, compute)
+    return Contender(f"{backend} kernels", prepare, compute)
+
+
+def public(backend: str, read_only: bool) -> Contender:
+    """``kl(Gaussian(mean, covariance), Gaussian(mean, covariance))``, element by element.
+
+    Of arrays that are `read_only`, and shared as torch shares its tensors, or of others, which are copied.
+    """
+
+    def frozen(given: Given) -> Given:
+        own = given[0].copy(), given[1].copy()
+        for array in own:
+            array.setflags(write=not read_only)
+        return own
+
+    def prepare(given: Given) -> Gaussian:
+        with use_backend(backend):
+            return Gaussian(*given)
+
+    def compute(p: Gaussian, q: Gaussian) -> np.ndarray:
+        return np.asarray(kl(p, q, backend=backend, n_threads=THREADS))
+
+    name = f"{backend} kl, {'shared' if read_only else 'copied'}"
+    return Contender(name, prepare, compute, given=frozen)
 
 
 def numpy_algebra() -> Contender:
@@ -138,8 +171,11 @@ def torch_distributions(all_pairs: bool) -> Contender:
     torch = load_torch()
     from torch.distributions import MultivariateNormal, kl_divergence
 
-    def prepare(given: Given) -> Any:
-        return MultivariateNormal(torch.from_numpy(given[0]), covariance_matrix=torch.from_numpy(given[1]))
+    def tensors(given: Given) -> Any:
+        return tuple(map(torch.from_numpy, given))
+
+    def prepare(given: Any) -> Any:
+        return MultivariateNormal(given[0], covariance_matrix=given[1])
 
     def compute(p: Any, q: Any) -> np.ndarray:
         if all_pairs:
@@ -150,12 +186,14 @@ def torch_distributions(all_pairs: bool) -> Contender:
         found: np.ndarray = kl_divergence(p, q).numpy()
         return found.T if all_pairs else found
 
-    return Contender(TORCH, prepare, compute, TORCH_SHARE if all_pairs else 1)
+    return Contender(TORCH, prepare, compute, TORCH_SHARE if all_pairs else 1, tensors)
 
 
 def contenders(all_pairs: bool) -> list[Contender]:
-    """The kernels first."""
+    """Ours first: for single pairs what users call, constructors and their checks included."""
     ours = [emalgam(backend, all_pairs) for backend in EMALGAM]
+    if not all_pairs:
+        ours = [*(public(backend, read_only) for backend in EMALGAM for read_only in (True, False)), *ours]
     return [*ours, *([numpy_algebra()] if all_pairs else []), torch_distributions(all_pairs)]
 
 
@@ -176,9 +214,10 @@ def rates(work: str, competing: Sequence[Contender], p: Given, q: Given, pairs: 
 
 def _timed(each: Contender, p: Given, q: Given) -> tuple[float, float, np.ndarray]:
     """Seconds from covariances on, seconds of the divergences alone, and the divergences."""
-    few = tuple(part[: len(part) // each.share] for part in q)
+    few = each.given(tuple(part[: len(part) // each.share] for part in q))
+    all_of_p = each.given(p)
     start = time.perf_counter()
-    prepared = each.prepare(p), each.prepare(few)
+    prepared = each.prepare(all_of_p), each.prepare(few)
     middle = time.perf_counter()
     found = each.compute(*prepared)
     end = time.perf_counter()

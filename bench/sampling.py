@@ -144,12 +144,15 @@ def scikit_learn() -> Any:
     return model
 
 
-def torch_mixture(problem: Problem) -> Any:
+def torch_mixture(problem: Problem, dtype: str = "float64", device: Any = "cpu") -> Any:
     """torch's mixture with the parameters of `problem`."""
     torch = load_torch()
     from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-    weights, means, covariances = map(torch.from_numpy, (problem.weights, problem.means, problem.covariances))
+    weights, means, covariances = (
+        torch.as_tensor(each, dtype=getattr(torch, dtype), device=device)
+        for each in (problem.weights, problem.means, problem.covariances)
+    )
     return MixtureSameFamily(Categorical(weights), MultivariateNormal(means, covariances))
 
 

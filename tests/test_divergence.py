@@ -555,7 +555,7 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: kl(LINE_P, Gaussian(0.0, 1.0)), "p is a mixture of 2 components, .* no closed form; use kl_monte_carlo"),
     (lambda: kl(Gaussian(0.0, 1.0), 3.0), "q is a float; expected a Gaussian, Mixture or fitted GaussianMixture"),
     (lambda: kl(stack_of(2, 2, 1), stack_of(2, 3, 1)), "q has 3 features; p has 2"),
-    (lambda: kl(stack_of(2, 2, 1), stack_of(3, 2, 1)), r"do not broadcast: p \(2,\) and q \(3,\); .* use kl_all_pairs"),
+    (lambda: kl(stack_of(2, 2, 1), stack_of(3, 2, 1)), r"do not broadcast: p \(2,\), q \(3,\); .* use kl_all_pairs"),
     (lambda: kl([], Gaussian(0.0, 1.0)), "p is empty"),
     (lambda: kl([Gaussian(0.0, 1.0), stack_of(1, 2, 0)], Gaussian(0.0, 1.0)), r"p\[1\] has mean of shape"),
     (lambda: kl(Gaussian(0.0, 1.0), Gaussian(0.0, 1.0), arithmetic="half"), "arithmetic is 'half'"),

@@ -320,7 +320,7 @@ def test_blocks_of_rows(monkeypatch: pytest.MonkeyPatch, elements: int, noise: f
     X = powers(np.linspace(3, 4, 97), 5)
     y = np.stack([X @ np.arange(1.0, 7), X @ np.ones(6)], axis=1) + noise * rng.normal(size=(97, 2))
     whole = ols(X, y)
-    monkeypatch.setattr("emalgam.estimation.ELEMENTS_AT_ONCE", elements)
+    monkeypatch.setattr("emalgam.least_squares.ELEMENTS_AT_ONCE", elements)
     parts = ols(X, y)
     np.testing.assert_allclose(parts.coefficients, whole.coefficients, rtol=1e-12)
     np.testing.assert_allclose(parts.coefficients[:, 0], exact_solution(X, y[:, 0]), rtol=1e-12)
@@ -555,7 +555,8 @@ def test_gaussian_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.log_likelihood.shape == (2, 3)
     likelihood = gaussian_log_likelihood(result.mean, result.covariance, x, weight)
     np.testing.assert_allclose(likelihood, result.log_likelihood, rtol=1e-12)
-    monkeypatch.setattr("emalgam.estimation.ELEMENTS_AT_ONCE", 16)
+    for module in ("estimation", "least_squares"):
+        monkeypatch.setattr(f"emalgam.{module}.ELEMENTS_AT_ONCE", 16)
     absurd = np.where(weight[..., None] == 0, 1e250, x)
     for index in np.ndindex(2, 3):
         single = gaussian_mle(absurd[index], weight[index])

@@ -270,6 +270,12 @@ def test_sample_has_the_moments_and_is_reproducible() -> None:
         assert stats.kstest(centred.ravel(), "norm").pvalue > 1e-6
 
 
+def test_samples_come_from_the_backend_that_was_named(no_gpu: str) -> None:
+    model = GaussianMixture.from_parameters([1.0], [[0.0]], [[[1.0]]], backend="numba_cuda")
+    with pytest.raises(BackendUnavailable, match=no_gpu):
+        model.sample(3)
+
+
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 def test_marginal_and_conditional(covariance_type: str) -> None:
     """p(a, b) = p(b) p(a given b), and the marginal's moments are slices."""

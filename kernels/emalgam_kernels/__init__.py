@@ -29,7 +29,7 @@ FILES: Final = {
     "kl": ("kl_pairs", "kl_all_pairs"),
     "sampling": ("uniforms", "normals", "sample_mixture", "kl_monte_carlo"),
 }
-_NOT_YET: Final = {"numba_cuda": ("kl", "sampling")}
+_NOT_YET: Final[dict[str, tuple[str, ...]]] = {}
 HOMES: Final = {kernel: file for file, kernels in FILES.items() for kernel in kernels}
 KERNELS: Final = tuple(HOMES)
 

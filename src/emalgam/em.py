@@ -87,15 +87,21 @@ class Fit:
         return self.n_iter > 0 and not (self.converged or self.stopped)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Settings:
-    """How to fit; checked. See `fit`."""
+    """What to fit and how; checked, but for the initial parameters, which wait for the data. See `fit`."""
 
+    n_components: int = 1
+    covariance_type: str = "full"
     tol: float = 1e-3
     reg_covar: float | str = "auto"
     max_iter: int = 100
     n_init: int = 1
     init_params: str = "kmeans"
+    weights_init: Any = None
+    means_init: Any = None
+    precisions_init: Any = None
+    random_state: Any = None
     on_degenerate: str = "regularize"
     algorithm: str = "auto"
     callback: Callable[[Iteration], Any] | None = None
@@ -103,6 +109,8 @@ class Settings:
     checkpoint: Checkpoint | None = None
 
     def __post_init__(self) -> None:
+        check_choice("covariance_type", self.covariance_type, tuple(COVARIANCES))
+        check_integer("n_components", self.n_components, 1)
         check_number("tol", self.tol)
         check_integer("max_iter", self.max_iter, 0)
         check_integer("n_init", self.n_init, 1)
@@ -114,6 +122,16 @@ class Settings:
             check_number("reg_covar (unless it is 'auto')", self.reg_covar)
         if self.callback is not None and not callable(self.callback):
             raise ValueError(f"callback is {self.callback!r}; expected a function of one Iteration")
+
+    @property
+    def covariance(self) -> Covariance:
+        """The algebra of the covariance type."""
+        return COVARIANCES[self.covariance_type]
+
+    def given(self, frame: Frame) -> Given:
+        """The initial parameters, checked and brought into the frame; ValueError naming the argument."""
+        initial = self.weights_init, self.means_init, self.precisions_init
+        return given_parameters(self.covariance, self.n_components, frame, *initial)
 
 
 def fit(
@@ -206,15 +224,13 @@ def fit(
     >>> result.converged, sorted(result.mixture.means[:, 0].round().tolist())
     (True, [-5.0, 5.0])
     """
-    covariance = COVARIANCES[check_choice("covariance_type", covariance_type, tuple(COVARIANCES))]
     settings = Settings(
-        tol, reg_covar, max_iter, n_init, init_params, on_degenerate, algorithm, callback, precision, checkpoint
-    )
-    K = check_integer("n_components", n_components, 1)
+        n_components, covariance_type, tol, reg_covar, max_iter, n_init, init_params, weights_init, means_init,
+        precisions_init, random_state, on_degenerate, algorithm, callback, precision, checkpoint,
+    )  # fmt: skip
     with arrays.callers_stream(x):
-        data = observe(*for_many_passes(x, sample_weight), covariance, backend, n_threads)
-        given = given_parameters(covariance, K, data.frame, weights_init, means_init, precisions_init)
-        result = fit_observations(data, covariance, K, settings, given, generator(random_state))
+        data = observe(*for_many_passes(x, sample_weight), settings.covariance, backend, n_threads)
+        result = fit_observations(data, settings)
     if result.short_of_convergence:
         warnings.warn(not_converged(result, settings), ConvergenceWarning, stacklevel=2)
     return result
@@ -255,16 +271,10 @@ class Start:
     lower_bound: float
 
 
-def fit_observations(
-    data: Data,
-    covariance: Covariance,
-    K: int,
-    settings: Settings,
-    given: Given,
-    rng: np.random.Generator,
-    start: Start | None = None,
-) -> Fit:
+def fit_observations(data: Data, settings: Settings, start: Start | None = None) -> Fit:
     """`fit` on checked data: the best of the restarts. A restart that meets NaN loses; ValueError if all do."""
+    given, rng = settings.given(data.frame), generator(settings.random_state)
+    covariance, K = settings.covariance, settings.n_components
     if data.rows_with_weight() < K:
         raise ValueError(
             f"there are {data.rows_with_weight()} samples (with positive weight) for n_components={K}; "

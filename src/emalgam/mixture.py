@@ -19,6 +19,7 @@ from emalgam.validation import (
     check_array,
     check_choice,
     check_data,
+    check_features,
     check_finite,
     check_integer,
     check_threads,
@@ -258,17 +259,17 @@ class Mixture:
         BackendUnavailable
             If the backend cannot run here.
         """
-        from emalgam.draws import kernel_module, philox_seed, sampler_of
+        from emalgam.draws import philox_seed, sampler_of
 
         N, threads = check_integer("n_samples", n_samples, 1), check_threads(n_threads)
         x, labels = np.empty((N, self.n_features)), np.empty(N, np.int64)
-        kernels = kernel_module(backend, "sampling")
+        kernels = backends.kernels(backend, "sampling")
         kernels.sample_mixture(sampler_of(self), philox_seed(random_state), 0, x, labels, n_threads=threads)
         return x, labels
 
     def marginal(self, features: Sequence[int]) -> Mixture:
         """The mixture of some of the features, in the order given; ValueError for a feature that is not there."""
-        kept = self._features(features)
+        kept = check_features(features, self.n_features)
         kind = self.covariance_type
         return Mixture(self.weights, self.means[:, kept], self.covariance.select(self.covariances, kept), kind)
 
@@ -288,7 +289,7 @@ class Mixture:
         ----------
         Bishop (2006), eq. 2.81-2.82.
         """
-        given = self._features(features)
+        given = check_features(features, self.n_features)
         point = check_numbers("values", values, (len(given),))
         rest = np.setdiff1d(np.arange(self.n_features), given)
         if len(rest) == 0:
@@ -303,13 +304,6 @@ class Mixture:
         covariances = self.covariances[..., rest[:, None], rest] - gain @ across.swapaxes(-1, -2)
         covariances = 0.5 * (covariances + covariances.swapaxes(-1, -2))
         return Mixture(weights / weights.sum(), means, covariances, self.covariance_type)
-
-    def _features(self, features: Sequence[int]) -> np.ndarray:
-        chosen = np.asarray(features)
-        legal = chosen.ndim == 1 and chosen.dtype.kind in "iu" and len(chosen) > 0
-        if not legal or len(set(chosen.tolist())) < len(chosen) or chosen.min() < 0 or chosen.max() >= self.n_features:
-            raise ValueError(f"features is {features!r}; expected different integers from 0 to {self.n_features - 1}")
-        return chosen.astype(np.int64)
 
     def _factor_matrices(self) -> np.ndarray:
         return self.covariance.matrices(self.precisions_cholesky, self.n_components, self.n_features)

@@ -9,9 +9,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from emalgam import backends
 from emalgam.comparison import flattened, shaped
 from emalgam.covariance import COVARIANCES
-from emalgam.draws import kernel_module, philox_seed, sampler_of
+from emalgam.draws import philox_seed, sampler_of
 from emalgam.gaussian import Gaussian, as_mixture, moment_match
 from emalgam.guard import Cancellation, choose_evaluation, packed_reach, parameters_of
 from emalgam.mixture import Mixture
@@ -37,7 +38,7 @@ class Sampling:
     seed: int
     max_samples: int
     kernels: ModuleType
-    kernels_of_kl: ModuleType
+    backend: str
     n_threads: int
     first: int = 0
 
@@ -58,8 +59,8 @@ class Sampling:
         if relative_error is not None and check_number("relative_error", relative_error) == 0:
             raise ValueError("relative_error is 0; expected a number > 0")
         control = check_choice("estimator", estimator, ESTIMATORS) == "control"
-        kernels = kernel_module(backend, "sampling"), kernel_module(backend, "kl")
-        return cls(n, relative_error, control, philox_seed(random_state), most, *kernels, check_threads(n_threads))
+        kernels, seed = backends.kernels(backend, "sampling"), philox_seed(random_state)
+        return cls(n, relative_error, control, seed, most, kernels, backend, check_threads(n_threads))
 
     def other(self) -> Sampling:
         """The same with samples that are independent of these."""
@@ -68,7 +69,8 @@ class Sampling:
     def closed_form(self, p: Gaussian, q: Gaussian) -> float:
         """KL(p ‖ q) of two full Gaussians."""
         out = np.empty(1)
-        self.kernels_of_kl.kl_pairs(*(flattened(each, "full", np.dtype(np.float64)) for each in (p, q)), out)
+        stacks = (flattened(each, "full", np.dtype(np.float64)) for each in (p, q))
+        backends.kernels(self.backend, "kl").kl_pairs(*stacks, out)
         return float(out[0])
 
     def estimate(self, p: Mixture, q: Mixture) -> Estimate:

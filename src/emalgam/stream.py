@@ -27,7 +27,7 @@ from emalgam.validation import check_data
 from emalgam_kernels.blocks import tile_dtype
 
 ELEMENTS_OF_A_CHUNK: Final = 2**22  # numbers that are copied at once
-ELEMENTS_OF_A_VIEW: Final = 2**25  # numbers that are looked at at once where they lie
+ELEMENTS_OF_A_VIEW: Final = 2**24  # numbers that are looked at at once where they lie
 CHUNKS_AHEAD: Final = 2
 SECONDS_OF_A_WAIT: Final = 0.1
 

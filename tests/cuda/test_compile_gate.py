@@ -18,6 +18,7 @@ from numba import cuda
 from bench import cuda_resources
 from bench.cuda_resources import ARCHITECTURES, Resources, differences, measure, render, violations
 from emalgam_kernels.numba_cuda.device import Kernel, flat
+from emalgam_kernels.numba_cuda.kl_kernels import factor_kernel
 
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 float32, float64 = numba.types.float32, numba.types.float64
@@ -110,6 +111,22 @@ def test_device_functions_need_no_gpu() -> None:
         found = measure(kernel(squares), architecture)
         assert violations(found) == []
         assert found.registers <= 32, "the function was not inlined"
+
+
+@every_architecture
+@pytest.mark.parametrize("arithmetic", ["float32", "float64"])
+def test_products_whose_rounding_is_taken_apart(arithmetic: str, architecture: str) -> None:
+    """The factorisation needs each product rounded by itself: no mul that ptxas could join with a sum, but an fma."""
+    factors = factor_kernel(arithmetic, in_shared=True)
+    with cuda_resources.compiling_for(ARCHITECTURES[architecture]):
+        ptx = cuda_resources.compiled(factors, architecture, "ptx")
+    products = re.findall(r"fma\.rn\.f\d\d\s+(%\w+), (%\w+), (%\w+), 0[fd]0+;", ptx)
+    assert products, "none"
+    for product, m, n in products:
+        assert not re.search(rf"mul\S*\.f\d\d\s+%\w+, ({m}, {n}|{n}, {m});", ptx), f"{m} {n} is a mul too"
+        negative = re.search(rf"neg\.f\d\d\s+(%\w+), {product};", ptx)
+        assert negative, f"{product} is not subtracted from the exact product"
+        assert re.search(rf"fma\.rn\.f\d\d\s+%\w+, {m}, {n}, {negative[1]};", ptx)
 
 
 def test_more_registers_than_a_multiprocessor_has() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from emalgam_kernels.numba_cuda import direct, products
+from emalgam_kernels.numba_cuda import products
 from emalgam_kernels.numba_cuda.direct import run
 from emalgam_kernels.numba_cuda.products import COLUMN_STEP
 from tests.conftest import COVARIANCE_TYPES
@@ -149,8 +149,3 @@ def test_statistics_are_added_to(covariance_type: str) -> None:
     assert fresh.total is not None
     np.testing.assert_allclose(added.statistics, fresh.statistics + 1000, rtol=1e-12)
     np.testing.assert_allclose(added.total, fresh.total + 1000, rtol=1e-12)
-
-
-def test_every_kernel_has_a_name_of_its_own() -> None:
-    names = [kernel.name for kernel in (*products.kernels(), *direct.kernels())]
-    assert len(set(names)) == len(names)

@@ -301,8 +301,3 @@ def test_what_does_not_fit() -> None:
     given = make("full", "float32", "packed", 3, 45, 2)
     with pytest.raises(ValueError, match="D = 45, K = 2, F = 1081 do not fit the fused kernel"):
         one_pass(run, given.x, None, given.parameters("float32"))
-
-
-def test_every_kernel_has_a_name_of_its_own() -> None:
-    names = [kernel.name for kernel in fused.kernels()]
-    assert len(set(names)) == len(names)

@@ -254,8 +254,3 @@ def test_chunks_cover_the_rows_once() -> None:
     for chunk in found:
         assert chunk.rows <= chunk.width <= columns
         assert chunk.width % (chunk.parts * COLUMN_STEP) == 0
-
-
-def test_every_kernel_has_a_name_of_its_own() -> None:
-    names = [kernel.name for kernel in products.kernels()]
-    assert len(set(names)) == len(names)

@@ -16,12 +16,15 @@ import numpy as np
 from emalgam_kernels import polynomials
 from emalgam_kernels.blocks import for_each_block, workspace
 from emalgam_kernels.kl_blocks import (
+    ASYMMETRY,
     FARTHEST,
+    PLAIN,
     ROWS_OF_A_BLOCK,
     for_each_tile,
     guard,
     matrices_per_block,
     pairs_per_block,
+    require_factors,
     shift_of,
 )
 from emalgam_kernels.numba_cpu import kl_tiles, tiles
@@ -33,14 +36,13 @@ from emalgam_kernels.numba_cpu.kl_tiles import (
     PairWork,
     Stack,
     Tiles,
+    are_symmetric,
     compute_again,
-    factorize_tile,
-    gather,
-    invert_tile,
     multiply_tile,
     natural_tile,
     pack_expectations,
     pair_tile,
+    precisions_of,
     write_tile,
 )
 from emalgam_kernels.numba_cpu.tiles import STATISTICS_AT_ONCE, padded
@@ -84,21 +86,24 @@ def _factor_function(version: str) -> Callable[..., int]:
     """A block of factors."""
 
     def block(covariances: np.ndarray, where: tuple[int, int], work: PairWork, out: np.ndarray) -> int:
-        """out_m ← P_m for start ≤ m < stop; returns the first that is not positive definite, or −1."""
+        """out_m ← P_m for start ≤ m < stop; returns the first that is not positive definite, or −1.
+
+        Without room in `out` nothing is written, and a matrix that is not symmetric fails, too.
+        """
         _ = version
-        (start, stop), index, total, D = where, work.indices[2], work.rows[6], out.shape[1]
+        (start, stop), index, D = where, work.indices[2], covariances.shape[1]
         failed = -1
         for first in range(start, stop, PAIRS):
             for n in range(PAIRS):
                 index[n] = min(first + n, stop - 1)
-            gather(covariances, index, work.first)
-            factorize_tile(work.first, work.second, D, work.columns, work.rows)
-            invert_tile(work.first, D, work.third, total)
+            precisions_of(covariances, index, work, work.first, work.second, work.third)
             for n in range(min(PAIRS, stop - first)):
+                proper = len(out) > 0 or are_symmetric(covariances[first + n])
                 for i in range(D):
-                    for j in range(D):
+                    proper &= work.pivots[i, n] > 0
+                    for j in range(D if len(out) else 0):
                         out[first + n, i, j] = work.third[i * D + j, n]
-                if failed < 0 and not total[n] < np.inf:
+                if failed < 0 and not proper:
                     failed = first + n
         return failed
 
@@ -172,7 +177,7 @@ def _block(kernel: str, dtype: np.dtype, *arguments: Any) -> Callable[..., Any]:
                 out = types.Array(types.float64, 1 if kernel == "kl_pairs" else 2, "A")
                 stack = vectors, matrices, matrices
                 signature = types.void(*stack, *stack, *between, out)
-            sources = kl_tiles, tiles, polynomials, str(FARTHEST)
+            sources = kl_tiles, tiles, polynomials, str((FARTHEST, PLAIN, ASYMMETRY))
             name = f"{kernel} ({dtype})"
             _compiled[kernel, dtype.char] = compile_function(name, _FUNCTIONS[kernel], signature, sources)
         return _compiled[kernel, dtype.char]
@@ -182,10 +187,11 @@ def _block(kernel: str, dtype: np.dtype, *arguments: Any) -> Callable[..., Any]:
 
 
 def _arrays(p: Gaussians, q: Gaussians) -> list[np.ndarray]:
-    """Means, covariances and factors of both, diagonals as (M, D, 1)."""
+    """Means, covariances and factors of both, diagonals as (M, D, 1); factors that were not given as (0, …)."""
     arrays = []
     for each in (p, q):
-        matrices = each.covariances, each.precisions_cholesky
+        factors = each.covariances[:0] if each.precisions_cholesky is None else each.precisions_cholesky
+        matrices = each.covariances, factors
         arrays += [each.means, *(m if each.covariance_type == "full" else m[:, :, None] for m in matrices)]
     return arrays
 
@@ -204,7 +210,7 @@ def _take(shapes: list[tuple[int, ...]], dtype: np.dtype) -> list[np.ndarray]:
 def _pair_shapes(D: int, full: bool) -> list[tuple[int, ...]]:
     """Of the arrays of PairWork but the last."""
     width = D * D if full else D
-    return [*[(width, PAIRS)] * 3, (D, PAIRS), (D, PAIRS), (7, PAIRS), (2 * D, PAIRS)]
+    return [*[(width, PAIRS)] * 4, (D, PAIRS), (D, PAIRS), (12, PAIRS), (2 * D, PAIRS), (2 * D, PAIRS)]
 
 
 def _pair_work(D: int, full: bool, dtype: np.dtype) -> PairWork:
@@ -228,6 +234,16 @@ def _work(D: int, full: bool, dtype: np.dtype) -> tuple[PairWork, Tiles]:
 
 def precision_factors(covariances: np.ndarray, out: np.ndarray, n_threads: int = 1) -> int:
     """P_m; see `emalgam_kernels.reference.kl.precision_factors`."""
+    return _first_failure(covariances, out, n_threads)
+
+
+def check_covariances(covariances: np.ndarray, n_threads: int = 1) -> int:
+    """The first that is none; see `emalgam_kernels.reference.kl.check_covariances`."""
+    return _first_failure(covariances, np.empty((0, *covariances.shape[1:]), covariances.dtype), n_threads)
+
+
+def _first_failure(covariances: np.ndarray, out: np.ndarray, n_threads: int) -> int:
+    """The first that any block finds, or −1."""
     D = out.shape[1]
     function = _block("precision_factors", out.dtype, (0, 0), _pair_work(D, True, out.dtype))
     failed: list[int] = []
@@ -237,7 +253,7 @@ def precision_factors(covariances: np.ndarray, out: np.ndarray, n_threads: int =
         if first >= 0:
             failed.append(first)
 
-    for_each_block(block, len(out), matrices_per_block(D), n_threads)
+    for_each_block(block, len(covariances), matrices_per_block(D), n_threads)
     return min(failed, default=-1)
 
 
@@ -255,6 +271,7 @@ def kl_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1) ->
 
 def kl_all_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1) -> None:
     """KL(p_i ‖ q_j); see `emalgam_kernels.reference.kl.kl_all_pairs`."""
+    require_factors(p, q)
     shape = p.n_features, p.covariance_type == "full", p.means.dtype
     arrays, full = _arrays(p, q), shape[1]
     frame = shift_of(p, q), p.means.dtype.type(guard(p.means.dtype))

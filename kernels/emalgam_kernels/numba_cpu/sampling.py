@@ -14,7 +14,7 @@ import numba
 import numpy as np
 
 from emalgam_kernels import philox as constants
-from emalgam_kernels import polynomials
+from emalgam_kernels import polynomials, scalars
 from emalgam_kernels.alias import stratum_ends
 from emalgam_kernels.blocks import for_each_block, workspace
 from emalgam_kernels.monte_carlo import sum_log_ratios
@@ -157,7 +157,7 @@ def _function(name: str, dtype: np.dtype) -> Callable[..., None]:
     """A block function for `dtype`; any strides go to the same code."""
     with _compiling:
         if (name, dtype.char) not in _compiled:
-            sources = draws, tiles, polynomials, constants
+            sources = draws, tiles, scalars, polynomials, constants
             _compiled[name, dtype.char] = compile_function(
                 f"{name}_block ({dtype})", _FACTORIES[name], _signature(name, dtype), sources
             )

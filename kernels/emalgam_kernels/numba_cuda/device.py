@@ -8,11 +8,13 @@ All kernels take flat C-contiguous arrays and integers, so that one signature se
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from typing import Any, Final
 
@@ -42,6 +44,35 @@ def flat(dtype: Any) -> Any:
 def threads_per_block(wanted: int) -> int:
     """`wanted`, or one warp in the simulator, where each thread of a block is a thread of the interpreter."""
     return min(wanted, 32) if SIMULATED else wanted
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """A function that kernels call, dissolved in them: only then are its arrays known to be shared, or registers."""
+    return function if SIMULATED else cuda.jit(device=True, forceinline=True)(function)
+
+
+# Python's own raise where a GPU returns NaN or an infinity.
+log, sqrt = (np.log, np.sqrt) if SIMULATED else (math.log, math.sqrt)
+
+
+def _fma_of_the_simulator(a: Any, b: Any, c: Any) -> Any:
+    """In exact fractions: the simulator's own rounds twice."""
+    plain = a * b + c
+    if not np.isfinite(plain):
+        return plain
+    return type(plain)(Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c)))
+
+
+def _fma(a: Any, b: Any, c: Any) -> Any:
+    return cuda.fma(a, b, c)
+
+
+# a b + c, rounded once. The compiler joins other products with sums as it likes, so code that takes rounding errors
+# apart writes every product that enters a sum as one of these: fma(a, b, 0) is the product rounded by itself.
+fma: Final = _fma_of_the_simulator if SIMULATED else inlined(_fma)
+
+
+_launching: Final = threading.Lock() if SIMULATED else nullcontext()  # the simulator runs one kernel at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +108,8 @@ class Kernel:
         self, grid: int | tuple[int, ...], block: int | tuple[int, ...], *arguments: Any, shared_bytes: int = 0
     ) -> None:
         """Run on torch's current stream; arguments are what `view` returns, and integers."""
-        self._compiled[grid, block, current_stream(), shared_bytes](*arguments)
+        with _launching:
+            self._compiled[grid, block, current_stream(), shared_bytes](*arguments)
 
 
 def view(tensor: torch.Tensor) -> Any:

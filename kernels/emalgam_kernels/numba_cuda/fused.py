@@ -18,7 +18,6 @@ The last D + 1 rows of Φ are z and ones for every feature map: z is written the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, NamedTuple
@@ -34,6 +33,7 @@ from emalgam_kernels.numba_cuda.device import (
     SIMULATED,
     Kernel,
     flat,
+    inlined,
     multiprocessors,
     span,
     threads_per_block,
@@ -157,41 +157,36 @@ def _layout(D: int, K: int, F: int, arithmetic: str, whitened: bool, T: int, thr
     return S, whitening, phi, logits, raw, frame, weight, scratch, elements * item_bytes
 
 
-def _inlined(function: Callable[..., Any]) -> Any:
-    """A function that kernels call, dissolved in them: only then are its arrays known to be shared, or registers."""
-    return function if SIMULATED else cuda.jit(device=True, forceinline=True)(function)
-
-
 # ---- places in shared memory
 
 
-@_inlined
+@inlined
 def _place(shared: Any, start: int, i: int) -> Any:
     """Element i of the row that starts with vector `start`."""
     return at((VECTOR_BYTES // shared.itemsize) * start + i)
 
 
-@_inlined
-def _place_of_four(shared: Any, start: int, distance: int, i: int) -> Any:
+@inlined
+def place_of_four(shared: Any, start: int, distance: int, i: int) -> Any:
     """Element i < 4 of those that a thread takes at once: one vector of float32, or two of float64 `distance` apart."""
     vector = VECTOR_BYTES // shared.itemsize
     return at(vector * (start + i // vector * distance) + i % vector)
 
 
-@_inlined
+@inlined
 def _columns(size: Size) -> tuple[int, int, int]:
     """For work on four columns: which ones this thread takes, of which rows the first, and every how manieth."""
     thread, shift = cuda.threadIdx.x, size.log_T - 2
     return thread & ((1 << shift) - 1), thread >> shift, cuda.blockDim.x >> shift
 
 
-@_inlined
+@inlined
 def _column(size: Size) -> tuple[int, int, int]:
     """For work on one column: which one this thread takes, of which rows the first, and every how manieth."""
     return cuda.threadIdx.x & (size.T - 1), cuda.threadIdx.x >> size.log_T, cuda.blockDim.x >> size.log_T
 
 
-@_inlined
+@inlined
 def _two_sum(a: Any, b: Any) -> tuple[Any, Any]:
     """a + b rounded, and exactly what the rounding took away (Knuth, TAOCP volume 2, section 4.2.2)."""
     s = a + b
@@ -202,7 +197,7 @@ def _two_sum(a: Any, b: Any) -> tuple[Any, Any]:
 # ---- a tile: from rows of x to logits
 
 
-@_inlined
+@inlined
 def _load_weights(shared: Any, weight: Any, size: Size, first: int) -> None:
     """ω of the tile's rows; zero beyond the last row of all."""
     real = shared.dtype.type
@@ -213,7 +208,7 @@ def _load_weights(shared: Any, weight: Any, size: Size, first: int) -> None:
         shared[at(size.weight + n)] = value
 
 
-@_inlined
+@inlined
 def _load_rows(shared: Any, x: Any, size: Size, first: int, target: int) -> None:
     """z of the tile's rows, feature-major, from vector `target` on.
 
@@ -240,7 +235,7 @@ def _load_rows(shared: Any, x: Any, size: Size, first: int, target: int) -> None
                 shared[_place(shared, target + d * size.S, n)] = _in_frame(values[i], shared, size, n, d)
 
 
-@_inlined
+@inlined
 def _in_frame(value: Any, shared: Any, size: Size, n: int, d: int) -> Any:
     """z_d = ((x_d − shift₀) − shift₁) · scale, rounded once; zero if the row has no weight, whatever it holds."""
     real, shift = shared.dtype.type, size.frame + d
@@ -250,7 +245,7 @@ def _in_frame(value: Any, shared: Any, size: Size, n: int, d: int) -> Any:
     return (centred + (error - shared[at(shift + size.D)])) * shared[at(shift + 2 * size.D)]
 
 
-@_inlined
+@inlined
 def _product(shared: Any, size: Size, left: int, right: int, length: int, target: int, rows: int) -> None:
     """target_kn = Σ_f left_fk right_fn for k < rows, f < length: 4 × 4 outputs of a thread at a time."""
     a, b = cuda.local.array(4, shared.dtype), cuda.local.array(4, shared.dtype)
@@ -263,9 +258,9 @@ def _product(shared: Any, size: Size, left: int, right: int, length: int, target
         place, row = left + group * vectors, right + columns
         for _ in range(length):
             for i in range(4):
-                a[i] = shared[_place_of_four(shared, place, 1, i)]
+                a[i] = shared[place_of_four(shared, place, 1, i)]
             for j in range(4):
-                b[j] = shared[_place_of_four(shared, row, distance, j)]
+                b[j] = shared[place_of_four(shared, row, distance, j)]
             for i in range(4):
                 for j in range(4):
                     s[i, j] += a[i] * b[j]
@@ -274,10 +269,10 @@ def _product(shared: Any, size: Size, left: int, right: int, length: int, target
             if 4 * group + i < rows:
                 for j in range(4):
                     row = target + (4 * group + i) * size.S
-                    shared[_place_of_four(shared, row + columns, distance, j)] = s[i, j]
+                    shared[place_of_four(shared, row + columns, distance, j)] = s[i, j]
 
 
-@_inlined
+@inlined
 def _clear(values: Any) -> None:
     """Zero 4 × 4 registers."""
     for i in range(4):
@@ -285,7 +280,7 @@ def _clear(values: Any) -> None:
             values[i, j] = values.dtype.type(0)
 
 
-@_inlined
+@inlined
 def _products_of_features(shared: Any, pairs: Any, size: Size) -> None:
     """φ_f = z_a z_b with (a, b) = pairs_f; spherical: φ_0 = Σ_d z_d²."""
     s = cuda.local.array(4, shared.dtype)
@@ -299,13 +294,13 @@ def _products_of_features(shared: Any, pairs: Any, size: Size) -> None:
             row = z + (d if size.spherical else pairs[at(2 * f)]) * size.S
             other = z + (d if size.spherical else pairs[at(2 * f + 1)]) * size.S
             for i in range(4):
-                factor = shared[_place_of_four(shared, other, distance, i)]
-                s[i] += shared[_place_of_four(shared, row, distance, i)] * factor
+                factor = shared[place_of_four(shared, other, distance, i)]
+                s[i] += shared[place_of_four(shared, row, distance, i)] * factor
         for i in range(4):
-            shared[_place_of_four(shared, size.phi + f * size.S + columns, distance, i)] = s[i]
+            shared[place_of_four(shared, size.phi + f * size.S + columns, distance, i)] = s[i]
 
 
-@_inlined
+@inlined
 def _features(shared: Any, x: Any, weight: Any, pairs: Any, size: Size, first: int) -> None:
     """ω and Φ of the tile that begins with row `first`."""
     z = size.phi + (size.F - size.D - 1) * size.S
@@ -323,7 +318,7 @@ def _features(shared: Any, x: Any, weight: Any, pairs: Any, size: Size, first: i
 # ---- log-sum-exp: each column on one thread, or on several that take every so manieth component
 
 
-@_inlined
+@inlined
 def _leave_maximum(shared: Any, size: Size) -> None:
     """The largest of the thread's logits, where `_combined` finds it."""
     top = shared.dtype.type(-math.inf)
@@ -333,7 +328,7 @@ def _leave_maximum(shared: Any, size: Size) -> None:
     shared[at(size.scratch + cuda.threadIdx.x)] = top
 
 
-@_inlined
+@inlined
 def _combined(shared: Any, size: Size, start: int, largest: bool) -> Any:
     """The largest, or the sum, of what the threads of a column left, in their order."""
     n, _, parts = _column(size)
@@ -344,7 +339,7 @@ def _combined(shared: Any, size: Size, start: int, largest: bool) -> Any:
     return value
 
 
-@_inlined
+@inlined
 def _leave_exponentials(shared: Any, size: Size, top: Any) -> int:
     """Replace L_k by exp(L_k − top) and leave their sum; hard: return the first k with L_k = top."""
     real = shared.dtype.type
@@ -363,7 +358,7 @@ def _leave_exponentials(shared: Any, size: Size, top: Any) -> int:
     return chosen
 
 
-@_inlined
+@inlined
 def _normalize(shared: Any, size: Size, top: Any, chosen: int, factor: Any) -> Any:
     """r_k times `factor` in place of the exponentials; returns log p = top + log Σ_k exp(L_k − top)."""
     real = shared.dtype.type
@@ -380,7 +375,7 @@ def _normalize(shared: Any, size: Size, top: Any, chosen: int, factor: Any) -> A
     return top + real(math.log(total))
 
 
-@_inlined
+@inlined
 def _log_sum_exp(shared: Any, size: Size, factor: Any) -> Any:
     """r times `factor` in place of the logits; returns log p of the thread's column."""
     _leave_maximum(shared, size)
@@ -393,7 +388,7 @@ def _log_sum_exp(shared: Any, size: Size, factor: Any) -> Any:
     return log_p
 
 
-@_inlined
+@inlined
 def _write_responsibilities(shared: Any, responsibilities: Any, size: Size, first: int) -> None:
     """r of the tile's rows, consecutive threads to consecutive places."""
     n, k = cuda.threadIdx.x // size.K, cuda.threadIdx.x % size.K
@@ -405,7 +400,7 @@ def _write_responsibilities(shared: Any, responsibilities: Any, size: Size, firs
             n, k = n + 1, k - size.K
 
 
-@_inlined
+@inlined
 def _weigh(shared: Any, size: Size) -> None:
     """ω r in place of r."""
     n, first, step = _column(size)
@@ -416,7 +411,7 @@ def _weigh(shared: Any, size: Size) -> None:
 # ---- statistics: sums in registers, from tile to tile
 
 
-@_inlined
+@inlined
 def _accumulate(shared: Any, size: Size, k: int, f: int, part: int, high: Any, low: Any) -> None:
     """S += Σ_n r_n φ_nᵀ over a part of the tile's columns, for components k + i ⌈K/4⌉ and features f + j ⌈F/4⌉.
 
@@ -431,11 +426,11 @@ def _accumulate(shared: Any, size: Size, k: int, f: int, part: int, high: Any, l
         for j in range(4):
             phi = size.phi + min(f + j * features, size.F - 1) * size.S + columns
             for n in range(4):
-                b[j, n] = shared[_place_of_four(shared, phi, distance, n)]
+                b[j, n] = shared[place_of_four(shared, phi, distance, n)]
         for i in range(4):
             r = size.logits + min(k + i * components, size.K - 1) * size.S + columns
             for n in range(4):
-                a[n] = shared[_place_of_four(shared, r, distance, n)]
+                a[n] = shared[place_of_four(shared, r, distance, n)]
             for j in range(4):
                 for n in range(4):
                     s[i, j] += a[n] * b[j, n]
@@ -448,7 +443,7 @@ def _accumulate(shared: Any, size: Size, k: int, f: int, part: int, high: Any, l
                 high[i, j] += s[i, j]
 
 
-@_inlined
+@inlined
 def _write_statistics(shared: Any, partial: Any, size: Size, first: int, high: Any, low: Any) -> None:
     """The block's sums of the tasks from `first` on, in the order of S: the parts of the columns are added here."""
     thread, threads, pairs = cuda.threadIdx.x, cuda.blockDim.x, 8 // shared.itemsize
@@ -470,7 +465,7 @@ def _write_statistics(shared: Any, partial: Any, size: Size, first: int, high: A
     cuda.syncthreads()
 
 
-@_inlined
+@inlined
 def _write_sum(shared: Any, partial: Any, size: Size, start: int, step: int, place: int) -> None:
     """The sum of the parts of one output, a pair in float32."""
     lows = start + 16 * cuda.blockDim.x
@@ -485,7 +480,7 @@ def _write_sum(shared: Any, partial: Any, size: Size, start: int, step: int, pla
     _write_pair(partial, place, size.K * size.F + 1, high, low)
 
 
-@_inlined
+@inlined
 def _write_total(shared: Any, partial: Any, size: Size, high: Any, low: Any) -> None:
     """The block's Σ ω log p, the last of its outputs: a tree over its threads."""
     thread, threads, outputs = cuda.threadIdx.x, cuda.blockDim.x, size.K * size.F + 1
@@ -502,7 +497,7 @@ def _write_total(shared: Any, partial: Any, size: Size, high: Any, low: Any) -> 
         _write_pair(partial, place, outputs, shared[at(0)], shared[at(threads)])
 
 
-@_inlined
+@inlined
 def _write_pair(partial: Any, place: int, outputs: int, high: Any, low: Any) -> None:
     """float32: the two numbers; float64: their sum."""
     if partial.itemsize == 4:

@@ -18,7 +18,6 @@ from emalgam_kernels.blocks import tile_dtype
 from emalgam_kernels.numba_cuda import crossover, direct, fused, products
 from emalgam_kernels.numba_cuda.device import (
     REALS,
-    Kernel,
     default_device,
     explained,
     free_bytes,
@@ -34,17 +33,12 @@ ROWS_AT_ONCE: Final = 2**24  # where a type has to be converted: what that takes
 SHARE_FOR_DATA: Final = 0.5  # of the free memory; larger data cross the bus in every pass
 
 
-def kernels() -> list[Kernel]:
-    """Every kernel of this backend, for the compile gate."""
-    return [*fused.kernels(), *products.kernels(), *direct.kernels()]
-
-
 def log_prob(x: np.ndarray, parameters: Packed | Direct, out: np.ndarray, n_threads: int = 1) -> None:
     """log p(x_n); see `emalgam_kernels.reference.mixture.log_prob`.
 
     `x` and `out` are NumPy arrays, or both tensors on the device. `n_threads` copy NumPy arrays into pinned memory.
     """
-    _Pass(x, parameters).run(None, log_prob=out, n_threads=n_threads)
+    Pass(x, parameters).run(None, log_prob=out, n_threads=n_threads)
 
 
 def responsibilities(
@@ -55,7 +49,7 @@ def responsibilities(
     log_prob: np.ndarray | None = None,
 ) -> None:
     """r_nk; see `emalgam_kernels.reference.mixture.responsibilities` and `log_prob`."""
-    _Pass(x, parameters).run(None, log_prob=log_prob, responsibilities=out, n_threads=n_threads)
+    Pass(x, parameters).run(None, log_prob=log_prob, responsibilities=out, n_threads=n_threads)
 
 
 def em_statistics(
@@ -70,7 +64,7 @@ def em_statistics(
 
     With `out` on the device the sum is a float64 tensor () there, and nothing waits for the device.
     """
-    whole = _Pass(x, parameters, hard)
+    whole = Pass(x, parameters, hard)
     shape = parameters.n_components, parameters.n_statistics
     with explained("the statistics"):
         statistics = torch.zeros(shape, dtype=torch.float64, device=whole.device)
@@ -112,7 +106,7 @@ def resident(x: Any, sample_weight: Any, n_threads: int = 1) -> tuple[Any, Any]:
     return moved[0], moved[1]
 
 
-class _Pass:
+class Pass:
     """One pass over x, wherever it lies."""
 
     def __init__(self, x: np.ndarray | torch.Tensor, parameters: Packed | Direct, hard: bool = False) -> None:

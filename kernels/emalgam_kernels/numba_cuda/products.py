@@ -26,7 +26,7 @@ import torch
 from numba import cuda, types
 
 from emalgam_kernels.numba_cuda import device
-from emalgam_kernels.numba_cuda.device import NUMBA_REALS, REALS, Kernel, flat
+from emalgam_kernels.numba_cuda.device import NUMBA_REALS, REALS, Kernel, flat, inlined
 from emalgam_kernels.numba_cuda.problem import Frame, PackedProblem, Results
 
 CHUNK_BYTES: int = 32 * 2**20  # L2 holds 40 MB on an A100, 50 MB on an H100
@@ -193,12 +193,7 @@ def _spherical_features(arithmetic: str) -> Callable[..., None]:
 # ---- kernels: the posterior
 
 
-def _inlined(function: Callable[..., None]) -> Any:
-    """A function that kernels call, dissolved in them."""
-    return function if device.SIMULATED else cuda.jit(device=True, forceinline=True)(function)
-
-
-@_inlined
+@inlined
 def _sum_up(values: Any, thread: int, count: int) -> None:
     """values[0] becomes Σ values[:count] as a tree, in shared memory; `count` is a power of two, `thread` from 0 on."""
     cuda.syncthreads()

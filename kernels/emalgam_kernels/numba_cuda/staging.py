@@ -8,13 +8,13 @@ the device's memory fit.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 
 from emalgam_kernels.blocks import for_each_block, tile_dtype
-from emalgam_kernels.numba_cuda.device import SIMULATED, Copies, Marker
+from emalgam_kernels.numba_cuda.device import REALS, SIMULATED, Copies, Marker, upload
 
 PIECE_BYTES: Final = 64 * 2**20  # a millisecond of the bus: long beside the launches of a pass
 ROWS_PER_COPY: Final = 8192  # of one thread that fills a pinned buffer
@@ -24,6 +24,22 @@ BUFFERS: Final = 2
 def rows_of_a_piece(row_bytes: int) -> int:
     """How many rows cross the bus at once."""
     return max(PIECE_BYTES // row_bytes, 1)
+
+
+def pieces(array: Any, rows: int, device: torch.device, n_threads: int) -> Iterator[torch.Tensor]:
+    """An array (M, ...) of either place as tensors on the device, `rows` at a time.
+
+    Tensors are not copied, and neither are they or NumPy arrays written out along a stride of zero. A piece may be
+    overwritten when the one after the next is asked for.
+    """
+    if isinstance(array, np.ndarray):
+        shared = array.strides[0] == 0
+        if not shared and len(array) > rows:
+            yield from Inbound(array, rows, device, n_threads).pieces()
+            return
+        array = upload(array[:1] if shared else array, REALS[array.dtype.name], device).expand(array.shape)
+    for first in range(0, len(array), rows):
+        yield array[first : first + rows]
 
 
 class Inbound:
