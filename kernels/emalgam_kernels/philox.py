@@ -27,6 +27,7 @@ ROUNDS: Final = 10
 LABELS: Final = 0
 NORMALS: Final = 1
 OFFSET: Final = 2  # of a stratified draw: the first uniform of row 0
+ROWS_OF_A_SAMPLE: Final = 2**32 - 5  # which rows of data in parts a start looks at
 
 UNIFORMS_PER_BLOCK: Final = {"float64": 2, "float32": 4}
 DRAWS: Final = ("plain", "antithetic", "stratified")

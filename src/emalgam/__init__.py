@@ -35,6 +35,9 @@ _HOMES: Final = {
     "gaussian_cross_entropy": "divergence",
     "entropy_bounds": "divergence",
     "expectation": "sampling",
+    "fit_stepwise": "stepwise",
+    "open_stream": "stream",
+    "Stream": "stream",
     "Estimate": "sampling",
     "moment_match": "gaussian",
     "merge": "reduction",
@@ -44,7 +47,7 @@ _HOMES: Final = {
     "load_model": "model_file",
     "ModelFileError": "model_file",
 }
-_MODULES: Final = ("backends", "divergence", "estimation", "information", "plot", "sampling")
+_MODULES: Final = ("backends", "divergence", "estimation", "information", "plot", "sampling", "stream")
 
 __all__ = [*_HOMES, *_MODULES]
 
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
     from emalgam import information as information
     from emalgam import plot as plot
     from emalgam import sampling as sampling
+    from emalgam import stream as stream
     from emalgam.backends import BackendUnavailable as BackendUnavailable
     from emalgam.backends import use_backend as use_backend
     from emalgam.divergence import entropy_bounds as entropy_bounds
@@ -87,6 +91,9 @@ if TYPE_CHECKING:
     from emalgam.reduction import reduce as reduce
     from emalgam.sampling import Estimate as Estimate
     from emalgam.sampling import expectation as expectation
+    from emalgam.stepwise import fit_stepwise as fit_stepwise
+    from emalgam.stream import Stream as Stream
+    from emalgam.stream import open_stream as open_stream
 
 
 def __getattr__(name: str) -> Any:

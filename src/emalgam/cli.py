@@ -25,6 +25,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -36,11 +37,13 @@ from emalgam.backends import BackendUnavailable
 from emalgam.tables import check_suffix, read_table, write_table
 
 if TYPE_CHECKING:
+    from emalgam.checkpoint import Checkpoint
     from emalgam.em import Fit, Iteration
     from emalgam.mixture import Mixture
 
 EXIT_FAULT: Final = 1
 EXIT_BACKEND: Final = 3
+STREAMED_BYTES: Final = 2**30
 EPILOG: Final = (
     "Exit codes: 0 done (a fit that did not converge warns), 1 input, model or fit at fault, 2 command line at fault, "
     "3 backend unavailable, 130 interrupted."
@@ -53,7 +56,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-Data = Annotated[Path, typer.Argument(metavar="DATA", help="Table of numbers: .npy, .npz, .csv or .parquet.")]
+Data = Annotated[
+    Path,
+    typer.Argument(metavar="DATA", help="Table of numbers: .npy, .npz, .csv, .parquet; for fit a folder of the last."),
+]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file that `emalgam fit` wrote.")]
 Backend = Annotated[
     Literal["auto", "reference", "cython_cpu", "numba_cpu", "numba_cuda"],
@@ -99,6 +105,21 @@ def fit(
     ] = "auto",
     seed: Seed = 0,
     weights: Annotated[Path | None, typer.Option(help="Sample weights: a file like DATA with one column.")] = None,
+    weight_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Sample weights: this column of a Parquet file or folder.")
+    ] = None,
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream/--in-memory",
+            help="Read .npy and Parquet in chunks in every pass; by default folders and files above 1 GiB.",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Write the state to this file now and then; removed when the fit is done.")
+    ] = None,
+    checkpoint_every: Annotated[float, typer.Option(min=0.0, metavar="SECONDS", help="How often at most.")] = 30.0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from --checkpoint; begin if there is none.")] = False,
     backend: Backend = "auto",
     algorithm: Algorithm = "auto",
     threads: Threads = None,
@@ -116,12 +137,12 @@ def fit(
 
     floor = _reg_covar(reg_covar)
     _check_folder(output)
-    x = read_table(data)
-    sample_weight = None if weights is None else _column(weights)
+    saved = _checkpoint(checkpoint, checkpoint_every, resume)
+    x, sample_weight = _data(data, weights, weight_column, stream)
     start = time.perf_counter()
-    with _progress(max_iter, quiet) as callback:
+    with _progress(max_iter, quiet, x) as (watched, callback):
         fitted = em.fit(
-            x,
+            watched,
             components,
             covariance_type=covariance,
             sample_weight=sample_weight,
@@ -137,15 +158,18 @@ def fit(
             n_threads=threads,
             callback=callback,
             precision=precision,
+            checkpoint=saved,
         )
     seconds = time.perf_counter() - start
     if output is not None:
         _save(fitted, output)
+    if saved is not None:
+        saved.end()
     if as_json or not quiet:
-        report = _fit_report(fitted, x, seconds)
-        if sample_weight is None:  # the criteria count rows and have no place for weights; they cost one more pass
-            log_prob = fitted.mixture.log_prob(x, backend=backend, algorithm=algorithm, n_threads=threads)
-            report |= _criteria(fitted.mixture, log_prob)
+        report = _fit_report(fitted, watched, seconds)
+        if sample_weight is None and weight_column is None:  # the criteria count rows and have no place for weights
+            how = {"backend": backend, "algorithm": algorithm, "n_threads": threads}
+            report |= _criteria(fitted.mixture, *_log_likelihood(fitted.mixture, x, **how))
         _print_report(report | {"output": output}, as_json)
 
 
@@ -168,7 +192,7 @@ def score(
     if each is not None:
         write_table(each, log_prob, name="log_prob")
     sizes = {"n_samples": len(log_prob), "n_components": mixture.n_components, "n_parameters": mixture.n_parameters}
-    _print_report(sizes | _criteria(mixture, log_prob) | {"each": each}, as_json)
+    _print_report(sizes | _criteria(mixture, float(log_prob.sum()), len(log_prob)) | {"each": each}, as_json)
 
 
 @app.command(epilog=EPILOG)
@@ -320,25 +344,50 @@ def _column(path: Path) -> np.ndarray:
     return array
 
 
+def _data(data: Path, weights: Path | None, weight_column: str | None, stream: bool | None) -> tuple[Any, Any]:
+    """The rows to fit and their weights, in memory or as a stream."""
+    from emalgam.stream import open_stream
+
+    if weights is not None and weight_column is not None:
+        raise typer.BadParameter("give --weights or --weight-column, not both", param_hint="--weight-column")
+    large = data.is_dir() or (data.suffix.lower() in (".npy", ".parquet") and _size(data) > STREAMED_BYTES)
+    if stream is None:
+        stream = large or weight_column is not None
+    if not stream and (data.is_dir() or weight_column is not None):
+        raise typer.BadParameter("a folder, or a weight column, is read with --stream", param_hint="--in-memory")
+    sample_weight = None if weights is None else _column(weights)
+    if stream:
+        return open_stream(data, sample_weight=weight_column if sample_weight is None else sample_weight), None
+    return read_table(data), sample_weight
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _checkpoint(path: Path | None, seconds: float, resume: bool) -> Checkpoint | None:
+    if path is None:
+        if resume:
+            raise typer.BadParameter("give the file to go on from with --checkpoint", param_hint="--resume")
+        return None
+    from emalgam.checkpoint import Checkpoint
+
+    _check_folder(path)
+    return Checkpoint(path, seconds=seconds, resume=resume)
+
+
 @contextmanager
-def _progress(max_iter: int, quiet: bool) -> Iterator[Callable[[Iteration], bool] | None]:
-    """A callback that shows each iteration on standard error; None if nobody is looking."""
+def _progress(max_iter: int, quiet: bool, x: Any) -> Iterator[tuple[Any, Callable[[Iteration], bool] | None]]:
+    """The data, watched if they are a stream, and a callback: both show on standard error if somebody is looking."""
+    from emalgam.stream import Stream, WatchedStream
+
     if quiet or not sys.stderr.isatty():
-        yield None
+        yield (WatchedStream(x) if isinstance(x, Stream) else x), None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from emalgam.progress import fitting
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("starting", total=max_iter)
-
-        def show(step: Iteration) -> bool:
-            text = f"restart {step.restart}  log-likelihood {step.lower_bound:.6f}  change {step.change:.1e}"
-            progress.update(task, completed=step.iteration, description=text)
-            return False
-
-        yield show
+    with fitting(max_iter) as (seen, show):
+        yield (WatchedStream(x, seen) if isinstance(x, Stream) else x), show
 
 
 def _save(fitted: Fit, path: Path) -> None:
@@ -353,10 +402,12 @@ def _save(fitted: Fit, path: Path) -> None:
     save_model(fitted.mixture, path, metadata=metadata)
 
 
-def _fit_report(fitted: Fit, x: np.ndarray, seconds: float) -> dict[str, Any]:
+def _fit_report(fitted: Fit, x: Any, seconds: float) -> dict[str, Any]:
+    passes = getattr(x, "passes", None)
+    streamed = {} if passes is None else {"passes": passes, "rows_per_second": x.rows / seconds}
     return {
-        "n_samples": x.shape[0],
-        "n_features": x.shape[1],
+        "n_samples": x.rows // x.passes if streamed else x.shape[0],
+        "n_features": x.n_features if streamed else x.shape[1],
         "n_components": fitted.mixture.n_components,
         "covariance_type": fitted.mixture.covariance_type,
         "backend": fitted.backend,
@@ -366,19 +417,28 @@ def _fit_report(fitted: Fit, x: np.ndarray, seconds: float) -> dict[str, Any]:
         "converged": fitted.converged,
         "n_iter": fitted.n_iter,
         "seconds": seconds,
+        **streamed,
         "effective_components": fitted.effective_components,
         "lower_bound": fitted.lower_bound,
     }
 
 
-def _criteria(mixture: Mixture, log_prob: np.ndarray) -> dict[str, float]:
-    """Log-likelihood, AIC and BIC of the rows whose log-densities are given, (N,), in nats."""
-    total = float(log_prob.sum())
+def _log_likelihood(mixture: Mixture, x: Any, **how: Any) -> tuple[float, int]:
+    """Σ log p in nats, and the number of rows; a stream takes one more pass."""
+    from emalgam.stream import Stream
+
+    pieces = x.map(partial(mixture.log_prob, **how)) if isinstance(x, Stream) else [mixture.log_prob(x, **how)]
+    sums = [(float(piece.sum()), len(piece)) for piece in pieces]
+    return sum(total for total, _ in sums), sum(count for _, count in sums)
+
+
+def _criteria(mixture: Mixture, total: float, n_samples: int) -> dict[str, float]:
+    """Log-likelihood, AIC and BIC, in nats."""
     return {
-        "mean_log_likelihood": total / len(log_prob),
+        "mean_log_likelihood": total / n_samples,
         "log_likelihood": total,
         "aic": 2.0 * mixture.n_parameters - 2.0 * total,
-        "bic": math.log(len(log_prob)) * mixture.n_parameters - 2.0 * total,
+        "bic": math.log(n_samples) * mixture.n_parameters - 2.0 * total,
     }
 
 

@@ -16,14 +16,16 @@ import numpy as np
 
 from emalgam import arrays
 from emalgam.blas import one_blas_thread
+from emalgam.checkpoint import Best, Checkpoint, State
 from emalgam.covariance import COVARIANCES, Covariance
 from emalgam.guard import ALGORITHMS, PRECISIONS, Cancellation, Evaluation, choose_evaluation, parameters_of
 from emalgam.initialization import INITIALIZATIONS, Given
 from emalgam.m_step import POLICIES, MStep, NumericalError, effective_components
 from emalgam.mixture import Mixture, check_numbers, check_symmetric, check_weights
 from emalgam.namespace import beside, is_tensor, namespace, to_host
-from emalgam.observations import Observations
 from emalgam.packing import Components, Frame, Moments
+from emalgam.parts import Data, observe
+from emalgam.stream import for_many_passes
 from emalgam.validation import check_choice, check_integer, check_number, generator
 
 LARGEST_FLOAT32: Final = 1e9  # squares of rows further out than this could overflow a float32 tile
@@ -104,6 +106,7 @@ class Settings:
     algorithm: str = "auto"
     callback: Callable[[Iteration], Any] | None = None
     precision: str = "strict"
+    checkpoint: Checkpoint | None = None
 
     def __post_init__(self) -> None:
         check_choice("covariance_type", self.covariance_type, tuple(COVARIANCES))
@@ -152,13 +155,15 @@ def fit(
     n_threads: int | None = None,
     callback: Callable[[Iteration], Any] | None = None,
     precision: str = "strict",
+    checkpoint: Checkpoint | None = None,
 ) -> Fit:
     """Fit a Gaussian mixture by expectation maximization.
 
     Parameters
     ----------
-    x : (N, D) array of real numbers
-        Any dtype and strides, memory-mapped too; read where it lies, on the CPU or on a GPU.
+    x : (N, D) array of real numbers, `emalgam.Stream`, or the path of what can be one
+        Any dtype and strides; read where it lies, on the CPU or on a GPU. Memory maps are read as streams: a start then
+        looks at about 2²⁰ numbers of the data.
     n_components : int
         K.
     covariance_type : {"full", "tied", "diag", "spherical"}
@@ -189,6 +194,9 @@ def fit(
     precision : {"strict", "tf32"}
         "tf32" lets the matrix products of a GPU round float32 operands to ten bits; `Fit.error_bound` says what that
         costs.
+    checkpoint : emalgam.checkpoint.Checkpoint, optional
+        Where the state is written between iterations, and read to go on after an interruption: on the same machine and
+        backend to the same bits. Of data on the host, and with an integer `random_state`.
 
     Returns
     -------
@@ -218,10 +226,10 @@ def fit(
     """
     settings = Settings(
         n_components, covariance_type, tol, reg_covar, max_iter, n_init, init_params, weights_init, means_init,
-        precisions_init, random_state, on_degenerate, algorithm, callback, precision,
+        precisions_init, random_state, on_degenerate, algorithm, callback, precision, checkpoint,
     )  # fmt: skip
     with arrays.callers_stream(x):
-        data = Observations.of(x, sample_weight, settings.covariance, backend, n_threads)
+        data = observe(*for_many_passes(x, sample_weight), settings.covariance, backend, n_threads)
         result = fit_observations(data, settings)
     if result.short_of_convergence:
         warnings.warn(not_converged(result, settings), ConvergenceWarning, stacklevel=2)
@@ -263,7 +271,7 @@ class Start:
     lower_bound: float
 
 
-def fit_observations(data: Observations, settings: Settings, start: Start | None = None) -> Fit:
+def fit_observations(data: Data, settings: Settings, start: Start | None = None) -> Fit:
     """`fit` on checked data: the best of the restarts. A restart that meets NaN loses; ValueError if all do."""
     given, rng = settings.given(data.frame), generator(settings.random_state)
     covariance, K = settings.covariance, settings.n_components
@@ -273,17 +281,20 @@ def fit_observations(data: Observations, settings: Settings, start: Start | None
             "expected at least as many samples as components"
         )
     check_precision(settings.precision, data)
-    run = _RestartOnGpu if is_tensor(data.x) else _Restart
-    best: Fit | None = None
+    run = _RestartOnGpu if is_tensor(data.sample.x) else _Restart
+    state = _resumed(data, covariance, K, settings, rng)
+    best = None if state is None or state.best is None else _fit_of(state.best, data, covariance)
     failures: list[str] = []
     # On a GPU no thread of ours competes with BLAS.
-    with nullcontext() if is_tensor(data.x) else one_blas_thread():
-        for restart in range(1 if start is not None else settings.n_init):
+    with nullcontext() if is_tensor(data.sample.x) else one_blas_thread():
+        for restart in range(0 if state is None else state.restart, 1 if start is not None else settings.n_init):
             try:
-                result = run(data, covariance, K, settings, rng, restart).run(given, start)
+                result = run(data, covariance, K, settings, rng, restart, best).run(given, start, state)
             except NumericalError as error:
                 failures.append(f"restart {restart}: {error}")
                 continue
+            finally:
+                state = None
             if best is None or result.lower_bound > best.lower_bound:
                 best = result
             if result.stopped:
@@ -293,7 +304,52 @@ def fit_observations(data: Observations, settings: Settings, start: Start | None
     return best
 
 
-def check_precision(precision: str, data: Observations) -> None:
+def _resumed(data: Data, covariance: Covariance, K: int, settings: Settings, rng: np.random.Generator) -> State | None:
+    """What a checkpoint holds; None without one, or before the first."""
+    if settings.checkpoint is None:
+        return None
+    if is_tensor(data.sample.x):
+        raise ValueError("checkpoint was given for data on a GPU; give them from the host, or leave it out")
+    identity = {
+        "n_features": data.n_features,
+        "n_samples_with_weight": data.rows_with_weight(),
+        "total_weight": data.total_weight,
+        "shift": data.frame.shift.tolist(),
+        "scale": data.frame.scale.tolist(),
+        "n_components": K,
+        "covariance_type": covariance.name,
+        "tol": settings.tol,
+        "reg_covar": settings.reg_covar,
+        "n_init": settings.n_init,
+        "init_params": settings.init_params,
+        "on_degenerate": settings.on_degenerate,
+        "algorithm": settings.algorithm,
+        "random_state": rng.bit_generator.state,
+    }
+    state = settings.checkpoint.begin(identity, covariance.name)
+    if state is not None:
+        rng.bit_generator.state = state.rng
+    return state
+
+
+def _fit_of(best: Best, data: Data, covariance: Covariance) -> Fit:
+    """The fit that a checkpoint remembers."""
+    D = data.n_features
+    return Fit(
+        mixture=Mixture.from_components(best.components, Frame(np.zeros(D), np.ones(D)), covariance),
+        converged=best.converged,
+        n_iter=len(best.lower_bounds),
+        lower_bound=best.lower_bounds[-1],
+        lower_bounds=best.lower_bounds,
+        effective_components=best.effective_components,
+        backend=data.backend,
+        algorithm=best.algorithm,
+        arithmetic=best.arithmetic,
+        error_bound=best.error_bound,
+    )
+
+
+def check_precision(precision: str, data: Data) -> None:
     """ValueError if TF32 is asked for where there is none."""
     if precision == "tf32" and (data.backend != "numba_cuda" or data.dtype != np.float32):
         raise ValueError(
@@ -307,26 +363,31 @@ class _Restart:
 
     def __init__(
         self,
-        data: Observations,
+        data: Data,
         covariance: Covariance,
         K: int,
         settings: Settings,
         rng: np.random.Generator,
         number: int,
+        best: Fit | None = None,
     ) -> None:
         self.data, self.covariance, self.K, self.settings, self.rng = data, covariance, K, settings, rng
-        self.number = number
+        self.number, self.best = number, best
         self.m_step = MStep(data, covariance, K, settings.reg_covar, settings.on_degenerate, rng)
         self.frame = data.frame
 
-    def run(self, given: Given, start: Start | None) -> Fit:
-        components = start.mixture.components(self.data.frame) if start is not None else self.first(given)
+    def run(self, given: Given, start: Start | None, state: State | None = None) -> Fit:
         lower_bound = start.lower_bound if start is not None else -np.inf
         trace: list[float] = []
+        if state is not None:
+            components, trace, self.m_step.reseeds_left = state.components, state.lower_bounds, state.reseeds_left
+            lower_bound = trace[-1] if trace else lower_bound
+        else:
+            components = start.mixture.components(self.data.frame) if start is not None else self.first(given)
         converged = stopped = False
         how = following = self.evaluation(Cancellation.of(self.covariance, components))
         components = components.beside(self.frame.shift)
-        for iteration in range(1, self.settings.max_iter + 1):
+        for iteration in range(len(trace) + 1, self.settings.max_iter + 1):
             how = following
             parameters = parameters_of(self.covariance, components, self.frame, how)
             statistics, bound = self.data.statistics(parameters)
@@ -338,6 +399,7 @@ class _Restart:
             stopped = self.report(Iteration(self.number, iteration, bound, change, converged))
             if converged or stopped:
                 break
+            self.record(components, trace)
         components = components.on_host()
         return Fit(
             mixture=Mixture.from_components(components, self.data.frame, self.covariance),
@@ -372,13 +434,29 @@ class _Restart:
         callback = self.settings.callback
         return callback is not None and bool(callback(iteration))
 
+    def record(self, components: Components, trace: list[float]) -> None:
+        """Let the checkpoint have the state, if there is one."""
+        if self.settings.checkpoint is not None:
+            rng: Any = self.rng.bit_generator.state
+            state = State(self.number, len(trace), components, trace, self.m_step.reseeds_left, rng, self._so_far())
+            self.settings.checkpoint.record(state)
+
+    def _so_far(self) -> Best | None:
+        """The best of the restarts before this one."""
+        if self.best is None:
+            return None
+        best, mixture = self.best, self.best.mixture
+        parts = (mixture.weights, mixture.means, mixture.covariances, mixture.precisions_cholesky)
+        facts = (best.converged, best.effective_components, best.algorithm, best.arithmetic, best.error_bound)
+        return Best(Components(*parts), best.lower_bounds, *facts)
+
     def first(self, given: Given) -> Components:
         """The components to begin with: given, or the M-step of the initialization's responsibilities."""
         D = self.data.n_features
         components = self.m_step.broadest(np.zeros((self.K, D)))
         if not given.complete:
             initialize = INITIALIZATIONS[self.settings.init_params]
-            statistics = initialize(self.data, self.covariance, self.K, self.rng)
+            statistics = initialize(self.data.sample, self.covariance, self.K, self.rng)
             moments = Moments.of(statistics, np.zeros((self.K, D)))
             components = self.m_step.update(
                 moments, replace(components, means=moments.means()), "packed", 0, reseed=True
@@ -403,7 +481,7 @@ class _RestartOnGpu(_Restart):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         frame = self.data.frame
-        self.frame = Frame(beside(frame.shift, self.data.x), beside(frame.scale, self.data.x))
+        self.frame = Frame(beside(frame.shift, self.data.sample.x), beside(frame.scale, self.data.sample.x))
 
     def maximize(
         self, moments: Moments, old: Components, bound: Any, how: Evaluation, iteration: int

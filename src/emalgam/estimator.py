@@ -14,13 +14,15 @@ from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from emalgam import arrays
+from emalgam import arrays, backends
 from emalgam.covariance import COVARIANCES
 from emalgam.em import Fit, Iteration, Settings, Start, fit_observations, not_converged
 from emalgam.mixture import Mixture
 from emalgam.namespace import to_host
-from emalgam.observations import Observations
-from emalgam.validation import check_integer
+from emalgam.parts import Parts, observe
+from emalgam.stepwise import Running
+from emalgam.stream import as_stream, for_many_passes
+from emalgam.validation import check_data, check_finite, check_integer, check_threads, check_weight
 
 PARAMETERS = ("weights_", "means_", "precisions_cholesky_")
 
@@ -187,8 +189,9 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         """
         settings = self._settings()
         with arrays.callers_stream(X):
+            X, sample_weight = for_many_passes(X, sample_weight)
             rows = self._read(X, reset=True)
-            data = Observations.of(rows, sample_weight, settings.covariance, self.backend, self.n_threads)
+            data = observe(rows, sample_weight, settings.covariance, self.backend, self.n_threads)
             result = fit_observations(data, settings, self._start((settings.n_components, data.n_features)))
             if result.short_of_convergence:
                 warnings.warn(not_converged(result, settings), ConvergenceWarning, stacklevel=2)
@@ -206,6 +209,46 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
             )
         return Start(self.mixture_, self.lower_bound_)
 
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """One step of stepwise EM, for streams that pass once; see `emalgam.fit_stepwise`, which does them all.
+
+        The first call fits its batch; later ones, and those after `fit`, move running statistics and the parameters
+        with them. `lower_bound_` is the batch's mean log p before the step, in nats, and `n_iter_` counts the steps.
+
+        Parameters
+        ----------
+        X : (n, D) array
+            A batch; the first with at least some hundred rows for each component.
+        y : ignored
+        sample_weight : (n,) array, optional
+
+        Raises
+        ------
+        ValueError
+            For bad data or parameters, or a number of features that differs from that of earlier batches.
+        BackendUnavailable
+            If `backend` cannot run here.
+        """
+        settings, fitted = self._settings(), hasattr(self, "mixture_")
+        if fitted and self.mixture_.n_components != settings.n_components:
+            raise ValueError(
+                f"n_components is {settings.n_components}; the batches before had {self.mixture_.n_components}"
+            )
+        data = arrays.to_numpy(self._read(X, reset=not fitted), "X")
+        check_finite(check_data(data))
+        weight, threads = check_weight(sample_weight, len(data)), check_threads(self.n_threads)
+        running: Running | None = getattr(self, "_running", None)
+        if not fitted:
+            running, result = Running.begin(data, weight, settings, self.backend, threads)
+            self._adopt(result.mixture, data.dtype, result)
+        else:
+            running = running or Running.of(self._mixture(), settings.reg_covar)
+            running, bound = running.step(data, weight, backends.resolve(self.backend), threads)
+            self._adopt(running.mixture, self.means_.dtype)
+            self.lower_bound_, self.n_iter_ = bound, running.steps
+        self._running = running
+        return self
+
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Fit, and the component of each row: the same as ``fit(X).predict(X)``."""
         return self.fit(X, sample_weight=sample_weight).predict(X)
@@ -220,6 +263,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
 
     def _adopt(self, mixture: Mixture, dtype: np.dtype, result: Fit | None = None) -> Self:
         """Take over a mixture, and what a fit says of it."""
+        self.__dict__.pop("_running", None)  # the state of partial_fit, which belongs to another mixture
         self.mixture_ = mixture
         with np.errstate(over="ignore"):
             self.weights_ = mixture.weights.astype(dtype)
@@ -240,10 +284,22 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
 
     def _read(self, X: Any, *, reset: bool) -> Any:
         """X by scikit-learn's conventions (data frames, names and number of features), neither copied nor converted."""
+        X = as_stream(X) or X
+        if isinstance(X, Parts):
+            return self._read_parts(X, reset)
         if arrays.on_gpu(X):
             return X
         X = arrays.to_numpy(X) if type(X).__module__.startswith("torch") else X
         return validate_data(self, X, reset=reset, dtype="numeric", order=None, ensure_all_finite=False)
+
+    def _read_parts(self, X: Parts, reset: bool) -> Parts:
+        if reset:
+            if hasattr(self, "feature_names_in_"):
+                del self.feature_names_in_
+            self.n_features_in_ = X.n_features
+        elif X.n_features != self.n_features_in_:
+            raise ValueError(f"X has {X.n_features} features; the mixture has {self.n_features_in_}")
+        return X
 
     # ---- a fitted mixture
 

@@ -14,8 +14,8 @@ import numpy as np
 from emalgam.covariance import Covariance
 from emalgam.initialization import draw_by_weight
 from emalgam.namespace import beside, namespace
-from emalgam.observations import Observations
 from emalgam.packing import Components, Moments
+from emalgam.parts import Data
 
 RELATIVE_FLOOR: Final = 1e-6  # of each feature's variance: reg_covar="auto", and what repairs a collapsed component
 NO_MASS: Final = 10 * np.finfo(np.float64).eps  # share of the weight below which a component is without data
@@ -45,7 +45,7 @@ class MStep:
 
     def __init__(
         self,
-        data: Observations,
+        data: Data,
         covariance: Covariance,
         n_components: int,
         reg_covar: float | str,
@@ -59,8 +59,8 @@ class MStep:
         self.floor = RELATIVE_FLOOR * self.spread
         self.added = self.floor if reg_covar == "auto" else float(reg_covar) * data.frame.scale**2
         # The same where the data lie: to send them in every iteration would wait for the device.
-        self.added_there = beside(self.added, data.x)
-        self.scatter_there = None if data.scatter is None else beside(data.scatter, data.x)
+        self.added_there = beside(self.added, data.sample.x)
+        self.scatter_there = None if data.scatter is None else beside(data.scatter, data.sample.x)
         self.reseeded = False
         self.reseeds_left = RESEEDS_PER_COMPONENT * n_components
 
@@ -144,8 +144,8 @@ class MStep:
     def reseed(self, collapsed: np.ndarray, weights: np.ndarray, means: np.ndarray, covariances: np.ndarray) -> None:
         """Start the collapsed components again at random rows, as wide as all data, with weight 1 / K; in place."""
         self.reseeds_left -= len(collapsed)
-        rows = draw_by_weight(self.data, self.rng.random(len(collapsed)))
-        means[collapsed] = self.data.frame.apply(self.data.rows(rows))
+        rows = draw_by_weight(self.data.sample, self.rng.random(len(collapsed)))
+        means[collapsed] = self.data.frame.apply(self.data.sample.rows(rows))
         if not self.covariance.shared:  # a shared covariance is as wide as it should be
             covariances[collapsed] = self.broadest(means).covariances[collapsed]
         weights[collapsed] = 1.0 / self.K

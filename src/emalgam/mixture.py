@@ -13,6 +13,7 @@ from emalgam.covariance import COVARIANCES, Covariance
 from emalgam.guard import ALGORITHMS, Cancellation, choose_evaluation, packed_reach, parameters_of
 from emalgam.namespace import beside, cast, namespace, to_host, where_true
 from emalgam.packing import Components, Frame, log_constants, power_of_two
+from emalgam.stream import over_chunks
 from emalgam.validation import (
     asymmetric,
     check_array,
@@ -159,13 +160,15 @@ class Mixture:
             covariances = self.covariance.covariances(factors)
         return Components(self.weights, frame.apply(self.means), covariances, factors)
 
+    @over_chunks
     def log_prob(self, x: Any, *, backend: str = "auto", algorithm: str = "auto", n_threads: int | None = None) -> Any:
         """log p(x_n) = log Σ_k w_k N(x_n; μ_k, Σ_k).
 
         Parameters
         ----------
-        x : (N, D) array of real numbers
+        x : (N, D) array of real numbers, `emalgam.Stream`, or the path of what can be one
             Any dtype and strides, memory-mapped too; read where it lies. A torch tensor gives a torch tensor.
+            `Stream.map` gives the results of a stream one chunk after the other.
         backend : str
             See `emalgam.backends`.
         algorithm : {"auto", "packed", "direct"}
@@ -189,6 +192,7 @@ class Mixture:
         with arrays.callers_stream(x):
             return arrays.like(self._query(x, backend, algorithm, n_threads).log_prob(), x)
 
+    @over_chunks
     def responsibilities(
         self, x: Any, *, backend: str = "auto", algorithm: str = "auto", n_threads: int | None = None
     ) -> Any:
@@ -196,6 +200,7 @@ class Mixture:
         with arrays.callers_stream(x):
             return arrays.like(self._query(x, backend, algorithm, n_threads).responsibilities(slice(None)), x)
 
+    @over_chunks
     def predict(self, x: Any, *, backend: str = "auto", algorithm: str = "auto", n_threads: int | None = None) -> Any:
         """The component with the largest responsibility for each row, (N,) int64. See `log_prob`."""
         with arrays.callers_stream(x):

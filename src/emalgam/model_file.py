@@ -168,7 +168,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[bytes, dict[str, str]]:
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            header, data_bytes = _read_header(file, size, path)
+            header, data_bytes = read_header(file, size, path)
             metadata = _check_metadata(header, path)
             _check_tensors(header, metadata["covariance_type"], data_bytes, path)
             file.seek(0)
@@ -177,7 +177,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[bytes, dict[str, str]]:
         raise ModelFileError(f"{os.fspath(path)}: cannot be read ({error.strerror})") from error
 
 
-def _read_header(file: BinaryIO, size: int, path: str | os.PathLike[str]) -> tuple[dict[str, Any], int]:
+def read_header(file: BinaryIO, size: int, path: str | os.PathLike[str]) -> tuple[dict[str, Any], int]:
     """The header, and how many bytes of tensor data follow it."""
     if size < LENGTH_BYTES:
         _fail(path, "header", f"is cut short: the file has {size} bytes")

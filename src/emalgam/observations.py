@@ -6,6 +6,7 @@ Except on a GPU: data from main memory that fit its memory are sent there once, 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import ModuleType
@@ -26,6 +27,37 @@ ELEMENTS_ON_A_GPU = 2**26
 PASSES_FOR_THE_FRAME = 3
 CANCELLED = 1e-6  # of the second moment: a variance below it has lost its digits
 LARGEST_WEIGHT = 2.0**30  # beyond this, or below its inverse, weights are scaled: float32 tiles hold them too
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """All rows through their frame; see `Observations` for the attributes."""
+
+    total_weight: float
+    frame: Frame
+    variance: np.ndarray
+    largest: float
+    scatter: np.ndarray | None
+
+    @classmethod
+    def of(
+        cls,
+        low: np.ndarray,
+        high: np.ndarray,
+        covariance: Covariance,
+        total_statistics: Callable[[str, Frame], np.ndarray],
+    ) -> View:
+        """From each feature's range (D,), and what computes Σ ω φ(z) over all rows, (F,), in a frame."""
+        frame, variance, total = _frame(low, high, total_statistics)
+        if covariance.isotropic_frame:
+            scale = np.full_like(frame.scale, frame.scale[variance > 0].min(initial=np.inf) if variance.any() else 1.0)
+            variance, frame = variance * (scale / frame.scale) ** 2, Frame(frame.shift, scale)
+        largest = float(np.abs(frame.apply(np.stack([low, high]))).max())
+        scatter = None
+        if covariance.shared:
+            D = len(low)
+            scatter = unpack_symmetric(total_statistics("full", frame)[None, : -1 - D], D)[0]
+        return cls(total, frame, variance, largest, scatter)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,18 +114,21 @@ class Observations:
         kernels = backends.kernels(name)
         if name == "numba_cuda":
             data, weight = kernels.resident(data, weight, threads)
-        low, high = _ranges(data, weight, threads)
-        frame, variance, total = _frame(data, weight, low, high, kernels, threads)
-        if covariance.isotropic_frame:
-            scale = np.full_like(frame.scale, frame.scale[variance > 0].min(initial=np.inf) if variance.any() else 1.0)
-            variance, frame = variance * (scale / frame.scale) ** 2, Frame(frame.shift, scale)
-        _warn_of_constants(low, high)
-        largest = float(np.abs(frame.apply(np.stack([low, high]))).max())
-        scatter = None
-        if covariance.shared:
-            statistics = _total_statistics("full", data, weight, frame, kernels, threads)
-            scatter = unpack_symmetric(statistics[None, : -1 - data.shape[1]], data.shape[1])[0]
-        return cls(data, weight, total, frame, variance, largest, scatter, name, kernels, threads)
+        low, high = ranges_of(data, weight, threads)
+        view = View.of(
+            low,
+            high,
+            covariance,
+            lambda feature_map, frame: _total_statistics(feature_map, data, weight, frame, kernels, threads),
+        )
+        warn_of_constants(low, high)
+        in_frame = (view.total_weight, view.frame, view.variance, view.largest, view.scatter)
+        return cls(data, weight, *in_frame, name, kernels, threads)
+
+    @property
+    def sample(self) -> Observations:
+        """The rows that starts are found with: all of them."""
+        return self
 
     @property
     def n_features(self) -> int:
@@ -123,9 +158,7 @@ class Observations:
     def total_covariance(self) -> np.ndarray:
         """The covariance of all data in the frame, (D, D)."""
         statistics = _total_statistics("full", self.x, self.weight, self.frame, self.kernels, self.n_threads)
-        D = self.n_features
-        mean = statistics[-1 - D : -1] / self.total_weight
-        return unpack_symmetric(statistics[None, : -1 - D] / self.total_weight, D)[0] - np.outer(mean, mean)
+        return covariance_of(statistics, self.total_weight, self.n_features)
 
     def statistics(self, parameters: Parameters, hard: bool = False) -> tuple[np.ndarray, float]:
         """One pass of `em_statistics`: S (K, F) and the mean Σ ω log p / Σ ω, where the parameters lie."""
@@ -134,15 +167,26 @@ class Observations:
         return out, total / self.total_weight
 
 
+def covariance_of(statistics: np.ndarray, total_weight: float, n_features: int) -> np.ndarray:
+    """The covariance (D, D) that Σ ω φ(z) of the full feature map, (F,), holds."""
+    D = n_features
+    mean = statistics[-1 - D : -1] / total_weight
+    return unpack_symmetric(statistics[None, : -1 - D] / total_weight, D)[0] - np.outer(mean, mean)
+
+
+def moderation(largest: float) -> float:
+    """What brings weights whose largest is far from one near it: only their ratios matter."""
+    moderate = largest == 0 or 1 / LARGEST_WEIGHT <= largest <= LARGEST_WEIGHT
+    return 1.0 if moderate else float(power_of_two(np.array(largest)))
+
+
 def _moderate(weight: Any) -> Any:
-    """Weights whose largest is near one, if it was far from it: only their ratios matter."""
-    largest = 1.0 if weight is None else float(weight.max())
-    if 1 / LARGEST_WEIGHT <= largest <= LARGEST_WEIGHT:
-        return weight
-    return weight * float(power_of_two(np.array(largest)))
+    """Weights whose largest is near one, if it was far from it."""
+    factor = 1.0 if weight is None else moderation(float(weight.max()))
+    return weight if factor == 1 else weight * factor
 
 
-def _ranges(x: Any, weight: Any, n_threads: int) -> tuple[np.ndarray, np.ndarray]:
+def ranges_of(x: Any, weight: Any, n_threads: int) -> tuple[np.ndarray, np.ndarray]:
     """Least and greatest value of each feature over the rows with weight; (D,) float64 each."""
     if is_tensor(x):
         return _ranges_on_a_gpu(x, weight)
@@ -188,7 +232,7 @@ def _total_statistics(
 
 
 def _frame(
-    x: Any, weight: Any, low: np.ndarray, high: np.ndarray, kernels: ModuleType, n_threads: int
+    low: np.ndarray, high: np.ndarray, total_statistics: Callable[[str, Frame], np.ndarray]
 ) -> tuple[Frame, np.ndarray, float]:
     """The frame, the variances in it, and Σ ω.
 
@@ -196,12 +240,12 @@ def _frame(
     variance cancelled (a row far out that weighs next to nothing). A constant feature keeps its own value as shift, so
     that it is exactly zero in the frame.
     """
-    D = x.shape[1]
+    D = len(low)
     middle, half = low / 2 + high / 2, high / 2 - low / 2
     varies = half > 0
     frame = Frame(np.where(varies, middle, low), power_of_two(half))
     for _ in range(PASSES_FOR_THE_FRAME):
-        statistics = _total_statistics("diag", x, weight, frame, kernels, n_threads)
+        statistics = total_statistics("diag", frame)
         total = float(statistics[-1])
         mean, square = statistics[D:-1] / total, statistics[:D] / total
         variance = np.where(varies, np.maximum(square - mean**2, np.finfo(float).tiny), 0.0)
@@ -217,7 +261,7 @@ def _product(scale: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.ldexp(1.0, np.clip(exponent, -1021, 1021))
 
 
-def _warn_of_constants(low: np.ndarray, high: np.ndarray) -> None:
+def warn_of_constants(low: np.ndarray, high: np.ndarray) -> None:
     columns = np.flatnonzero(low == high)
     if len(columns) and len(low) > 0:
         names = ", ".join(map(str, columns[:10])) + (", ..." if len(columns) > 10 else "")

@@ -152,12 +152,12 @@ def _check_header(file: IO[bytes], size: int) -> None:
 
 
 def _read_csv(path: Path, names: Sequence[str]) -> np.ndarray:
-    arrow_csv = _pyarrow("pyarrow.csv")
+    arrow_csv = pyarrow_module("pyarrow.csv")
     with open(path, encoding="utf-8-sig", newline="") as file:
         first = next(csv.reader([file.readline(LONGEST_LINE)]), [])
     has_header = not all(_is_number(field) for field in first)
     options = arrow_csv.ReadOptions(autogenerate_column_names=not has_header)
-    return _numbers(arrow_csv.read_csv(path, read_options=options), has_header)
+    return numbers_of(arrow_csv.read_csv(path, read_options=options), has_header)
 
 
 def _is_number(field: str) -> bool:
@@ -170,16 +170,16 @@ def _is_number(field: str) -> bool:
 
 
 def _read_parquet(path: Path, names: Sequence[str]) -> np.ndarray:
-    with _pyarrow("pyarrow.parquet").ParquetFile(path) as file:
+    with pyarrow_module("pyarrow.parquet").ParquetFile(path) as file:
         columns = [name for name in file.schema_arrow.names if not name.startswith(INDEX_COLUMN)]
-        return _numbers(file.read(columns=columns), True)
+        return numbers_of(file.read(columns=columns), True)
 
 
-def _numbers(table: Any, has_header: bool) -> np.ndarray:
+def numbers_of(table: Any, has_header: bool = True) -> np.ndarray:
     """The columns of a pyarrow.Table side by side, (N, D), NaN where a value is missing."""
-    arrow = _pyarrow("pyarrow")
+    arrow = pyarrow_module("pyarrow")
     for index, field in enumerate(table.schema):
-        if not any(map(field.type.__eq__, _number_types(arrow))):
+        if not is_number_type(field.type):
             name = repr(field.name) if has_header else str(index)
             raise ValueError(f"column {name} holds {_first_not_number(table.column(index))}; expected numbers")
     wanted = arrow.float32() if all(field.type == arrow.float32() for field in table.schema) else arrow.float64()
@@ -189,10 +189,32 @@ def _numbers(table: Any, has_header: bool) -> np.ndarray:
     return out
 
 
-def _number_types(arrow: Any) -> list[Any]:
-    """The types of columns that are read as numbers; a column without any value is of the null type."""
+def is_number_type(kind: Any) -> bool:
+    """Whether columns of a pyarrow type are read as numbers; a column without any value is of the null type."""
+    arrow = pyarrow_module("pyarrow")
     integers = [getattr(arrow, f"{sign}int{bits}")() for sign in ("", "u") for bits in (8, 16, 32, 64)]
-    return [*integers, arrow.float16(), arrow.float32(), arrow.float64(), arrow.bool_(), arrow.null()]
+    numbers = [*integers, arrow.float16(), arrow.float32(), arrow.float64(), arrow.bool_(), arrow.null()]
+    return any(map(kind.__eq__, numbers))
+
+
+def number_columns(schema: Any, wanted: Sequence[str] | None, others: Sequence[str], where: str) -> list[str]:
+    """The columns of a pyarrow.Schema that are features: those `wanted`, or all but `others` and a row index of pandas.
+
+    ValueError if a column is not there, or does not hold numbers.
+    """
+    there = [name for name in schema.names if not name.startswith(INDEX_COLUMN)]
+    absent = [name for name in (*(wanted or ()), *others) if name not in there]
+    if absent:
+        raise ValueError(f"{where}: has no column {absent[0]!r}; there are {', '.join(there)}")
+    columns = list(wanted) if wanted is not None else [name for name in there if name not in others]
+    for name in columns:
+        if not is_number_type(schema.field(name).type):
+            raise ValueError(
+                f"{where}: column {name!r} holds values of type {schema.field(name).type}; expected numbers"
+            )
+    if not columns:
+        raise ValueError(f"{where}: has no columns to read; expected at least one feature")
+    return columns
 
 
 def _first_not_number(column: Any) -> str:
@@ -204,7 +226,7 @@ def _first_not_number(column: Any) -> str:
     return f"values of type {column.type}"
 
 
-def _pyarrow(module: str) -> Any:
+def pyarrow_module(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -223,17 +245,17 @@ def _write_npz(file: BinaryIO, array: np.ndarray, name: str) -> None:
 
 
 def _write_csv(file: BinaryIO, array: np.ndarray, name: str) -> None:
-    _pyarrow("pyarrow.csv").write_csv(_table(array, name), file)
+    pyarrow_module("pyarrow.csv").write_csv(_table(array, name), file)
 
 
 def _write_parquet(file: BinaryIO, array: np.ndarray, name: str) -> None:
-    _pyarrow("pyarrow.parquet").write_table(_table(array, name), file)
+    pyarrow_module("pyarrow.parquet").write_table(_table(array, name), file)
 
 
 def _table(array: np.ndarray, name: str) -> Any:
     if array.ndim == 1:
-        return _pyarrow("pyarrow").table({name: array})
-    return _pyarrow("pyarrow").table({f"{name}{index}": column for index, column in enumerate(array.T)})
+        return pyarrow_module("pyarrow").table({name: array})
+    return pyarrow_module("pyarrow").table({f"{name}{index}": column for index, column in enumerate(array.T)})
 
 
 Reader = Callable[[Path, Sequence[str]], np.ndarray]

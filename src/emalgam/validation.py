@@ -42,8 +42,8 @@ def check_data(x: Any, *, n_features: int | None = None, name: str = "x") -> Any
     return array
 
 
-def check_finite(x: Any, name: str = "x") -> None:
-    """ValueError naming the first row and column that hold NaN or infinity."""
+def check_finite(x: Any, name: str = "x", first: int = 0) -> None:
+    """ValueError naming the first row and column that hold NaN or infinity; `first` is the number of row 0."""
     if arrays.kind(x) != "f":
         return
     step = ROWS_ON_A_GPU if is_tensor(x) else ROWS_AT_ONCE
@@ -55,7 +55,7 @@ def check_finite(x: Any, name: str = "x") -> None:
         row, column = np.argwhere(~np.isfinite(rows.astype(np.float64, copy=False)))[0]
         value = "NaN" if np.isnan(rows[row, column]) else "inf"
         raise ValueError(
-            f"{name} contains {value} at row {start + row}, column {column}; "
+            f"{name} contains {value} at row {first + start + row}, column {column}; "
             "remove or impute such rows first (missing values are not supported)"
         )
 
@@ -71,8 +71,11 @@ def _all_finite(rows: Any) -> bool:
     return total == 0 or bool(xp.isfinite(rows).all())
 
 
-def check_weight(sample_weight: Any, n_samples: int) -> Any:
-    """Sample weights as (N,) float64 where they lie, or None; finite, not negative, not all zero."""
+def check_weight(sample_weight: Any, n_samples: int, first: int = 0, some: bool = True) -> Any:
+    """Sample weights as (N,) float64 where they lie, or None; finite, not negative, and (`some`) not all zero.
+
+    `first` is the number of row 0.
+    """
     if sample_weight is None:
         return None
     given = arrays.read(sample_weight, "sample_weight")
@@ -84,16 +87,17 @@ def check_weight(sample_weight: Any, n_samples: int) -> Any:
             f"({n_samples},)"
         )
     weight = given.double() if is_tensor(given) else given.astype(np.float64, copy=False)
-    low, high = float(weight.min()), float(weight.max())
+    low, high = (float(weight.min()), float(weight.max())) if n_samples else (0.0, 0.0)
     if not (np.isfinite(low) and np.isfinite(high)):
         row = int(np.argmax(~np.isfinite(to_host(weight))))
         raise ValueError(
-            f"sample_weight contains {float(weight[row])} at row {row}; expected finite numbers (no NaN, no inf)"
+            f"sample_weight contains {float(weight[row])} at row {first + row}; expected finite numbers "
+            "(no NaN, no inf)"
         )
     if low < 0:
         row = int(weight.argmin())
-        raise ValueError(f"sample_weight is {low} at row {row}; expected weights >= 0")
-    if high == 0:
+        raise ValueError(f"sample_weight is {low} at row {first + row}; expected weights >= 0")
+    if some and high == 0:
         raise ValueError("sample_weight is zero for every sample; expected at least one positive weight")
     return weight
 

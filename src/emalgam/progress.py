@@ -1,0 +1,40 @@
+"""What long work shows on standard error while it runs: rich's bars, with a rate and the time left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import perf_counter
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from emalgam.em import Iteration
+
+
+@contextmanager
+def fitting(max_iter: int) -> Iterator[tuple[Callable[[int, int], None], Callable[[Iteration], bool]]]:
+    """A bar of iterations, and a line of passes; yields what `WatchedStream` and `emalgam.fit` call as they go on."""
+    columns = (TextColumn("{task.description}"), BarColumn(16), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        iterations = progress.add_task("starting", total=max_iter)
+        passes: TaskID | None = None
+        start = perf_counter()
+        earlier = current = 0
+
+        def seen(number: int, rows: int) -> None:
+            nonlocal passes, earlier, current
+            if passes is None:
+                passes = progress.add_task("", total=None)
+            if rows < current:
+                earlier += current
+            current = rows
+            rate = (earlier + current) / (perf_counter() - start)
+            progress.update(passes, completed=rows, description=f"pass {number}: {rate:,.0f} rows/s")
+
+        def show(step: Iteration) -> bool:
+            text = f"restart {step.restart}  log-likelihood {step.lower_bound:.6f}  change {step.change:.1e}"
+            progress.update(iterations, completed=step.iteration, description=text)
+            return False
+
+        yield seen, show

@@ -1,0 +1,385 @@
+"""Data larger than memory, a chunk at a time: memory maps, Parquet files and folders, any iterable of chunks.
+
+`open_stream` makes a `Stream`, which `emalgam.fit`, `GaussianMixture` and `Mixture` take in place of an array. Every
+pass goes through it once, and a thread reads ahead of the compute. EM on it is exact, in memory of a few chunks and
+K · F statistics.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import queue
+import threading
+from abc import abstractmethod
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
+
+import numpy as np
+
+from emalgam.arrays import to_numpy
+from emalgam.parts import Part, Parts, Share
+from emalgam.tables import number_columns, numbers_of, pyarrow_module, read_table
+from emalgam.validation import check_data
+from emalgam_kernels.blocks import tile_dtype
+
+ELEMENTS_OF_A_CHUNK: Final = 2**22  # numbers that are copied at once
+ELEMENTS_OF_A_VIEW: Final = 2**24  # numbers that are looked at at once where they lie
+CHUNKS_AHEAD: Final = 2
+SECONDS_OF_A_WAIT: Final = 0.1
+
+Chunk = tuple[np.ndarray, np.ndarray | None]
+
+
+def open_stream(
+    source: Any, *, columns: Sequence[str] | None = None, sample_weight: Any = None, chunk_rows: int | None = None
+) -> Stream:
+    """A `Stream` of what `source` says.
+
+    Parameters
+    ----------
+    source : path, array or iterable
+        The path of a ``.npy`` file (memory-mapped), a ``.parquet`` file or a folder of them; an (N, D) array, such as a
+        memory map; a list or other re-iterable object of chunks, or a function that returns an iterator of them: each
+        chunk an (n, D) array, or a pair of one and its (n,) weights.
+    columns : sequence of str, optional
+        Parquet: which columns, in which order; all others than the weights' if it is not given.
+    sample_weight : str or (N,) array, optional
+        The name of a Parquet column; for an array or ``.npy`` an array.
+    chunk_rows : int, optional
+        How many rows go to the kernels at once; the default suits them.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file, it is none of these, or an argument does not go with it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import emalgam
+    >>> def chunks():
+    ...     rng = np.random.default_rng(0)
+    ...     for _ in range(20):
+    ...         yield rng.normal(size=(500, 2)) + 9 * rng.integers(0, 2, (500, 1))
+    >>> result = emalgam.fit(emalgam.open_stream(chunks), 2, random_state=0)
+    >>> sorted(result.mixture.means[:, 0].round().astype(int).tolist())
+    [0, 9]
+    """
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if path.is_dir() or path.suffix.lower() == ".parquet":
+            return ParquetStream(path, columns, sample_weight, chunk_rows)
+        if path.suffix.lower() != ".npy":
+            raise ValueError(
+                f"{path}: cannot be read in chunks; expected a .npy or .parquet file, or a folder of the latter"
+            )
+        source = read_table(path)
+    if columns is not None:
+        raise ValueError("columns was given, which is for Parquet; leave it out")
+    if isinstance(source, np.ndarray):
+        return ArrayStream(source, sample_weight, chunk_rows)
+    if sample_weight is not None:
+        raise ValueError("sample_weight was given beside an iterable; let it yield pairs of chunks and weights instead")
+    return IterableStream(source, chunk_rows)
+
+
+def as_stream(x: Any) -> Stream | None:
+    """The stream that `x` is or, as a path, names; None for anything else."""
+    if isinstance(x, Stream):
+        return x
+    return open_stream(x) if isinstance(x, str | os.PathLike) else None
+
+
+def for_many_passes(x: Any, sample_weight: Any) -> tuple[Any, Any]:
+    """`x` and its weights, or the stream that reads both: of a path, and of a memory map, so that neither is copied."""
+    if not isinstance(x, np.memmap | str | os.PathLike):
+        return x, sample_weight
+    return open_stream(x, sample_weight=sample_weight), None
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def over_chunks(method: Method) -> Method:
+    """Let a method of ``(self, x, **how)`` that answers row by row take a stream, or its path, in place of an array."""
+
+    @wraps(method)
+    def answer(self: Any, x: Any, **how: Any) -> Any:
+        stream = as_stream(x)
+        return method(self, x, **how) if stream is None else np.concatenate([*stream.map(partial(method, self, **how))])
+
+    return cast(Method, answer)
+
+
+class Stream(Parts):
+    """Rows that are read in order, a chunk at a time, as often as wanted."""
+
+    n_features: int
+    dtype: np.dtype
+
+    @abstractmethod
+    def chunks(self) -> Iterator[Chunk]:
+        """From the first row to the last: (n, D) arrays with their weights (n,), or None."""
+
+    def parts(self) -> Generator[Part]:
+        """The chunks as `Part`s, while a thread reads the next ones."""
+        first = 0
+        with closing(read_ahead(self.chunks())) as chunks:
+            for x, weight in chunks:
+                yield Part(first, x, weight)
+                first += len(x)
+
+    def fold(self, task: Callable[[Part], Share], combine: Callable[[Share, Share], Share]) -> Share:
+        """`task` of every chunk, combined from the first to the last; ValueError if there is none."""
+        total: Share | None = None
+        with closing(self.parts()) as parts:
+            for part in parts:
+                share = task(part)
+                total = share if total is None else combine(total, share)
+        if total is None:
+            raise ValueError("the stream has no rows; expected at least one")
+        return total
+
+    def map(self, function: Callable[[np.ndarray], Any]) -> Generator[Any]:
+        """``function(x)`` of each chunk, in order: results that need not be in memory together.
+
+        >>> import numpy as np
+        >>> from emalgam import Mixture, open_stream
+        >>> unit = Mixture(np.ones(1), np.zeros((1, 2)), np.ones(1), "spherical")
+        >>> rows = open_stream([np.zeros((3, 2)), np.ones((2, 2))])
+        >>> [log_prob.shape for log_prob in rows.map(unit.log_prob)]
+        [(5,)]
+        """
+        with closing(self.parts()) as parts:
+            for part in parts:
+                try:
+                    yield function(part.x)
+                except ValueError as error:
+                    raise ValueError(f"{error} (rows are counted from row {part.first} of the stream)") from error
+
+
+class WatchedStream(Stream):
+    """A stream that counts its passes and rows, and tells somebody of each chunk that was computed.
+
+    Parameters
+    ----------
+    stream : Stream
+    seen : function of two integers
+        The pass, from 1 on, and how many of its rows are done.
+    """
+
+    def __init__(self, stream: Stream, seen: Callable[[int, int], None] = lambda number, rows: None) -> None:
+        self.stream, self.seen = stream, seen
+        self.n_features, self.dtype = stream.n_features, stream.dtype
+        self.passes = self.rows = 0
+
+    def chunks(self) -> Iterator[Chunk]:
+        return self.stream.chunks()
+
+    def parts(self) -> Generator[Part]:
+        self.passes += 1
+        with closing(self.stream.parts()) as parts:
+            for part in parts:
+                yield part
+                self.rows += len(part.x)
+                self.seen(self.passes, part.first + len(part.x))
+
+
+class ArrayStream(Stream):
+    """An array, looked at where it lies; of a memory map, the system is asked to read ahead."""
+
+    def __init__(self, x: np.ndarray, sample_weight: Any = None, chunk_rows: int | None = None) -> None:
+        self.x = check_data(x)
+        self.weight = None if sample_weight is None else to_numpy(sample_weight, "sample_weight")
+        if self.weight is not None and self.weight.shape != (len(x),):
+            raise ValueError(f"sample_weight has shape {self.weight.shape}; expected one number per row: ({len(x)},)")
+        self.n_features, self.dtype = self.x.shape[1], tile_dtype(self.x)
+        self.rows = chunk_rows or max(ELEMENTS_OF_A_VIEW // self.n_features, 1)
+
+    def chunks(self) -> Iterator[Chunk]:
+        for start in range(0, len(self.x), self.rows):
+            _will_need(self.x, start + self.rows, start + 2 * self.rows)
+            rows = slice(start, start + self.rows)
+            yield self.x[rows], None if self.weight is None else self.weight[rows]
+
+    def parts(self) -> Generator[Part]:
+        """Without a thread: nothing is copied."""
+        return (Part(number * self.rows, x, weight) for number, (x, weight) in enumerate(self.chunks()))
+
+
+def _will_need(x: np.ndarray, start: int, stop: int) -> None:
+    """Ask the system to read rows of a memory map in the background."""
+    mapped = getattr(x, "_mmap", None)
+    if mapped is None or not hasattr(mmap, "MADV_WILLNEED") or not x.flags.c_contiguous or start >= len(x):
+        return
+    begin = x.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data + start * x.strides[0]
+    page = begin // mmap.PAGESIZE * mmap.PAGESIZE
+    length = min(stop, len(x)) * x.strides[0] - start * x.strides[0] + begin - page
+    mapped.madvise(mmap.MADV_WILLNEED, page, length)
+
+
+class ParquetStream(Stream):
+    """The rows of a Parquet file, or of all files of a folder in the order of their names."""
+
+    def __init__(
+        self, path: Path, columns: Sequence[str] | None = None, sample_weight: Any = None, chunk_rows: int | None = None
+    ) -> None:
+        if not path.exists():
+            raise ValueError(f"{path}: there is no such file or folder")
+        if sample_weight is not None and not isinstance(sample_weight, str):
+            raise ValueError(
+                f"sample_weight is {type(sample_weight).__name__}; expected the name of a column of {path}"
+            )
+        self.path, self.weight = path, sample_weight
+        try:
+            self.dataset = pyarrow_module("pyarrow.dataset").dataset(path, format="parquet")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+        self.columns = number_columns(
+            self.dataset.schema, columns, [] if self.weight is None else [self.weight], str(path)
+        )
+        self.n_features = len(self.columns)
+        arrow = pyarrow_module("pyarrow")
+        single = all(self.dataset.schema.field(name).type == arrow.float32() for name in self.columns)
+        self.dtype = np.dtype(np.float32 if single else np.float64)
+        self.rows = chunk_rows or max(ELEMENTS_OF_A_CHUNK // self.n_features, 1)
+
+    def chunks(self) -> Iterator[Chunk]:
+        wanted = [*self.columns, *([] if self.weight is None else [self.weight])]
+        batches = self.dataset.to_batches(columns=wanted, batch_size=self.rows)
+        return rejoined(map(self._chunk, (batch for batch in batches if batch.num_rows)), self.rows)
+
+    def _chunk(self, batch: Any) -> Chunk:
+        table = pyarrow_module("pyarrow").Table.from_batches([batch])
+        weight = None if self.weight is None else numbers_of(table.select([self.weight]))[:, 0]
+        return numbers_of(table.select(self.columns)).astype(self.dtype, copy=False), weight
+
+
+class IterableStream(Stream):
+    """Chunks that somebody else makes."""
+
+    def __init__(self, source: Iterable[Any] | Callable[[], Iterable[Any]], chunk_rows: int | None = None) -> None:
+        if not callable(source) and (not isinstance(source, Iterable) or iter(source) is source):
+            raise ValueError(
+                f"a {type(source).__name__} can be gone through once or not at all, and EM goes through the data in "
+                "every iteration; give a function that returns a new iterator, or use partial_fit, which needs one pass"
+            )
+        self.source = source
+        with closing(self._read()) as chunks:
+            first = next(chunks, None)
+        if first is None:
+            raise ValueError("the stream has no rows; expected at least one")
+        self.n_features, self.dtype = first[0].shape[1], tile_dtype(first[0])
+        self.rows = chunk_rows or max(ELEMENTS_OF_A_CHUNK // self.n_features, 1)
+
+    def chunks(self) -> Iterator[Chunk]:
+        return rejoined(self._read(self.n_features, self.dtype), self.rows)
+
+    def _read(self, n_features: int | None = None, dtype: np.dtype | None = None) -> Generator[Chunk]:
+        return checked_chunks(self.source() if callable(self.source) else self.source, n_features, dtype)
+
+
+def checked_chunks(
+    chunks: Iterable[Any], n_features: int | None = None, dtype: np.dtype | None = None
+) -> Generator[Chunk]:
+    """Chunks as somebody else made them, those that hold rows; of the width and, if it is given, the dtype wanted.
+
+    ValueError naming the chunk.
+    """
+    for number, given in enumerate(chunks):
+        x, weight = given if isinstance(given, tuple) else (given, None)
+        x = to_numpy(x, f"chunk {number}")
+        if x.ndim == 2 and len(x) == 0:
+            continue
+        x = check_data(x, name=f"chunk {number}")
+        if x.shape[1] != (n_features or x.shape[1]):
+            raise ValueError(f"chunk {number} has {x.shape[1]} features; those before it have {n_features}")
+        n_features = x.shape[1]
+        if weight is not None:
+            weight = to_numpy(weight, f"the weights of chunk {number}")
+            if weight.shape != (len(x),):
+                raise ValueError(f"the weights of chunk {number} have shape {weight.shape}; expected ({len(x)},)")
+        yield x if dtype is None else x.astype(dtype, copy=False), weight
+
+
+def rejoined(chunks: Iterable[Chunk], rows: int, first: int | None = None) -> Iterator[Chunk]:
+    """The same rows in chunks of `rows`, one of `first` rows before them; the last may be smaller.
+
+    Those of the right size are not copied.
+    """
+    waiting: list[Chunk] = []
+    count, wanted = 0, rows if first is None else first
+    for x, weight in chunks:
+        start = 0
+        while start < len(x):
+            taken = min(wanted - count, len(x) - start)
+            span = slice(start, start + taken)
+            waiting.append((x[span], None if weight is None else weight[span]))
+            start, count = start + taken, count + taken
+            if count == wanted:
+                yield _joined(waiting)
+                waiting, count, wanted = [], 0, rows
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(chunks: list[Chunk]) -> Chunk:
+    if len(chunks) == 1:
+        return chunks[0]
+    weights = None
+    if any(weight is not None for _, weight in chunks):
+        weights = np.concatenate([np.ones(len(x)) if weight is None else weight for x, weight in chunks])
+    return np.concatenate([x for x, _ in chunks]), weights
+
+
+# ---- reading ahead
+
+
+class _End:
+    """What follows the last chunk: the error that ended them, if one did."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error = error
+
+
+def read_ahead(chunks: Iterator[Chunk], depth: int = CHUNKS_AHEAD) -> Generator[Chunk]:
+    """The same chunks, made by a thread that is up to `depth` of them ahead; its errors are raised here.
+
+    The thread ends when the iterator is closed, at the latest after the chunk that it is making.
+    """
+    ahead: queue.Queue[Chunk | _End] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(item: Chunk | _End) -> None:
+        while not stopped.is_set():
+            try:
+                ahead.put(item, timeout=SECONDS_OF_A_WAIT)
+                return
+            except queue.Full:
+                continue
+
+    def read() -> None:
+        end = _End()
+        try:
+            for chunk in chunks:
+                put(chunk)
+                if stopped.is_set():
+                    break
+        except BaseException as error:
+            end = _End(error)
+        put(end)
+
+    reader = threading.Thread(target=read, name="emalgam reader", daemon=True)
+    reader.start()
+    try:
+        while not isinstance(item := ahead.get(), _End):
+            yield item
+        if item.error is not None:
+            raise item.error
+    finally:
+        stopped.set()
+        reader.join()

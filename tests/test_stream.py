@@ -1,0 +1,336 @@
+"""Data in chunks: every source against the same data in memory, reading ahead, and input that is bad."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import emalgam
+from emalgam import parts as in_parts
+from emalgam.covariance import COVARIANCES
+from emalgam.parts import ObservationsInParts, Part, Sample
+from emalgam.stream import ArrayStream, Stream, read_ahead, rejoined
+from tests.conftest import CPU_BACKENDS, need
+from tests.samples import blobs, start
+from tests.tolerances import tolerance
+
+N = 1500
+TYPES = tuple(COVARIANCES)
+
+
+def rows(dtype: str = "float64") -> np.ndarray:
+    return blobs(N)[0].astype(dtype)
+
+
+def weights() -> np.ndarray:
+    return np.random.default_rng(9).integers(0, 3, N).astype(float)
+
+
+def as_array(x: np.ndarray, weight: np.ndarray | None, folder: Path) -> Stream:
+    return emalgam.open_stream(x, sample_weight=weight, chunk_rows=400)
+
+
+def as_memory_map(x: np.ndarray, weight: np.ndarray | None, folder: Path) -> Stream:
+    np.save(folder / "x.npy", x)
+    return emalgam.open_stream(folder / "x.npy", sample_weight=weight, chunk_rows=511)
+
+
+def as_parquet(x: np.ndarray, weight: np.ndarray | None, folder: Path) -> Stream:
+    pq.write_table(table(x, weight), folder / "x.parquet", row_group_size=170)
+    return emalgam.open_stream(folder / "x.parquet", sample_weight=None if weight is None else "weight", chunk_rows=333)
+
+
+def as_folder(x: np.ndarray, weight: np.ndarray | None, folder: Path) -> Stream:
+    (folder / "parts").mkdir()
+    for number, begin in enumerate(range(0, N, 600)):
+        part = None if weight is None else weight[begin : begin + 600]
+        pq.write_table(table(x[begin : begin + 600], part), folder / "parts" / f"{number:03}.parquet")
+    return emalgam.open_stream(folder / "parts", sample_weight=None if weight is None else "weight", chunk_rows=450)
+
+
+def as_chunks(x: np.ndarray, weight: np.ndarray | None, folder: Path) -> Stream:
+    cuts = [0, 1, 2, 300, 300, 1499, N]
+    spans = [slice(a, b) for a, b in itertools.pairwise(cuts)]
+    return emalgam.open_stream([x[s] if weight is None else (x[s], weight[s]) for s in spans], chunk_rows=256)
+
+
+def as_function(x: np.ndarray, weight: np.ndarray | None, folder: Path) -> Stream:
+    def chunks() -> Iterator[Any]:
+        for begin in range(0, N, 70):
+            span = slice(begin, begin + 70)
+            yield x[span] if weight is None else (x[span], weight[span])
+
+    return emalgam.open_stream(chunks)
+
+
+def table(x: np.ndarray, weight: np.ndarray | None) -> pa.Table:
+    columns = {f"x{d}": column for d, column in enumerate(x.T)}
+    return pa.table(columns if weight is None else {"weight": weight} | columns)
+
+
+Source = Callable[[np.ndarray, np.ndarray | None, Path], Stream]
+every_source = pytest.mark.parametrize(
+    "source", [as_array, as_memory_map, as_parquet, as_folder, as_chunks, as_function]
+)
+
+
+# ---- against the same data in memory
+
+
+@every_source
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("covariance_type", TYPES)
+def test_fit_is_that_of_the_data_in_memory(
+    source: Source, weighted: bool, covariance_type: str, tmp_path: Path
+) -> None:
+    x, weight = rows(), weights() if weighted else None
+    how: dict[str, Any] = {"covariance_type": covariance_type, "random_state": 0, "max_iter": 1000}
+    whole = emalgam.fit(x, 4, sample_weight=weight, **how)
+    streamed = emalgam.fit(source(x, weight, tmp_path), 4, **how)
+    assert streamed.n_iter == whole.n_iter
+    assert streamed.lower_bound == pytest.approx(whole.lower_bound, abs=1e-12)
+    for name in ("weights", "means", "covariances"):
+        np.testing.assert_allclose(getattr(streamed.mixture, name), getattr(whole.mixture, name), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+@pytest.mark.parametrize("dtype", ["float32", "int16"])
+def test_backends_and_types(backend: str, dtype: str, tmp_path: Path) -> None:
+    need(backend)
+    x = (rows() * 100).astype(dtype)
+    whole = emalgam.fit(x, 4, random_state=0, backend=backend)
+    streamed = emalgam.fit(as_memory_map(x, None, tmp_path), 4, random_state=0, backend=backend)
+    assert streamed.backend == backend
+    assert streamed.arithmetic == whole.arithmetic
+    bound = tolerance("fit", whole.arithmetic) * np.abs(x).max()
+    np.testing.assert_allclose(streamed.mixture.means, whole.mixture.means, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("init_params", ["kmeans", "k-means++", "random", "random_from_data"])
+def test_every_start(init_params: str, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"init_params": init_params, "n_init": 2, "random_state": 3, "max_iter": 500}
+    whole = emalgam.fit(rows(), 3, **how)
+    assert emalgam.fit(as_chunks(rows(), None, tmp_path), 3, **how).lower_bound == pytest.approx(whole.lower_bound)
+
+
+@pytest.mark.parametrize("policy", ["regularize", "reseed"])
+def test_policies(policy: str, tmp_path: Path) -> None:
+    x, centres = blobs(N)
+    given = start(np.vstack([centres, [[1e3] * 3]]), "full")
+    how: dict[str, Any] = {"on_degenerate": policy, "random_state": 1, "tol": 1e-5, "max_iter": 300}
+    whole = emalgam.fit(x, 5, **given, **how)
+    streamed = emalgam.fit(as_chunks(x, None, tmp_path), 5, **given, **how)
+    assert streamed.effective_components == whole.effective_components
+    assert streamed.lower_bound == pytest.approx(whole.lower_bound, abs=1e-9)
+
+
+def test_paths_and_memory_maps_are_streams_by_themselves(tmp_path: Path) -> None:
+    x = rows()
+    np.save(tmp_path / "x.npy", x)
+    whole = emalgam.fit(x, 4, random_state=0)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    for given in (tmp_path / "x.npy", str(tmp_path / "x.npy"), mapped):
+        np.testing.assert_allclose(emalgam.fit(given, 4, random_state=0).mixture.means, whole.mixture.means, rtol=1e-12)
+    estimator = emalgam.GaussianMixture(4, random_state=0).fit(tmp_path / "x.npy")
+    np.testing.assert_allclose(estimator.means_, whole.mixture.means, rtol=1e-12)
+    assert estimator.n_features_in_ == 3
+    weight = weights()
+    weighted = emalgam.fit(mapped, 4, sample_weight=weight, random_state=0)
+    expected = emalgam.fit(x, 4, sample_weight=weight, random_state=0)
+    np.testing.assert_allclose(weighted.mixture.means, expected.mixture.means, rtol=1e-9)
+
+
+@every_source
+def test_queries_row_by_row(source: Source, tmp_path: Path) -> None:
+    x = rows()
+    mixture = emalgam.fit(x, 4, random_state=0).mixture
+    stream = source(x, None, tmp_path)
+    np.testing.assert_array_equal(mixture.log_prob(stream), mixture.log_prob(x))
+    np.testing.assert_array_equal(mixture.predict(stream), mixture.predict(x))
+    np.testing.assert_array_equal(mixture.responsibilities(stream), mixture.responsibilities(x))
+    assert mixture.bic(stream) == mixture.bic(x)
+    estimator = emalgam.GaussianMixture(4, random_state=0).fit(stream)
+    np.testing.assert_allclose(estimator.score_samples(stream), mixture.log_prob(x), rtol=1e-9)
+    assert estimator.score(stream) == pytest.approx(float(mixture.log_prob(x).mean()))
+    np.testing.assert_array_equal(estimator.predict(stream), mixture.predict(x))
+    np.testing.assert_allclose(estimator.predict_proba(stream), mixture.responsibilities(x), atol=1e-9)
+
+
+def test_results_chunk_by_chunk(tmp_path: Path) -> None:
+    x = rows()
+    mixture = emalgam.fit(x, 4, random_state=0).mixture
+    pieces = list(as_array(x, None, tmp_path).map(mixture.log_prob))
+    assert [len(piece) for piece in pieces] == [400, 400, 400, 300]
+    np.testing.assert_array_equal(np.concatenate(pieces), mixture.log_prob(x))
+
+
+def test_columns_are_chosen_and_ordered(tmp_path: Path) -> None:
+    x = rows()
+    pq.write_table(table(x, weights()).append_column("name", pa.array(["a"] * N)), tmp_path / "x.parquet")
+    stream = emalgam.open_stream(tmp_path / "x.parquet", columns=["x2", "x0"])
+    np.testing.assert_array_equal(np.concatenate([chunk for chunk, _ in stream.chunks()]), x[:, [2, 0]])
+
+
+# ---- the sample
+
+
+def test_the_sample_does_not_depend_on_the_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_parts, "ELEMENTS_OF_A_SAMPLE", 0)
+    monkeypatch.setattr(in_parts, "FEWEST_ROWS_OF_A_SAMPLE", 50)
+    x, weight, seen = rows(), weights(), []
+    for chunk_rows in (1, 7, 100, 1499, N):
+        stream = ArrayStream(x, weight, chunk_rows)
+        data = ObservationsInParts.of(stream, COVARIANCES["full"], "reference")
+        assert 50 <= len(data.sample.x) <= 100
+        seen.append(data.sample.x)
+    assert all(np.array_equal(each, seen[0]) for each in seen)
+
+
+def test_the_sample_is_uniform_and_without_rows_of_weight_zero() -> None:
+    x, weight = np.arange(20_000.0)[:, None], np.ones(20_000)
+    weight[::2] = 0
+    sample = Sample.of(Part(0, x, weight), weight, seed=1, wanted=500)
+    taken = sample.x[:, 0]
+    assert (taken % 2 == 1).all()
+    assert 500 <= len(taken) <= 1000
+    # The mean of a uniform sample of 0 … 19 999: five standard errors.
+    assert abs(taken.mean() - 10_000) <= 5 * 20_000 / np.sqrt(12 * len(taken))
+
+
+# ---- reading ahead
+
+
+def test_the_reader_is_ahead_but_not_far() -> None:
+    made: list[int] = []
+    third = threading.Event()
+
+    def chunks() -> Iterator[Any]:
+        for number in range(50):
+            made.append(number)
+            if number == 3:
+                third.set()
+            yield np.zeros((1, 1)), None
+
+    ahead = read_ahead(chunks(), depth=2)
+    next(ahead)
+    assert third.wait(10)  # one handed over, two in the queue, one in hand
+    assert len(made) == 4
+    ahead.close()
+    assert len(made) <= 5
+    assert not [thread for thread in threading.enumerate() if thread.name == "emalgam reader"]
+
+
+def test_errors_of_the_reader_are_raised_where_the_data_are_used() -> None:
+    def chunks() -> Iterator[np.ndarray]:
+        yield rows()
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        emalgam.fit(emalgam.open_stream(chunks), 2)
+    assert not [thread for thread in threading.enumerate() if thread.name == "emalgam reader"]
+
+
+def test_an_error_of_the_compute_ends_the_reader() -> None:
+    def task(part: Part) -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        as_function(rows(), None, Path()).fold(task, int.__add__)
+    assert not [thread for thread in threading.enumerate() if thread.name == "emalgam reader"]
+
+
+def test_rejoined() -> None:
+    sizes = [3, 1, 7, 2]
+    given = [(np.full((n, 1), float(k)), np.ones(n) if k == 2 else None) for k, n in enumerate(sizes)]
+    out = list(rejoined(given, 5))
+    assert [len(x) for x, _ in out] == [5, 5, 3]
+    np.testing.assert_array_equal(np.concatenate([x for x, _ in out]), np.concatenate([x for x, _ in given]))
+    assert [weight is None for _, weight in out] == [False, False, False]
+    big = np.zeros((5, 1))
+    assert next(rejoined([(big, None)], 5))[0].base is big
+
+
+# ---- bad input
+
+
+def test_not_finite_names_the_row_of_all() -> None:
+    x = rows()
+    x[1234, 1] = np.nan
+    with pytest.raises(ValueError, match="contains NaN at row 1234, column 1"):
+        emalgam.fit(ArrayStream(x, None, 100), 2)
+    mixture = emalgam.fit(rows(), 2).mixture
+    with pytest.raises(ValueError, match=r"row 34, column 1.*\(rows are counted from row 1200 of the stream\)"):
+        mixture.log_prob(ArrayStream(x, None, 100))
+
+
+@pytest.mark.parametrize(("value", "message"), [(-1.0, "is -1.0 at row 1300"), (np.nan, "contains nan at row 1300")])
+def test_bad_weights_name_the_row_of_all(value: float, message: str) -> None:
+    weight = np.ones(N)
+    weight[1300] = value
+    with pytest.raises(ValueError, match=message):
+        emalgam.fit(ArrayStream(rows(), weight, 100), 2)
+
+
+def test_no_weight_and_too_few_rows() -> None:
+    with pytest.raises(ValueError, match="sample_weight is zero for every sample"):
+        emalgam.fit(ArrayStream(rows(), np.zeros(N), 100), 2)
+    with pytest.raises(ValueError, match="there are 3 samples"):
+        emalgam.fit(ArrayStream(rows()[:3], None, 2), 4)
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "message"),
+    [
+        ((x for x in [rows()]), {}, "a generator can be gone through once or not at all"),
+        (7, {}, "a int can be gone through once or not at all"),
+        ([], {}, "the stream has no rows"),
+        (list, {}, "the stream has no rows"),
+        ([np.zeros((2, 3)), np.zeros((2, 4))], {}, "chunk 1 has 4 features; those before it have 3"),
+        ([np.zeros((2, 3)), np.zeros(3)], {}, "chunk 1 has shape (3,)"),
+        ([(np.zeros((2, 3)), np.ones(3))], {}, "the weights of chunk 0 have shape (3,); expected (2,)"),
+        ([np.zeros((2, 3))], {"sample_weight": np.ones(2)}, "sample_weight was given beside an iterable"),
+        (
+            np.zeros((2, 3)),
+            {"sample_weight": np.ones(3)},
+            "sample_weight has shape (3,); expected one number per row: (2,)",
+        ),
+        (np.zeros((2, 3)), {"columns": ["a"]}, "columns was given, which is for Parquet"),
+        (np.zeros(3), {}, "has shape (3,)"),
+        ("data.csv", {}, "data.csv: cannot be read in chunks; expected a .npy or .parquet file"),
+        ("absent.npy", {}, "absent.npy: there is no such file"),
+        ("absent.parquet", {}, "absent.parquet: there is no such file or folder"),
+    ],
+)
+def test_bad_sources(source: Any, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        emalgam.fit(emalgam.open_stream(source, **arguments), 2)
+
+
+def test_bad_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    path.write_bytes(b"PAR1 this is no table")
+    with pytest.raises(ValueError, match=r"x\.parquet"):
+        emalgam.open_stream(path)
+    pq.write_table(table(rows(), None).append_column("name", pa.array(["a"] * N)), path)
+    with pytest.raises(ValueError, match="column 'name' holds values of type string; expected numbers"):
+        emalgam.open_stream(path)
+    with pytest.raises(ValueError, match="has no column 'y'; there are x0, x1, x2, name"):
+        emalgam.open_stream(path, columns=["y"])
+    with pytest.raises(ValueError, match="has no column 'w'"):
+        emalgam.open_stream(path, columns=["x0"], sample_weight="w")
+    with pytest.raises(ValueError, match="sample_weight is ndarray; expected the name of a column"):
+        emalgam.open_stream(path, sample_weight=np.ones(N))
+
+
+def test_weights_twice() -> None:
+    with pytest.raises(ValueError, match="sample_weight was given beside data in parts"):
+        emalgam.fit(ArrayStream(rows()), 2, sample_weight=weights())
