@@ -28,8 +28,9 @@ FILES: Final = {
     "mixture": ("log_prob", "responsibilities", "em_statistics"),
     "kl": ("kl_pairs", "kl_all_pairs"),
     "sampling": ("uniforms", "normals", "sample_mixture", "kl_monte_carlo"),
+    "batch": ("fit_many", "predict_many"),
 }
-_NOT_YET: Final[dict[str, tuple[str, ...]]] = {}
+_NOT_YET: Final = {"cython_cpu": ("batch",), "numba_cpu": ("batch",), "numba_cuda": ("batch",)}
 HOMES: Final = {kernel: file for file, kernels in FILES.items() for kernel in kernels}
 KERNELS: Final = tuple(HOMES)
 

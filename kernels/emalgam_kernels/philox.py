@@ -28,6 +28,10 @@ LABELS: Final = 0
 NORMALS: Final = 1
 OFFSET: Final = 2  # of a stratified draw: the first uniform of row 0
 ROWS_OF_A_SAMPLE: Final = 2**32 - 5  # which rows of data in parts a start looks at
+PROBLEMS: Final = 2**32 - 1  # of many fits: row = the problem's number, whose first two words are the problem's own key
+SEEDS: Final = 2**32 - 2  # with that key: where k-means++ starts
+LABELS_OF_MANY: Final = 2**32 - 3  # of samples of many mixtures, one after the other
+NORMALS_OF_MANY: Final = 2**32 - 4
 
 UNIFORMS_PER_BLOCK: Final = {"float64": 2, "float32": 4}
 DRAWS: Final = ("plain", "antithetic", "stratified")

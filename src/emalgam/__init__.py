@@ -21,6 +21,8 @@ _HOMES: Final = {
     "NumericalError": "m_step",
     "BackendUnavailable": "backends",
     "use_backend": "backends",
+    "fit_many": "batch",
+    "ManyFits": "batch",
     "Gaussian": "gaussian",
     "kl": "divergence",
     "kl_all_pairs": "divergence",
@@ -61,6 +63,8 @@ if TYPE_CHECKING:
     from emalgam import stream as stream
     from emalgam.backends import BackendUnavailable as BackendUnavailable
     from emalgam.backends import use_backend as use_backend
+    from emalgam.batch import ManyFits as ManyFits
+    from emalgam.batch import fit_many as fit_many
     from emalgam.divergence import entropy_bounds as entropy_bounds
     from emalgam.divergence import gaussian_cross_entropy as gaussian_cross_entropy
     from emalgam.divergence import jensen_shannon as jensen_shannon

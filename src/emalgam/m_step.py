@@ -16,10 +16,8 @@ from emalgam.initialization import draw_by_weight
 from emalgam.namespace import beside, namespace
 from emalgam.packing import Components, Moments
 from emalgam.parts import Data
+from emalgam_kernels.batch import LIFTS, NO_MASS, RELATIVE_FLOOR
 
-RELATIVE_FLOOR: Final = 1e-6  # of each feature's variance: reg_covar="auto", and what repairs a collapsed component
-NO_MASS: Final = 10 * np.finfo(np.float64).eps  # share of the weight below which a component is without data
-LIFTS: Final = (0.0, 1.0, 1e2, 1e4, 1e6)  # floors that are added until a covariance is positive definite
 RESEEDS_PER_COMPONENT: Final = 10
 POLICIES: Final = ("regularize", "reseed", "error")
 

@@ -5,9 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from emalgam.em import Iteration
 
@@ -38,3 +49,24 @@ def fitting(max_iter: int) -> Iterator[tuple[Callable[[int, int], None], Callabl
             return False
 
         yield seen, show
+
+
+class _Rate(ProgressColumn):
+    """How many a second, on average."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    def render(self, task: Any) -> Text:
+        seconds = task.finished_time or task.elapsed
+        return Text(f"{task.completed / seconds:,.0f} {self.what}/s" if seconds else "")
+
+
+@contextmanager
+def counting(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar; yields a function that takes how many more are done."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(what), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda done: progress.advance(task, done)

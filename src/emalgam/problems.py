@@ -1,0 +1,218 @@
+"""Many sets of samples, however they are given: (B, N, D), a list of arrays, or rows with groups or offsets.
+
+Kernels get them a slice of problems at a time (`Source.slices`), so that nothing here grows with the data: lists are
+joined and other types converted a slice at a time, arrays of float32 or float64 are read where they lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from emalgam import arrays
+from emalgam.validation import check_integer
+from emalgam_kernels.batch import Problems
+
+ELEMENTS_OF_A_SLICE: Final = 2**21  # numbers that are joined or converted at once: 16 MB
+FORMS: Final = (
+    "expected an array (B, N, D), a list of arrays (N_b, D), or an array (N, D) with groups (N,) or offsets (B + 1,)"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """B problems of D features.
+
+    Attributes
+    ----------
+    parts : (N, D) array, or list of arrays (N_b, D)
+    offsets : (B + 1,) int64
+    order : (N,) int64 or None
+        As in `emalgam_kernels.batch.Problems`, of an array whose groups are not each in one piece.
+    sample_weight : (N,) float64 or None
+        In the order of the rows, of lists one after the other.
+    groups : (B,) array or None
+        The label of each problem.
+    shape : tuple of int
+        Of results per sample: (B, N) or (N,).
+    """
+
+    parts: Any
+    offsets: np.ndarray
+    order: np.ndarray | None
+    sample_weight: np.ndarray | None
+    groups: np.ndarray | None
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, X: Any, groups: Any = None, offsets: Any = None, sample_weight: Any = None) -> Source:
+        """Read where the problems begin and end; the samples themselves are looked at by the kernels.
+
+        Raises
+        ------
+        ValueError
+            For a shape or type that is none of the forms, naming what was received.
+        """
+        if isinstance(X, list | tuple) and not (X and np.ndim(X[0]) < 2):
+            if groups is not None or offsets is not None:
+                raise ValueError("X is a list of arrays, which says where problems begin; leave out groups and offsets")
+            parts = [_numbers(part, f"X[{b}]") for b, part in enumerate(X)]
+            return cls._of_list(parts, sample_weight)
+        x = _numbers(X, "X")
+        if x.ndim == 3:
+            if groups is not None or offsets is not None:
+                raise ValueError(f"X has shape {x.shape}, (B, N, D); leave out groups and offsets, or give (N, D)")
+            B, N, D = x.shape
+            rows = x.reshape(B * N, D)
+            return cls(rows, np.arange(B + 1) * N, None, _weights(sample_weight, (B, N)), None, (B, N))
+        if x.ndim != 2 or (groups is None) == (offsets is None):
+            given = [name for name, value in (("groups", groups), ("offsets", offsets)) if value is not None]
+            raise ValueError(
+                f"X has shape {x.shape} with {' and '.join(given) or 'neither groups nor offsets'}; {FORMS}"
+            )
+        weight = _weights(sample_weight, (len(x),))
+        if groups is None:
+            return cls(x, _offsets(offsets, len(x)), None, weight, None, (len(x),))
+        labels, ends, order = _grouped(groups, len(x))
+        return cls(x, ends, order, weight, labels, (len(x),))
+
+    @classmethod
+    def _of_list(cls, parts: list[np.ndarray], sample_weight: Any) -> Source:
+        shapes = {part.shape[1:] for part in parts}
+        if len(shapes) != 1 or any(part.ndim != 2 for part in parts):
+            found = sorted({str(part.shape) for part in parts})[:5]
+            raise ValueError(f"X is a list of {len(parts)} arrays of shapes {', '.join(found)}; {FORMS}")
+        sizes = [len(part) for part in parts]
+        if sample_weight is not None and [len(weight) for weight in sample_weight] != sizes:
+            raise ValueError("sample_weight has other lengths than the arrays in X; expected a list of (N_b,) arrays")
+        weight = None if sample_weight is None else np.concatenate([np.asarray(each, float) for each in sample_weight])
+        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        return cls(parts, offsets, None, weight, None, (int(offsets[-1]),))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def n_features(self) -> int:
+        first = self.parts[0] if isinstance(self.parts, list) else self.parts
+        return int(first.shape[1])
+
+    def slices(self, most: int) -> Iterator[tuple[slice, slice, Problems]]:
+        """Up to `most` problems at a time: which, which samples of all, and what the kernels take.
+
+        Where rows are read in another order, or where they lie, the samples are all of them.
+        """
+        in_place = not isinstance(self.parts, list) and self.parts.dtype in (np.float32, np.float64)
+        first = 0
+        while first < len(self):
+            last = min(first + most, len(self)) if in_place else self._joined(first, most)
+            chosen = slice(int(self.offsets[first]), int(self.offsets[last]))
+            yield slice(first, last), chosen, self._problems(first, last, chosen, in_place)
+            first = last
+
+    def _joined(self, first: int, most: int) -> int:
+        """The end of a slice whose samples may be copied: one problem at least."""
+        limit = self.offsets[first] + ELEMENTS_OF_A_SLICE // self.n_features
+        last = int(np.searchsorted(self.offsets, limit, side="right")) - 1
+        return min(max(last, first + 1), first + most, len(self))
+
+    def _problems(self, first: int, last: int, chosen: slice, in_place: bool) -> Problems:
+        offsets, numbers = self.offsets[first : last + 1], np.arange(first, last, dtype=np.uint64)
+        if in_place:
+            return Problems(self.parts, offsets, self.order, self.sample_weight, numbers)
+        rows = self.rows(chosen) if not isinstance(self.parts, list) else None
+        x = np.concatenate(self.parts[first:last]) if rows is None else self.parts[rows]
+        if x.dtype not in (np.float32, np.float64):
+            x = x.astype(np.float64)
+        weight = None if self.sample_weight is None else self.sample_weight[chosen if rows is None else rows]
+        return Problems(np.ascontiguousarray(x), offsets - offsets[0], None, weight, numbers)
+
+    def rows(self, chosen: slice) -> slice | np.ndarray:
+        """Which rows of the caller's array those samples are."""
+        return chosen if self.order is None else self.order[chosen]
+
+    def total_weight(self) -> np.ndarray:
+        """Σ ω of each problem, (B,): the number of its samples without weights."""
+        if self.sample_weight is None:
+            return np.diff(self.offsets).astype(np.float64)
+        return self.sums(self.sample_weight if self.order is None else self.sample_weight[self.order])
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """Σ over each problem of numbers in the order of `offsets`, (B,); each of its own numbers alone."""
+        totals = np.add.reduceat(np.append(values, 0.0), self.offsets[:-1]) if len(self) else np.empty(0)
+        return np.where(np.diff(self.offsets) > 0, totals, 0.0)
+
+
+def _numbers(X: Any, name: str) -> np.ndarray:
+    """X as an array of real numbers on the host; not copied."""
+    x = arrays.to_numpy(X, name)
+    if x.dtype.kind not in "fiub" or x.ndim < 2 or x.shape[-1] == 0:
+        raise ValueError(f"{name} has shape {x.shape} and dtype {x.dtype}; {FORMS} of real numbers")
+    return x
+
+
+def _weights(sample_weight: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+    """(N,) float64; what they hold is a matter of each problem's status."""
+    if sample_weight is None:
+        return None
+    weight = arrays.to_numpy(sample_weight, "sample_weight")
+    if weight.shape != shape or weight.dtype.kind not in "fiub":
+        raise ValueError(
+            f"sample_weight has shape {weight.shape} and dtype {weight.dtype}; expected one number per sample: {shape}"
+        )
+    return weight.astype(np.float64, copy=False).reshape(-1)
+
+
+def _offsets(offsets: Any, n_samples: int) -> np.ndarray:
+    ends = np.asarray(offsets)
+    if ends.ndim != 1 or ends.dtype.kind not in "iu" or len(ends) < 1:
+        raise ValueError(f"offsets has shape {ends.shape} and dtype {ends.dtype}; expected integers (B + 1,)")
+    ends = ends.astype(np.int64)
+    if ends[0] != 0 or ends[-1] != n_samples or (np.diff(ends) < 0).any():
+        raise ValueError(
+            f"offsets go from {ends[0]} to {ends[-1]}{', not always upwards' if (np.diff(ends) < 0).any() else ''}; "
+            f"expected numbers that never fall, from 0 to the number of rows, {n_samples}"
+        )
+    return ends
+
+
+def _grouped(groups: Any, n_samples: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """The labels in ascending order, where each begins, and the rows in that order (None: they are)."""
+    labels = np.asarray(groups)
+    if labels.shape != (n_samples,):
+        raise ValueError(f"groups has shape {labels.shape}; expected one label per row: ({n_samples},)")
+    if labels.dtype.kind == "f" and np.isnan(labels).any():
+        raise ValueError(f"groups contains NaN at row {int(np.isnan(labels).argmax())}; expected a label for each row")
+    ascending = n_samples == 0 or bool((labels[1:] >= labels[:-1]).all())
+    order = None if ascending else np.argsort(labels, kind="stable")
+    ordered = labels if order is None else labels[order]
+    begins = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])) if n_samples else np.empty(0, int)
+    return ordered[begins], np.append(begins, n_samples).astype(np.int64), order
+
+
+def component_counts(n_components: Any, n_problems: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """The fewest and most components of each problem, (B,) int64 each, and the most of all.
+
+    Raises
+    ------
+    ValueError
+        Unless it is an integer, B integers, or a range in steps of one.
+    """
+    if isinstance(n_components, np.ndarray | Sequence) and not isinstance(n_components, range | str):
+        counts = np.asarray(n_components)
+        if counts.shape != (n_problems,) or counts.dtype.kind not in "iu" or (counts < 1).any():
+            raise ValueError(
+                f"n_components has shape {counts.shape} and dtype {counts.dtype}; expected an integer >= 1, a range, "
+                f"or one integer >= 1 per problem: ({n_problems},)"
+            )
+        return counts.astype(np.int64), counts.astype(np.int64), int(counts.max(initial=1))
+    if not isinstance(n_components, range):
+        count = check_integer("n_components", n_components, 1)
+        n_components = range(count, count + 1)
+    if n_components.step != 1 or len(n_components) == 0 or n_components.start < 1:
+        raise ValueError(f"n_components is {n_components}; expected a range of integers >= 1 in steps of one")
+    fewest, most = n_components.start, n_components.stop - 1
+    return np.full(n_problems, fewest, np.int64), np.full(n_problems, most, np.int64), most

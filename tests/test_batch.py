@@ -1,0 +1,265 @@
+"""Many fits through the public layer: every form of the data, the result as a sequence, and bad input."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+import emalgam
+from emalgam import problems as forms
+from emalgam.batch import ManyFits
+from emalgam_kernels.batch import COVARIANCE_TYPES, Status
+from tests import oracles
+from tests.tolerances import STANDARD_ERRORS
+
+SAME = ("n_components", "weights", "means", "covariances", "log_likelihood", "n_iter", "converged", "status")
+
+
+def clusters(B: int = 12, N: int = 60, D: int = 2, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(B, N, D)) + 9.0 * rng.integers(0, 2, (B, N, 1))
+
+
+def fit(X: Any, n_components: Any = 2, **arguments: Any) -> ManyFits:
+    return emalgam.fit_many(X, n_components, **{"random_state": 0} | arguments)
+
+
+def assert_same(first: ManyFits, second: ManyFits) -> None:
+    for name in SAME:
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name), err_msg=name)
+
+
+# ---- forms of the data
+
+
+def test_forms_agree() -> None:
+    X = clusters()
+    whole = fit(X)
+    rows = X.reshape(-1, 2)
+    assert_same(fit(list(X)), whole)
+    assert_same(fit(tuple(X)), whole)
+    assert_same(fit(rows, offsets=np.arange(13) * 60), whole)
+    names = np.array([f"s{b:02}" for b in range(12)])
+    grouped = fit(rows, groups=np.repeat(names, 60))
+    assert_same(grouped, whole)
+    np.testing.assert_array_equal(grouped.groups, names)
+
+
+def test_groups_in_any_order() -> None:
+    X = clusters()
+    labels = np.random.default_rng(1).permutation(np.repeat(np.arange(12) * 7 - 30, 60))
+    rows = np.empty((720, 2))
+    for b, label in enumerate(np.arange(12) * 7 - 30):
+        rows[labels == label] = X[b]
+    grouped = fit(rows, groups=labels)
+    assert_same(grouped, fit(X))
+    np.testing.assert_array_equal(grouped.score_samples(rows, groups=labels)[labels == -30], fit(X).score_samples(X)[0])
+
+
+def test_slices_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, integers = clusters(), np.round(clusters() * 10).astype(np.int32)
+    whole, of_list, of_integers = fit(X), fit(list(X)), fit(integers)
+    predicted = whole.predict(X)
+    monkeypatch.setattr("emalgam.batch.PROBLEMS_AT_ONCE", 5)
+    monkeypatch.setattr(forms, "ELEMENTS_OF_A_SLICE", 250)
+    assert_same(fit(X), whole)
+    assert_same(fit(list(X)), of_list)
+    assert_same(fit(integers), of_integers)
+    np.testing.assert_array_equal(whole.predict(X), predicted)
+    np.testing.assert_array_equal(whole.predict(list(X)), predicted.reshape(-1))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int16", "uint8", ">f8", "bool"])
+def test_real_types(dtype: str) -> None:
+    X = np.abs(clusters()).astype(dtype)
+    assert_same(fit(X), fit(X.astype(np.float64)))
+
+
+def test_strides_and_memory_maps(tmp_path: Any) -> None:
+    X = clusters()
+    wide = np.zeros((12, 120, 4))
+    wide[:, ::2, ::2] = X
+    assert_same(fit(wide[:, ::2, ::2]), fit(X))
+    np.save(tmp_path / "X.npy", X)
+    assert_same(fit(np.load(tmp_path / "X.npy", mmap_mode="r")), fit(X))
+
+
+def test_weights_in_every_form() -> None:
+    X, weight = clusters(), np.random.default_rng(3).integers(0, 3, (12, 60)).astype(float)
+    whole = fit(X, sample_weight=weight)
+    assert_same(fit(list(X), sample_weight=list(weight)), whole)
+    assert_same(fit(X.reshape(-1, 2), offsets=np.arange(13) * 60, sample_weight=weight.reshape(-1)), whole)
+    np.testing.assert_array_equal(whole.total_weight, weight.sum(axis=1))
+    assert not np.array_equal(whole.means, fit(X).means)
+
+
+def test_no_problems_at_all() -> None:
+    none = fit(np.empty((0, 5, 2)))
+    assert len(none) == 0
+    assert none.means.shape == (0, 2, 2)
+    assert list(none) == []
+    assert none.score_samples(np.empty((0, 5, 2))).shape == (0, 5)
+
+
+# ---- the result
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_a_problem_is_an_estimator(covariance_type: str) -> None:
+    X = clusters()
+    fits = fit(X, range(1, 4), covariance_type=covariance_type)
+    for b in (0, -1):
+        estimator = fits[b]
+        assert isinstance(estimator, emalgam.GaussianMixture)
+        assert estimator.n_components == fits.n_components[b]
+        assert estimator.bic(X[b]) == pytest.approx(fits.bic[b], rel=1e-10)
+        assert estimator.aic(X[b]) == pytest.approx(fits.aic[b], rel=1e-10)
+        assert estimator.score(X[b]) * 60 == pytest.approx(fits.log_likelihood[b], rel=1e-10)
+        np.testing.assert_allclose(fits.score_samples(X)[b], estimator.score_samples(X[b]), atol=1e-9)
+        np.testing.assert_array_equal(fits.predict(X)[b], estimator.predict(X[b]))
+    np.testing.assert_allclose(fits.score(X), fits.log_likelihood / 60, rtol=1e-10)
+    assert len(list(fits)) == len(fits) == 12
+
+
+def test_icl_adds_the_entropy_twice() -> None:
+    X = clusters()
+    fits = fit(X, 3, criterion="icl")
+    r = fits[4].predict_proba(X[4])
+    entropy = -(r * np.log(np.maximum(r, 1e-300))).sum()
+    assert fits.icl[4] - fits.bic[4] == pytest.approx(2 * entropy, rel=1e-6)
+
+
+def test_parts_of_a_result() -> None:
+    X = clusters()
+    fits = fit(X)
+    np.testing.assert_array_equal(fits[3:7].means, fits.means[3:7])
+    np.testing.assert_array_equal(fits[fits.converged].score(X[fits.converged]), fits.score(X)[fits.converged])
+    with pytest.raises(IndexError):
+        fits[12]
+
+
+def test_samples_follow_their_mixtures() -> None:
+    fits = fit(clusters(), range(1, 4), covariance_type="full")
+    x, labels = fits.sample(4000, random_state=5)
+    assert x.shape == (12, 4000, 2)
+    for b in range(12):
+        mixture = fits.mixture(b)
+        expected = np.bincount(labels[b], minlength=mixture.n_components) / 4000
+        error = np.sqrt(mixture.weights * (1 - mixture.weights) / 4000)
+        assert (np.abs(expected - mixture.weights) <= STANDARD_ERRORS * error).all()
+        for k in range(mixture.n_components):
+            rows = x[b][labels[b] == k]
+            deviation = np.sqrt(np.diag(mixture.covariances[k]) / len(rows))
+            assert (np.abs(rows.mean(axis=0) - mixture.means[k]) <= STANDARD_ERRORS * deviation).all()
+    np.testing.assert_array_equal(fits.sample(4000, random_state=5)[0], x)
+    assert len(np.unique(x[:, 0, 0])) == 12
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_samples_of_every_covariance_type(covariance_type: str) -> None:
+    X = clusters(3, 200, 3)
+    fits = fit(X, 1, covariance_type=covariance_type)
+    x, _ = fits.sample(20_000, random_state=1)
+    whole = oracles.full_covariances(
+        oracles.Gaussians(fits.weights[1], fits.means[1], fits.covariances[1], covariance_type)
+    )[0].astype(float)
+    found = np.cov(x[1].T)
+    error = np.sqrt((np.outer(np.diag(whole), np.diag(whole)) + whole**2) / 20_000)
+    assert (np.abs(found - whole) <= STANDARD_ERRORS * error).all()
+
+
+def test_a_stack_of_mixtures_for_divergences() -> None:
+    fits = fit(clusters())
+    divergences = emalgam.kl_variational(fits[:3], fits[3:6])
+    assert np.shape(divergences) == (3,)
+    assert divergences[1] == pytest.approx(float(emalgam.kl_variational(fits[1], fits[4])), rel=1e-12)
+
+
+# ---- problems that go wrong
+
+
+def test_bad_problems_say_why() -> None:
+    X = list(clusters(5))
+    X[1] = X[1].copy()
+    X[1][7, 0] = np.nan
+    X[3] = X[3][:1]
+    fits = fit(X)
+    np.testing.assert_array_equal(fits.status, [0, Status.NOT_FINITE, 0, Status.TOO_FEW_ROWS, 0])
+    assert fits.message.tolist() == ["", "the samples hold NaN or infinity", "", fits.message[3], ""]
+    with pytest.raises(ValueError, match="problem 1 has no mixture: the samples hold NaN or infinity"):
+        fits[1]
+    assert np.isnan(fits.bic[[1, 3]]).all()
+    assert np.isfinite(fits.bic[[0, 2, 4]]).all()
+    x, labels = fits.sample(3, random_state=0)
+    assert np.isnan(x[1]).all()
+    assert (labels[[1, 3]] == -1).all()
+    scores = fits.score(X)
+    np.testing.assert_array_equal(np.isnan(scores), [False, True, False, True, False])
+
+
+def test_a_nan_weight_stays_in_its_problem() -> None:
+    X, weight = clusters(3), np.ones((3, 60))
+    weight[1, 5] = np.nan
+    fits = fit(X, sample_weight=weight)
+    np.testing.assert_array_equal(fits.status, [0, Status.BAD_WEIGHT, 0])
+    np.testing.assert_array_equal(fits.total_weight[[0, 2]], 60)
+    assert np.isfinite(fits.bic[[0, 2]]).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"X": np.zeros((4, 2))}, "X has shape (4, 2) with neither groups nor offsets; expected an array (B, N, D)"),
+        ({"X": np.zeros((4, 2)), "groups": np.zeros(3)}, "groups has shape (3,); expected one label per row: (4,)"),
+        ({"X": np.zeros((4, 2)), "groups": [0, np.nan, 1, 1]}, "groups contains NaN at row 1"),
+        (
+            {"X": np.zeros((4, 2)), "offsets": [0, 3]},
+            "offsets go from 0 to 3; expected numbers that never fall, from 0",
+        ),
+        ({"X": np.zeros((4, 2)), "offsets": [0, 3, 2, 4]}, "offsets go from 0 to 4, not always upwards"),
+        ({"X": np.zeros((4, 2)), "offsets": [0.0, 4.0]}, "offsets has shape (2,) and dtype float64; expected integers"),
+        ({"X": np.zeros((4, 2)), "groups": np.zeros(4), "offsets": [0, 4]}, "with groups and offsets"),
+        ({"X": np.zeros((2, 4, 2)), "groups": np.zeros(2)}, "leave out groups and offsets"),
+        ({"X": [np.zeros((4, 2))], "offsets": [0, 4]}, "X is a list of arrays, which says where problems begin"),
+        ({"X": [np.zeros((4, 2)), np.zeros((4, 3))]}, "X is a list of 2 arrays of shapes (4, 2), (4, 3)"),
+        ({"X": np.zeros((2, 4, 2), complex)}, "X has shape (2, 4, 2) and dtype complex128"),
+        ({"X": np.zeros((2, 4, 0))}, "X has shape (2, 4, 0)"),
+        ({"X": np.zeros((2, 4, 2)), "sample_weight": np.ones(8)}, "sample_weight has shape (8,)"),
+        ({"X": np.zeros((2, 4, 2)), "n_components": 0}, "n_components is 0; expected an integer >= 1"),
+        ({"X": np.zeros((2, 4, 2)), "n_components": range(3)}, "n_components is range(0, 3)"),
+        ({"X": np.zeros((2, 4, 2)), "n_components": range(1, 6, 2)}, "in steps of one"),
+        ({"X": np.zeros((2, 4, 2)), "n_components": [1, 2, 3]}, "one integer >= 1 per problem: (2,)"),
+        ({"X": np.zeros((2, 4, 2)), "criterion": "bayes"}, "criterion is 'bayes'; expected one of bic, aic, icl"),
+        ({"X": np.zeros((2, 4, 2)), "covariance_type": "round"}, "covariance_type is 'round'"),
+        ({"X": np.zeros((2, 4, 2)), "tol": -1}, "tol is -1"),
+        ({"X": np.zeros((2, 4, 2)), "random_state": -1}, "random_state is -1"),
+        ({"X": np.zeros((2, 4, 2)), "backend": "fortran"}, "backend is 'fortran'"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        emalgam.fit_many(**{"n_components": 2} | arguments)
+
+
+def test_queries_that_do_not_fit() -> None:
+    X = clusters()
+    fits = fit(X)
+    with pytest.raises(ValueError, match="X has 3 features; these mixtures have 2"):
+        fits.predict(np.zeros((12, 5, 3)))
+    with pytest.raises(ValueError, match="X holds 11 problems; there are 12 mixtures"):
+        fits.predict(X[:11])
+    grouped = fit(X.reshape(-1, 2), groups=np.repeat(np.arange(12), 60))
+    np.testing.assert_array_equal(grouped.score(X[4], groups=np.full(60, 4)), fits.score(X)[4:5])
+    with pytest.raises(ValueError, match="groups contains 99, for which there was no fit"):
+        grouped.predict(X[4], groups=np.full(60, 99))
+
+
+def test_progress_is_shown_on_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
+    fit(clusters(), progress=True)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "12/12" in err
+    assert "fits/s" in err
