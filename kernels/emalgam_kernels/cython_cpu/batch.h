@@ -45,8 +45,7 @@ typedef struct {
     Column n_iter, converged, status;          /* (B,) int64, bool, int64 */
     int criterion;
     Py_ssize_t n_init, max_iter, n_lifts;
-    double tol, added, relative_floor, no_mass, lifts[MOST_LIFTS];
-    double most_cancellation;                  /* with which the packed form is used */
+    double tol, added, lifts[MOST_LIFTS], relative_floor, no_mass, singular, equal, most_cancellation;
     uint64_t seed;
     uint32_t stream_of_problems, stream_of_seeds;
     /* predictions only */

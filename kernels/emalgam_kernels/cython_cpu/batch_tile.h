@@ -33,7 +33,7 @@ typedef struct {
     REAL *precision, *linear;         /* Λ = Σ⁻¹, Λ μ */
     REAL *constant;                   /* log w + ½ log |Λ| − ½ D log 2π */
     double cancellation;
-    int collapsed;
+    int lifted, collapsed;
 } N_(Components);
 
 /* What a restart has come to. */
@@ -596,6 +596,10 @@ KERNEL int N_(regularize)(N_(Fit) *f, const N_(Components) *old, N_(Components) 
                 PUT(new->inverse, e, AT(new->covariance, e));
             }
         positive = N_(factorize)(new->inverse, D, f->matrices, width, g, new->pivot, f->column);
+        for (Py_ssize_t d = 0; d < D; ++d) {
+            const VEC variance = AT(new->covariance, f->matrices ? ENTRY(d, d) : d);
+            positive &= (IVEC)(AT(new->pivot, d) > f->batch->singular * variance);
+        }
         Py_ssize_t count = 0;
         for (Py_ssize_t l = 0; l < LANES; ++l) count += positive[l] != 0;
         if (count == LANES) break;
@@ -606,7 +610,10 @@ KERNEL int N_(regularize)(N_(Fit) *f, const N_(Components) *old, N_(Components) 
         const REAL least = f->added[d] + f->floor[d];
         if (f->pivots[d] > 2 * least) narrow |= (IVEC)(AT(new->pivot, d) < least);
     }
-    for (Py_ssize_t l = 0; l < LANES && !tied; ++l) new->collapsed |= narrow[l] && !kept[l];
+    for (Py_ssize_t l = 0; l < LANES; ++l) {
+        new->lifted |= lift[l] > 0;
+        new->collapsed |= narrow[l] && !kept[l] && !tied;
+    }
     return 1;
 }
 
@@ -617,7 +624,7 @@ KERNEL int N_(maximize)(N_(Fit) *f, const N_(Components) *old, N_(Components) *n
     const REAL *mass = f->moments + (f->problem.F - 1) * f->width;
     for (Py_ssize_t k = 0; k < f->K; ++k) total += mass[k];
     const double least = f->batch->no_mass * total;
-    new->collapsed = 0;
+    new->lifted = new->collapsed = 0;
     for (Py_ssize_t k = 0; k < f->K; ++k) new->collapsed |= mass[k] <= least;
     for (Py_ssize_t g = 0; g < f->width; g += LANES) N_(estimate)(f, old, new, total, least, g);
     N_(constrain)(f, new);
@@ -806,8 +813,9 @@ KERNEL int N_(start)(N_(Fit) *f, N_(Components) *seeds, N_(Components) *first) {
     return N_(maximize)(f, seeds, first);
 }
 
+/* Whether the packed form would lose the digits of components, or of what decided that they needed a lift. */
 INLINE int N_(cancels)(const N_(Fit) *f, const N_(Components) *c) {
-    return !(c->cancellation <= f->batch->most_cancellation);
+    return c->lifted || !(c->cancellation <= f->batch->most_cancellation);
 }
 
 /* One iteration; returns whether it came to something. What packed statistics make of components that the packed form
@@ -869,7 +877,7 @@ KERNEL N_(Components) *N_(restart)(N_(Fit) *f, uint64_t key, Py_ssize_t number, 
     return now;
 }
 
-/* The smallest criterion of all numbers of components and restarts, the first of equals; its status, or why none is. */
+/* The smallest criterion of all restarts and numbers of components, the first of equals; its status, or why none is. */
 KERNEL int N_(best_restart)(N_(Fit) *f, Py_ssize_t b, Py_ssize_t fewest, N_(Outcome) *best) {
     const Batch *batch = f->batch;
     const uint64_t number = ITEM(uint64_t, batch->numbers, b);
@@ -880,7 +888,7 @@ KERNEL int N_(best_restart)(N_(Fit) *f, Py_ssize_t b, Py_ssize_t fewest, N_(Outc
         for (Py_ssize_t restart = 0; restart < batch->n_init; ++restart) {
             N_(Outcome) outcome;
             const N_(Components) *c = N_(restart)(f, key, restart, &outcome);
-            if (!c || (found && !(outcome.value < best->value))) continue;
+            if (!c || (found && !(outcome.value < best->value - batch->equal * f->total))) continue;
             found = 1, *best = outcome;
             memcpy(f->best, c->parameters, (1 + f->D + f->entries) * f->width * sizeof(REAL));
         }

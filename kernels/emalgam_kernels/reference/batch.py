@@ -16,9 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from emalgam_kernels.batch import (
+    EQUAL,
     LIFTS,
     NO_MASS,
     RELATIVE_FLOOR,
+    SINGULAR,
     Mixtures,
     Outcomes,
     Problems,
@@ -54,7 +56,7 @@ def fit_many(
     -----
     Of each problem: greedy k-means++ (the best of 2 + log K candidates), an M-step of that hard assignment, then EM
     until the mean log-likelihood changes by less than `tol`. Of all restarts and numbers of components the smallest
-    criterion wins, the first of equals. A problem that cannot be fitted gets a status and leaves the others alone.
+    criterion wins, the first of those that are equal to rounding. A problem that cannot be fitted gets a status and leaves the others alone.
 
     References
     ----------
@@ -89,7 +91,8 @@ def predict_many(
         `numbers` and `sample_weight` are not read.
     mixtures : Mixtures
     log_prob : (N,) float64
-        Receives log p(x), in nats, of each row of x; NaN where the problem has no mixture or the row is not finite.
+        Receives log p(x), in nats, of each row of x; NaN where the problem has no mixture, a covariance is not positive
+        definite (it may have overflowed) or the row is not finite.
     labels : (N,) int64
         Receives argmax_k r_k, the first of equals; −1 where log p is NaN.
     n_threads : int
@@ -102,11 +105,12 @@ def predict_many(
             first, last = int(problems.offsets[b]), int(problems.offsets[b + 1])
             covariances = _as_matrices(mixtures.covariance_type, mixtures.covariances[b], K, D)
             components = _Components(mixtures.weights[b, :K], mixtures.means[b, :K], covariances)
+            known = K > 0 and _positive_definite(covariances)
             for at in range(first, last, ROWS_AT_ONCE):
                 span = slice(at, min(at + ROWS_AT_ONCE, last))
                 rows = span if problems.order is None else problems.order[span]
                 x = problems.x[rows].astype(np.float64)
-                logits = _logits(x, components) if K else np.full((len(x), 1), np.nan)
+                logits = _logits(x, components) if known else np.full((len(x), 1), np.nan)
                 log_p = _log_sum_exp(logits)
                 log_prob[rows] = log_p
                 labels[rows] = np.where(np.isnan(log_p), -1, logits.argmax(axis=1))
@@ -241,6 +245,14 @@ def _as_matrices(covariance_type: str, shaped: np.ndarray, K: int, D: int) -> np
     return (shaped[:K, :, None] if covariance_type == "diag" else shaped[:K, None, None]) * identity
 
 
+def _positive_definite(covariances: np.ndarray) -> bool:
+    try:
+        np.linalg.cholesky(covariances)
+    except np.linalg.LinAlgError:
+        return False
+    return True
+
+
 def _logits(z: np.ndarray, components: _Components) -> np.ndarray:
     """L_nk = log w_k N(z_n; μ_k, Σ_k) = log w_k − ½ ‖L_k⁻¹ (z_n − μ_k)‖² − log |L_k| − ½ D log 2π; (n, K)."""
     logits = np.empty((len(z), len(components.weights)))
@@ -334,7 +346,7 @@ def _best(data: _Data, settings: Settings, numbers_of_components: range, draws: 
                 fit = _restart(data, settings, K, restart, draws)
             except (np.linalg.LinAlgError, FloatingPointError):
                 continue
-            if best is None or fit.value < best.value:
+            if best is None or fit.value < best.value - EQUAL * data.weight.sum():
                 best = fit
     return best
 
@@ -406,6 +418,8 @@ def _regularized(estimate: np.ndarray, data: _Data) -> tuple[np.ndarray, bool]:
         try:
             pivots = np.diag(np.linalg.cholesky(covariance)) ** 2
         except np.linalg.LinAlgError:
+            continue
+        if (pivots <= SINGULAR * np.diag(covariance)).any():
             continue
         return covariance, times > 0 or bool(((pivots < least) & (data.pivots > 2 * least)).any())
     raise np.linalg.LinAlgError("a covariance is not positive definite, whatever is added to it")
