@@ -22,7 +22,8 @@ RELATIVE_FLOOR: Final = (
 )
 LIFTS: Final = (0.0, 1.0, 1e2, 1e4, 1e6)  # floors that are added until a covariance is positive definite
 NO_MASS: Final = 10 * float(np.finfo(np.float64).eps)  # share of the weight below which a component is without data
-SINGULAR: Final = 1e-12  # of a variance: what the features before it leave of it is rounding if it is smaller
+ROUND_SHIFT: Final = 2.0**20  # the mean is rounded to that part of the deviation before it is subtracted
+ROUNDING: Final = 1e-12  # of a number: smaller differences say nothing
 EQUAL: Final = 1e-9  # nats for each unit of weight: criteria that differ by less do so by rounding
 # The guard of `emalgam.guard`: while 4 eps times the size of the terms of ⟨η, φ⟩ is at most 1e-9 nats, they do not cancel.
 MOST_CANCELLATION: Final = 1e-9 / (4 * float(np.finfo(np.float64).eps))

@@ -45,7 +45,8 @@ typedef struct {
     Column n_iter, converged, status;          /* (B,) int64, bool, int64 */
     int criterion;
     Py_ssize_t n_init, max_iter, n_lifts;
-    double tol, added, lifts[MOST_LIFTS], relative_floor, no_mass, singular, equal, most_cancellation;
+    double tol, added, lifts[MOST_LIFTS], relative_floor, round_shift, no_mass;
+    double rounding, equal, most_cancellation;
     uint64_t seed;
     uint32_t stream_of_problems, stream_of_seeds;
     /* predictions only */

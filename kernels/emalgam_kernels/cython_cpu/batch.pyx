@@ -13,8 +13,8 @@ cimport numpy as cnp
 from libc.stdint cimport uint32_t, uint64_t
 
 from emalgam_kernels.batch import (
-    COVARIANCE_TYPES, CRITERIA, EQUAL, LIFTS, MOST_CANCELLATION, NO_MASS, RELATIVE_FLOOR, SINGULAR, Mixtures, Outcomes,
-    Problems, Settings, passes_of_a_fit, problems_per_block
+    COVARIANCE_TYPES, CRITERIA, EQUAL, LIFTS, MOST_CANCELLATION, NO_MASS, RELATIVE_FLOOR, ROUND_SHIFT, ROUNDING, Mixtures,
+    Outcomes, Problems, Settings, passes_of_a_fit, problems_per_block
 )
 from emalgam_kernels.blocks import for_each_block, workspace
 from emalgam_kernels.cython_cpu import mixture
@@ -48,7 +48,7 @@ cdef extern from "batch.h" nogil:
         Py_ssize_t n_init, max_iter, n_lifts
         double tol, added
         double lifts[MOST_LIFTS]
-        double relative_floor, no_mass, singular, equal, most_cancellation
+        double relative_floor, round_shift, no_mass, rounding, equal, most_cancellation
         uint64_t seed
         uint32_t stream_of_problems, stream_of_seeds
         Column log_prob, labels
@@ -99,8 +99,8 @@ cdef class _Blocks:
         g.fewest, g.most = _column(settings.fewest), _column(settings.most)
         g.criterion = CRITERIA.index(settings.criterion)
         g.n_init, g.max_iter, g.tol, g.added = settings.n_init, settings.max_iter, settings.tol, settings.added
-        g.relative_floor, g.no_mass, g.singular, g.equal = RELATIVE_FLOOR, NO_MASS, SINGULAR, EQUAL
-        g.most_cancellation = MOST_CANCELLATION
+        g.relative_floor, g.round_shift, g.no_mass = RELATIVE_FLOOR, ROUND_SHIFT, NO_MASS
+        g.rounding, g.equal, g.most_cancellation = ROUNDING, EQUAL, MOST_CANCELLATION
         g.n_lifts = len(LIFTS)
         for i in range(g.n_lifts):
             g.lifts[i] = LIFTS[i]

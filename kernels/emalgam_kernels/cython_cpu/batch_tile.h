@@ -174,7 +174,7 @@ INLINE VEC N_(distance)(const N_(Fit) *f, const REAL *restrict z, const REAL *re
     VEC sum = {0};
     for (Py_ssize_t d = 0; d < f->D; ++d) {
         const VEC difference = LOAD(z + d * f->stride) - seed[d];
-        sum += difference * difference * f->closeness[d];
+        sum += (difference * difference) * f->closeness[d];
     }
     return sum;
 }
@@ -384,7 +384,7 @@ KERNEL double N_(potential_of)(const N_(Fit) *f, const N_(Tile) *tile, const REA
     return total;
 }
 
-/* Which of the drawn samples leaves the smallest potential, the first of equals. */
+/* Which of the drawn samples leaves the smallest potential, the first of those that are equal to rounding. */
 KERNEL Py_ssize_t N_(best_candidate)(N_(Fit) *f, Py_ssize_t count) {
     Py_ssize_t best = 0;
     for (Py_ssize_t i = 0; i < count; ++i) f->potential[i] = 0;
@@ -393,7 +393,7 @@ KERNEL Py_ssize_t N_(best_candidate)(N_(Fit) *f, Py_ssize_t count) {
         for (Py_ssize_t i = 0; i < count; ++i) f->potential[i] += N_(potential_of)(f, &tile, f->drawn + i * f->D);
     }
     for (Py_ssize_t i = 1; i < count; ++i)
-        if (f->potential[i] < f->potential[best]) best = i;
+        if (f->potential[i] < (1 - f->batch->rounding) * f->potential[best]) best = i;
     return best;
 }
 
@@ -598,7 +598,9 @@ KERNEL int N_(regularize)(N_(Fit) *f, const N_(Components) *old, N_(Components) 
         positive = N_(factorize)(new->inverse, D, f->matrices, width, g, new->pivot, f->column);
         for (Py_ssize_t d = 0; d < D; ++d) {
             const VEC variance = AT(new->covariance, f->matrices ? ENTRY(d, d) : d);
-            positive &= (IVEC)(AT(new->pivot, d) > f->batch->singular * variance);
+            const REAL rounding = f->batch->rounding, spread = f->floor[d] / f->batch->relative_floor;
+            positive &= (IVEC)(AT(new->pivot, d) > rounding * variance) &
+                        (IVEC)(AT(new->pivot, d) > rounding * rounding * spread);
         }
         Py_ssize_t count = 0;
         for (Py_ssize_t l = 0; l < LANES; ++l) count += positive[l] != 0;
@@ -712,6 +714,8 @@ KERNEL void N_(find_frame)(N_(Fit) *f) {
     for (Py_ssize_t d = 0; d < D; ++d) {
         f->deviation[d] = sqrt(f->statistics[d] / f->total);
         f->scale[1][d] = N_(power_of_two)(f->deviation[d]);
+        const double fine = f->scale[1][d] * f->batch->round_shift; /* equal differences of samples stay equal */
+        f->shift[1][d] = rint(f->shift[1][d] * fine) / fine;
         if (f->deviation[d] > 0) coarsest = fmin(coarsest, f->scale[0][d] * f->scale[1][d]);
     }
     if (f->batch->covariance == SPHERICAL_COVARIANCE)

@@ -20,7 +20,8 @@ from emalgam_kernels.batch import (
     LIFTS,
     NO_MASS,
     RELATIVE_FLOOR,
-    SINGULAR,
+    ROUND_SHIFT,
+    ROUNDING,
     Mixtures,
     Outcomes,
     Problems,
@@ -163,8 +164,8 @@ class _Data:
     Attributes
     ----------
     z : (n, D)
-    metric : (n, D)
-        z with unit variances (spherical: z itself), in which k-means++ compares distances.
+    closeness : (D,)
+        One over the variances (spherical: ones), which k-means++ multiplies squared distances by.
     weight : (n,)
     shift, scale : (D,)
     floor : (D,)
@@ -177,7 +178,7 @@ class _Data:
     """
 
     z: np.ndarray
-    metric: np.ndarray
+    closeness: np.ndarray
     weight: np.ndarray
     shift: np.ndarray
     scale: np.ndarray
@@ -195,6 +196,8 @@ class _Data:
         mean = share @ z
         deviation = np.sqrt(share @ (z - mean) ** 2)
         finer = _power_of_two(deviation)
+        # A rounded mean leaves the differences between samples exact: those that are equal stay so on every backend.
+        mean = np.rint(mean * (finer * ROUND_SHIFT)) / (finer * ROUND_SHIFT)
         if settings.covariance_type == "spherical":  # one scale for all features
             varies = deviation > 0
             finer = np.full_like(scale, (scale * finer)[varies].min(initial=np.inf) if varies.any() else 1.0) / scale
@@ -202,13 +205,13 @@ class _Data:
         variance = (deviation * finer) ** 2
         spread = np.where(variance > 0, variance, 1.0)
         floor, scale = RELATIVE_FLOOR * spread, scale * finer
-        metric = z if settings.covariance_type == "spherical" else z / np.sqrt(spread)
+        closeness = np.ones_like(spread) if settings.covariance_type == "spherical" else 1.0 / spread
         added = floor if settings.added < 0 else settings.added * scale**2
         if settings.covariance_type == "spherical":
             floor, added = np.full_like(floor, floor.mean()), np.full_like(added, added.mean())
         total = _constrain(settings.covariance_type, ((z * share[:, None]).T @ z)[None], np.ones(1))[0]
         pivots = np.diag(np.linalg.cholesky(total + np.diag(added + floor))) ** 2
-        return cls(z, metric, rows.weight, middle + mean / scale * finer, scale, floor, added, pivots)
+        return cls(z, closeness, rows.weight, middle + mean / scale * finer, scale, floor, added, pivots)
 
 
 # ---- mixtures of a problem; whatever their type, covariances are matrices (K, D, D) here
@@ -302,20 +305,26 @@ def _draw(mass: np.ndarray, u: float) -> int:
     return min(int(np.searchsorted(cumulative, u * cumulative[-1], side="right")), int(np.flatnonzero(mass)[-1]))
 
 
+def _distances(data: _Data, row: int) -> np.ndarray:
+    """Σ_d (z_nd − z_row,d)² · closeness_d, (n,)."""
+    distances: np.ndarray = ((data.z - data.z[row]) ** 2 * data.closeness).sum(axis=1)
+    return distances
+
+
 def _labels(data: _Data, K: int, restart: int, draws: _SeedDraws) -> tuple[np.ndarray, np.ndarray]:
     """The seeds of greedy k-means++, (K,) rows, and each sample's nearest seed, the first of equals, (n,)."""
     seeds = [_draw(data.weight, draws.uniform(K, restart, 0))]
-    nearest = ((data.metric - data.metric[seeds[0]]) ** 2).sum(axis=1)
+    nearest = _distances(data, seeds[0])
     labels, t = np.zeros(len(nearest), np.int64), 1
     for k in range(1, K):
         mass = data.weight * nearest
         best, least, found = -1, np.inf, nearest
         for _ in range(2 + int(np.log(K))):
             candidate = _draw(mass if mass.any() else data.weight, draws.uniform(K, restart, t))
-            distances = ((data.metric - data.metric[candidate]) ** 2).sum(axis=1)
+            distances = _distances(data, candidate)
             potential = float(data.weight @ np.minimum(nearest, distances))
             t += 1
-            if potential < least:
+            if potential < (1 - ROUNDING) * least:
                 best, least, found = candidate, potential, distances
         seeds.append(best)
         labels[found < nearest] = k
@@ -419,7 +428,8 @@ def _regularized(estimate: np.ndarray, data: _Data) -> tuple[np.ndarray, bool]:
             pivots = np.diag(np.linalg.cholesky(covariance)) ** 2
         except np.linalg.LinAlgError:
             continue
-        if (pivots <= SINGULAR * np.diag(covariance)).any():
+        # What the other features leave of a variance, or a component of the spread of all samples, may be rounding.
+        if (pivots <= ROUNDING * np.maximum(np.diag(covariance), ROUNDING * data.floor / RELATIVE_FLOOR)).any():
             continue
         return covariance, times > 0 or bool(((pivots < least) & (data.pivots > 2 * least)).any())
     raise np.linalg.LinAlgError("a covariance is not positive definite, whatever is added to it")
