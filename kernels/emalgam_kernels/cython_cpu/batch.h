@@ -5,10 +5,10 @@
 #include "sample_tiles.h"
 #include "tiles.h"
 
-/* Bytes of tiles that are kept for a whole fit, so that they stay in the second-level cache; a problem with more samples
- * makes each tile anew in every pass. Few columns, so that the rows of a product stay in the first-level cache. */
+/* Bytes of tiles that are kept for a whole fit: about what a processor's share of the caches holds. A problem with more
+ * samples makes each tile anew in every pass. Few columns, so that the rows of a product stay in the first-level cache. */
 #ifndef KEPT_BYTES
-#define KEPT_BYTES (640 * 1024)
+#define KEPT_BYTES (2 * 1024 * 1024)
 #endif
 #ifndef KEPT_COLUMNS
 #define KEPT_COLUMNS 256

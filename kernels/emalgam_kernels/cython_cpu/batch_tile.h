@@ -51,10 +51,10 @@ typedef struct {
     Py_ssize_t F, entries, direct_F;             /* of packed statistics, of a covariance, of direct statistics */
     Py_ssize_t tiles, T, stride, features;       /* T columns of a tile; rows of Φ that one product takes */
     int map, matrices, kept;                     /* of packed statistics; Σ has off-diagonals; tiles are kept */
-    int loaded, frames, chosen;                  /* how far the tiles have come: frames applied, seeds chosen */
+    int loaded, framed, chosen;                  /* how far tiles have come: in memory, in their frame, seeds chosen */
     double total, log_scale, common;             /* Σ ω; Σ log scale; what LINEAR leaves out of Σ ω log p */
     REAL *shift[2], *scale[2];                   /* z = ((x − shift₀) scale₀ − shift₁) scale₁; (D,), as these are: */
-    REAL *zero, *one, *low, *high, *deviation, *floor, *added, *closeness, *pivots;
+    REAL *zero, *low, *high, *deviation, *floor, *added, *closeness, *pivots;
     REAL *scatter;                               /* Σ ω z zᵀ, packed, or its diagonal */
     REAL *seeds, *drawn, *potential, *uniform;   /* (K, D), (candidates, D), (candidates,) twice */
     REAL *logits, *log_prob, *ones, *centred, *weighted; /* (K, T), (T,), (T,), (D + 1, T) twice */
@@ -124,7 +124,7 @@ KERNEL size_t N_(arrange)(N_(Fit) *f, char *workspace) {
     const Py_ssize_t factor = f->matrices ? D * D : D;
     uintptr_t place = ((uintptr_t)workspace + 63) / 64 * 64;
 #define TAKE(array, count) array = (REAL *)place, place += ((count) * sizeof(REAL) + 63) / 64 * 64
-    REAL **features[] = {f->shift, f->shift + 1, f->scale, f->scale + 1, &f->zero, &f->one, &f->low, &f->high,
+    REAL **features[] = {f->shift, f->shift + 1, f->scale, f->scale + 1, &f->zero, &f->low, &f->high,
                          &f->deviation, &f->floor, &f->added, &f->closeness, &f->pivots};
     for (size_t i = 0; i < sizeof(features) / sizeof(features[0]); ++i) TAKE(*features[i], D);
     TAKE(f->scatter, entries);
@@ -202,14 +202,13 @@ KERNEL N_(Tile) N_(open)(const N_(Fit) *f, Py_ssize_t t) {
     tile.z = tile.phi + (f->kept ? f->F - f->D - 1 : f->features) * f->stride;
     if (f->kept && f->loaded) return tile;
     N_(load_tile)(&f->problem, first, rows, tile.columns, f->stride, tile.weight, tile.z);
-    for (int frame = 0; frame < f->frames; ++frame) N_(apply_frame)(f, &tile, frame);
+    if (f->framed) N_(apply_frame)(f, &tile, 1);
     for (int k = 0; k < f->chosen; ++k) N_(approach)(f, &tile, k);
     return tile;
 }
 
-/* From here on tiles are in the next frame too. */
-KERNEL void N_(next_frame)(N_(Fit) *f) {
-    const int frame = f->frames++;
+/* Tiles that are kept follow a change of the frame. */
+KERNEL void N_(reframe)(const N_(Fit) *f, int frame) {
     for (Py_ssize_t t = 0; f->kept && t < f->tiles; ++t) {
         const N_(Tile) tile = N_(open)(f, t);
         N_(apply_frame)(f, &tile, frame);
@@ -706,7 +705,7 @@ KERNEL void N_(find_frame)(N_(Fit) *f) {
         f->shift[0][d] = high > low ? low / 2 + high / 2 : low;
         f->scale[0][d] = N_(power_of_two)(high / 2 - low / 2);
     }
-    N_(next_frame)(f);
+    N_(reframe)(f, 0);
     N_(moments_about)(f, DIAG, f->zero);
     for (Py_ssize_t d = 0; d < D; ++d) f->shift[1][d] = f->statistics[D + d] / f->total;
     N_(moments_about)(f, DIAG, f->shift[1]);
@@ -720,7 +719,8 @@ KERNEL void N_(find_frame)(N_(Fit) *f) {
     }
     if (f->batch->covariance == SPHERICAL_COVARIANCE)
         for (Py_ssize_t d = 0; d < D; ++d) f->scale[1][d] = (coarsest < INFINITY ? coarsest : 1) / f->scale[0][d];
-    N_(next_frame)(f);
+    N_(reframe)(f, 1);
+    f->framed = 1;
 }
 
 /* For spherical covariances, the mean over features. */
@@ -774,9 +774,9 @@ KERNEL void N_(keep_features)(N_(Fit) *f) {
 
 /* Samples before any frame. */
 KERNEL void N_(begin)(N_(Fit) *f) {
-    for (Py_ssize_t d = 0; d < f->D; ++d) f->zero[d] = 0, f->one[d] = 1;
+    for (Py_ssize_t d = 0; d < f->D; ++d) f->zero[d] = f->shift[0][d] = 0, f->scale[0][d] = 1;
     for (Py_ssize_t n = 0; n < f->stride; ++n) f->ones[n] = 1;
-    f->problem.shift = f->zero, f->problem.scale = f->one;
+    f->problem.shift = f->shift[0], f->problem.scale = f->scale[0];
 }
 
 /* The samples in their frame, and what all restarts share; returns why the problem cannot be fitted, or FINE. */
