@@ -6,7 +6,8 @@
 #include "tiles.h"
 
 /* Bytes of tiles that are kept for a whole fit: about what a processor's share of the caches holds. A problem with more
- * samples makes each tile anew in every pass. Few columns, so that the rows of a product stay in the first-level cache. */
+ * samples makes each tile anew in every pass. Few columns, so that what a product reads stays in the first-level cache.
+ */
 #ifndef KEPT_BYTES
 #define KEPT_BYTES (2 * 1024 * 1024)
 #endif

@@ -13,8 +13,8 @@ cimport numpy as cnp
 from libc.stdint cimport uint32_t, uint64_t
 
 from emalgam_kernels.batch import (
-    COVARIANCE_TYPES, CRITERIA, EQUAL, LIFTS, MOST_CANCELLATION, NO_MASS, RELATIVE_FLOOR, ROUND_SHIFT, ROUNDING, Mixtures,
-    Outcomes, Problems, Settings, passes_of_a_fit, problems_per_block
+    COVARIANCE_TYPES, CRITERIA, EQUAL, LIFTS, MOST_CANCELLATION, NO_MASS, RELATIVE_FLOOR, ROUND_SHIFT, ROUNDING,
+    Mixtures, Outcomes, Problems, Settings, passes_of_a_fit, problems_per_block
 )
 from emalgam_kernels.blocks import for_each_block, workspace
 from emalgam_kernels.cython_cpu import mixture

@@ -2,8 +2,8 @@
  *
  * Samples lie in tiles as in tile.h. Components lie side by side in the same way: row i of a parameter holds it for all
  * of them, `width` apart, and every loop of the M-step runs over whole vectors of components, whatever D is. Lanes
- * without a component have no weight. Symmetric and triangular matrices are packed as φ packs them: entry (i, j), i ≥ j,
- * in row i (i + 1) / 2 + j. The functions are specified in emalgam_kernels/reference/batch.py; here logits and moments
+ * without a component have no weight. Symmetric and triangular matrices are packed as φ packs them, entry (i, j) with
+ * i ≥ j in row i (i + 1) / 2 + j. The functions are specified in emalgam_kernels/reference/batch.py; here logits and moments
  * are in the packed form while it keeps the digits (emalgam.guard), and else in the direct one.
  */
 
@@ -69,6 +69,12 @@ typedef struct {
 
 INLINE Py_ssize_t N_(rounded_up)(Py_ssize_t count, Py_ssize_t vectors) {
     return (count + vectors * LANES - 1) / (vectors * LANES) * (vectors * LANES);
+}
+
+INLINE int N_(all_lanes)(IVEC mask) {
+    for (Py_ssize_t l = 0; l < LANES; ++l)
+        if (!mask[l]) return 0;
+    return 1;
 }
 
 INLINE Py_ssize_t N_(candidate_count)(Py_ssize_t K) { return 2 + (Py_ssize_t)log((double)K); }
@@ -531,8 +537,8 @@ KERNEL void N_(side_by_side)(N_(Fit) *f) {
         for (Py_ssize_t i = 0; i < F; ++i) f->moments[i * width + k] = f->statistics[k * F + i];
 }
 
-/* w = N_k / N, μ = a + δ and Σ = Σ_n r (z − a)(z − a)ᵀ / N_k − δ δᵀ, where δ = Σ_n r (z − a) / N_k and a is the old mean
- * (direct) or zero (packed). A component without data keeps its mean, and loses its weight. */
+/* w = N_k / N, μ = a + δ and Σ = Σ_n r (z − a)(z − a)ᵀ / N_k − δ δᵀ, where δ = Σ_n r (z − a) / N_k and a is the old
+ * mean (direct) or zero (packed). A component without data keeps its mean, and loses its weight. */
 KERNEL void N_(estimate)(N_(Fit) *f, const N_(Components) *old, N_(Components) *new, double total, double least,
                          Py_ssize_t g) {
     const Py_ssize_t D = f->D, width = f->width, F = f->problem.F;
@@ -576,38 +582,44 @@ KERNEL void N_(constrain)(N_(Fit) *f, const N_(Components) *new) {
     }
 }
 
-/* Σ ← the estimate with what is to be added, and with as many floors as it takes to be positive definite. Whoever has no
- * data keeps the old one. It has collapsed if it took any, or if, given the features before it, some feature varies less
- * than the floor, and less than it does in all samples together. Returns whether all are positive definite. */
-KERNEL int N_(regularize)(N_(Fit) *f, const N_(Components) *old, N_(Components) *new, Py_ssize_t g) {
+/* Σ ← the estimate with what is to be added and `lift` floors, or the old Σ of those in `kept`; and its factors.
+ * Returns whose pivots are positive, and not only by rounding. */
+KERNEL IVEC N_(lift_covariance)(N_(Fit) *f, const N_(Components) *old, N_(Components) *new, VEC lift, IVEC kept,
+                                Py_ssize_t g) {
     const Py_ssize_t D = f->D, width = f->width;
+    const REAL rounding = f->batch->rounding;
+    for (Py_ssize_t i = 0, e = 0; i < D; ++i)
+        for (Py_ssize_t j = f->matrices ? 0 : i; j <= i; ++j, ++e) {
+            VEC entry = AT(f->estimate, e);
+            if (i == j) entry += f->added[i] + lift * f->floor[i];
+            PUT(new->covariance, e, SELECT(kept, AT(old->covariance, e), entry));
+            PUT(new->inverse, e, AT(new->covariance, e));
+        }
+    IVEC positive = N_(factorize)(new->inverse, D, f->matrices, width, g, new->pivot, f->column);
+    for (Py_ssize_t d = 0; d < D; ++d) {
+        const VEC pivot = AT(new->pivot, d), variance = AT(new->covariance, f->matrices ? ENTRY(d, d) : d);
+        const REAL spread = f->floor[d] / f->batch->relative_floor; /* of all samples */
+        positive &= (IVEC)(pivot > rounding * variance) & (IVEC)(pivot > rounding * rounding * spread);
+    }
+    return positive;
+}
+
+/* As many floors as it takes to be positive definite; whoever has no data keeps the old Σ. A component has collapsed if
+ * it took any, or if, given the features before it, some feature varies less than the floor, and less than it does in
+ * all samples together. Returns whether all are positive definite. */
+KERNEL int N_(regularize)(N_(Fit) *f, const N_(Components) *old, N_(Components) *new, Py_ssize_t g) {
+    const Py_ssize_t width = f->width;
     const int tied = f->batch->covariance == TIED_COVARIANCE;
     const IVEC kept = tied ? (IVEC){0} : (IVEC)(AT(new->weight, 0) == (REAL)0);
     VEC lift = {0};
-    IVEC positive = {0}, narrow;
-    for (Py_ssize_t times = 0; times < f->batch->n_lifts; ++times) {
-        lift = SELECT(positive, lift, BROADCAST(f->batch->lifts[times]));
-        for (Py_ssize_t i = 0, e = 0; i < D; ++i)
-            for (Py_ssize_t j = f->matrices ? 0 : i; j <= i; ++j, ++e) {
-                VEC entry = AT(f->estimate, e);
-                if (i == j) entry += f->added[i] + lift * f->floor[i];
-                PUT(new->covariance, e, SELECT(kept, AT(old->covariance, e), entry));
-                PUT(new->inverse, e, AT(new->covariance, e));
-            }
-        positive = N_(factorize)(new->inverse, D, f->matrices, width, g, new->pivot, f->column);
-        for (Py_ssize_t d = 0; d < D; ++d) {
-            const VEC variance = AT(new->covariance, f->matrices ? ENTRY(d, d) : d);
-            const REAL rounding = f->batch->rounding, spread = f->floor[d] / f->batch->relative_floor;
-            positive &= (IVEC)(AT(new->pivot, d) > rounding * variance) &
-                        (IVEC)(AT(new->pivot, d) > rounding * rounding * spread);
-        }
-        Py_ssize_t count = 0;
-        for (Py_ssize_t l = 0; l < LANES; ++l) count += positive[l] != 0;
-        if (count == LANES) break;
-        if (times == f->batch->n_lifts - 1) return 0;
+    IVEC positive = {0};
+    for (Py_ssize_t i = 0; i < f->batch->n_lifts && !N_(all_lanes)(positive); ++i) {
+        lift = SELECT(positive, lift, BROADCAST(f->batch->lifts[i]));
+        positive = N_(lift_covariance)(f, old, new, lift, kept, g);
     }
-    narrow = (IVEC)(lift > (REAL)0);
-    for (Py_ssize_t d = 0; d < D; ++d) {
+    if (!N_(all_lanes)(positive)) return 0;
+    IVEC narrow = (IVEC)(lift > (REAL)0);
+    for (Py_ssize_t d = 0; d < f->D; ++d) {
         const REAL least = f->added[d] + f->floor[d];
         if (f->pivots[d] > 2 * least) narrow |= (IVEC)(AT(new->pivot, d) < least);
     }
@@ -648,13 +660,11 @@ KERNEL int N_(extend_range)(const N_(Tile) *tile, const REAL *restrict z, REAL *
         least = SELECT(any & (IVEC)(x < least), x, least);
         most = SELECT(any & (IVEC)(x > most), x, most);
     }
-    int all = 1;
     for (Py_ssize_t l = 0; l < LANES; ++l) {
         if (least[l] < *low) *low = least[l];
         if (most[l] > *high) *high = most[l];
-        all &= finite[l] != 0;
     }
-    return all;
+    return N_(all_lanes)(finite);
 }
 
 /* The range of each feature and the sum of the weights; returns why the problem cannot be fitted, or FINE. */
@@ -953,8 +963,7 @@ KERNEL int N_(fetch)(N_(Fit) *f, Py_ssize_t b, N_(Components) *c) {
     }
     memcpy(c->inverse, c->covariance, f->entries * width * sizeof(REAL));
     for (Py_ssize_t g = 0; g < width; g += LANES) {
-        const IVEC lanes = N_(factorize)(c->inverse, D, f->matrices, width, g, c->pivot, f->column);
-        for (Py_ssize_t l = 0; l < LANES; ++l) positive &= lanes[l] != 0;
+        positive &= N_(all_lanes)(N_(factorize)(c->inverse, D, f->matrices, width, g, c->pivot, f->column));
     }
     N_(complete)(f, c);
     return positive;
