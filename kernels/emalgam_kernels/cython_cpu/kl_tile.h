@@ -4,15 +4,7 @@
  * over whole vectors, whatever D is. The functions are specified in emalgam_kernels/reference/kl.py.
  */
 
-/* vectors.h has been here with tile.h: its types and functions are there, and only its macros are gone. */
-#define LANES ((Py_ssize_t)(VECTOR_BYTES / sizeof(REAL)))
-#define VEC N_(vec)
-#define IVEC N_(ivec)
-#define INLINE static inline __attribute__((always_inline)) TARGET
-#define KERNEL static __attribute__((noinline)) TARGET
-#define LOAD(p) ((VEC)(*(const N_(anywhere) *)(p)))
-#define STORE(p, v) (*(N_(anywhere) *)(p) = (v))
-#define SELECT(mask, a, b) ((VEC)(((IVEC)(a) & (mask)) | ((IVEC)(b) & ~(mask))))
+#include "vectors_begin.h"
 #define AT(tile, i) LOAD((tile) + (i) * LANES)
 #define PUT(tile, i, v) STORE((tile) + (i) * LANES, v)
 
