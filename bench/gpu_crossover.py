@@ -17,13 +17,14 @@ from bench.tables import milliseconds, number, table
 from emalgam.covariance import COVARIANCES
 from emalgam.packing import Components, Frame
 from emalgam_kernels.numba_cuda import fused, products
+from emalgam_kernels.numba_cuda.device import most_shared_bytes
 from emalgam_kernels.numba_cuda.mixture import problem_of
 from emalgam_kernels.numba_cuda.problem import Results
 from emalgam_kernels.parameters import statistic_count
 
 GRID: Final = (
     *(("full", D, K) for D in (2, 4, 8, 12, 16) for K in (4, 16, 64, 128)),
-    *(("spherical", D, K) for D in (16, 64) for K in (4, 16, 64, 128)),
+    *(("spherical", D, K) for D in (16, 64, 96) for K in (4, 16, 64, 128)),
 )
 DRY_GRID: Final = (("full", 2, 3), ("spherical", 3, 2), ("full", 40, 40))
 ARITHMETICS: Final = ("float32", "float64")
@@ -68,7 +69,7 @@ def measure(run: Run) -> list[Point]:
 def _point(run: Run, feature_map: str, D: int, K: int, arithmetic: str) -> Point:
     F = statistic_count(feature_map, D)
     place = feature_map, D, K, arithmetic
-    if fused.plan(D, K, F, arithmetic, False) is None:
+    if fused.plan(D, K, F, arithmetic, False, most_shared_bytes(run.device)) is None:
         return Point(*place, None, Missing(""))
     found = [
         run.attempt(f"crossover, {way.__name__}, {place}", lambda way=way: _seconds(run, way, *place), NEEDED)

@@ -25,8 +25,8 @@ from emalgam.observations import Observations
 from emalgam.packing import Components, Frame
 from emalgam_kernels import Packed, load
 from emalgam_kernels.blocks import default_threads
-from emalgam_kernels.numba_cuda import crossover, fused
 from emalgam_kernels.numba_cuda.device import float32_products
+from emalgam_kernels.numba_cuda.mixture import suits_fused
 
 
 @dataclass(frozen=True)
@@ -255,10 +255,9 @@ def measure(case: Case, bounds: Bounds, run: Run, limits: Limits | Missing, rese
 
 def way(problem: Problem) -> str:
     """Which kernels take the packed parameters of a pass."""
-    D, K, F, arithmetic = problem.case.D, problem.case.K, problem.case.F, problem.case.dtype
-    whitened = problem.case.covariance_type == "tied"
-    fits = fused.plan(D, K, F, arithmetic, whitened) is not None
-    return "fused" if fits and crossover.fused_is_faster(F, K, arithmetic) else "products"
+    case = problem.case
+    whitened = case.covariance_type == "tied"
+    return "fused" if suits_fused(case.D, case.K, case.F, case.dtype, whitened, problem.x.device) else "products"
 
 
 def seconds_of_a_pass(problem: Problem, run: Run) -> float:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numba
@@ -17,7 +18,9 @@ from numba import cuda
 
 from bench import cuda_resources
 from bench.cuda_resources import ARCHITECTURES, Resources, differences, measure, render, violations
-from emalgam_kernels.numba_cuda.device import Kernel, flat
+from emalgam_kernels.numba_cuda import fused
+from emalgam_kernels.numba_cuda.device import Kernel, allow_shared_bytes, flat
+from emalgam_kernels.numba_cuda.fused import plan
 
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 float32, float64 = numba.types.float32, numba.types.float64
@@ -117,6 +120,50 @@ def test_more_registers_than_a_multiprocessor_has() -> None:
     assert violations(found) == ["toy (sm_90) cannot be launched: 1024 threads of 65 registers are too many"]
     assert [replace(found, registers=r).blocks for r in (64, 33, 32, 10)] == [1, 1, 2, 2]
     assert [replace(found, threads=256, registers=r).blocks for r in (128, 80, 64, 255)] == [2, 3, 4, 1]
+
+
+@pytest.mark.parametrize("kilobytes", [163, 227])
+@pytest.mark.parametrize("arithmetic", ["float32", "float64"])
+def test_a_hundred_statistics_of_a_hundred_components_fit_the_fused_kernel(arithmetic: str, kilobytes: int) -> None:
+    for D, F in ((98, 100), (49, 99), (12, 91)):
+        assert plan(D, 100, F, arithmetic, False, kilobytes * 1024) is not None
+    (row,) = (row for row in cuda_resources.reach() if row[:5] == ["spherical", "98", "100", "100", arithmetic])
+    assert "no" not in row[6:]
+
+
+def test_two_blocks_of_a_multiprocessor_come_before_larger_tiles() -> None:
+    """K = 16 components of F = 128 statistics in float64: registers leave room for two blocks of 128 threads."""
+    found = {kilobytes: plan(126, 16, 128, "float64", False, kilobytes * 1024) for kilobytes in (48, 99, 163, 227)}
+    assert {kilobytes: way and (way.tile.T, way.blocks) for kilobytes, way in found.items()} == {
+        48: None,
+        99: (64, 1),
+        163: (32, 2),
+        227: (64, 2),
+    }
+
+
+def test_registers_leave_room_for_the_blocks_that_plans_count_on() -> None:
+    """Twice the threads where a plan with few of them has two blocks or four."""
+    for kernel in fused.kernels():
+        found = measure(kernel, "sm_80")
+        assert found.blocks >= kernel.blocks, kernel.name
+
+
+def test_shared_memory_is_allowed_as_the_driver_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attribute, its value, the kernel and the device, in the order of `cuKernelSetAttribute`."""
+    from cuda.bindings import driver as binding
+    from numba.cuda.codegen import CUDACodeLibrary
+    from numba.cuda.cudadrv import driver
+
+    allowed: list[Any] = []
+    monkeypatch.setattr(driver, "driver", SimpleNamespace(cuKernelSetAttribute=lambda *given: allowed.append(given)))
+    function = SimpleNamespace(attrs=SimpleNamespace(shared=1000), handle="kernel", device=SimpleNamespace(id=1))
+    overload = SimpleNamespace(_codelibrary=SimpleNamespace(get_cufunc=lambda: function))
+    allow_shared_bytes(SimpleNamespace(overloads={(): overload}), 163 * 1024)
+    attribute = binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    assert allowed == [(attribute, 163 * 1024 - 1000, "kernel", 1)]
+    assert callable(binding.cuKernelSetAttribute)
+    assert callable(CUDACodeLibrary.get_cufunc)
 
 
 def test_a_log_without_a_kernel_is_an_error() -> None:

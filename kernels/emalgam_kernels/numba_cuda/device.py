@@ -13,8 +13,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Final
+from functools import cache, cached_property
+from typing import Any, Final, get_type_hints
 
 import numba
 import numpy as np
@@ -27,8 +27,12 @@ vars(numba.config)["CUDA_LOW_OCCUPANCY_WARNINGS"] = 0
 SIMULATED: Final = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 DEVICE_TYPE: Final = "cpu" if SIMULATED else "cuda"
 
-# Shared memory that every launch may ask for without an attribute of the kernel, on every architecture.
+# Shared memory that every launch may ask for without an attribute of the kernel, on every architecture; and the most
+# that one may have with it where there is no device to ask: on an A100 (227 KB on an H100, 99 KB on some smaller ones).
 SHARED_BYTES: Final = 48 * 1024
+ASSUMED_SHARED_BYTES: Final = 163 * 1024
+
+MOST_CONFIGURED: Final = 1024  # launches that a kernel remembers
 
 REALS: Final = {"float32": torch.float32, "float64": torch.float64}
 NUMBA_REALS: Final[dict[str, Any]] = {"float32": numba.types.float32, "float64": numba.types.float64}
@@ -37,6 +41,13 @@ NUMBA_REALS: Final[dict[str, Any]] = {"float32": numba.types.float32, "float64":
 def flat(dtype: Any) -> Any:
     """Numba's type of a flat C-contiguous array."""
     return numba.types.Array(dtype, 1, "C")
+
+
+def integers_of(kind: Any) -> Any:
+    """Numba's type of a NamedTuple of integers, which may hold others of its kind: many arguments in one."""
+    types: Any = numba.types
+    fields = get_type_hints(kind).values()
+    return types.BaseTuple.from_types([types.int64 if each is int else integers_of(each) for each in fields], kind)
 
 
 def threads_per_block(wanted: int) -> int:
@@ -59,6 +70,8 @@ class Kernel:
     signature : tuple of Numba types
     threads : int
         Threads of a block at most.
+    blocks : int
+        Of so many threads, for which the registers of a multiprocessor have to suffice.
     """
 
     name: str
@@ -66,18 +79,57 @@ class Kernel:
     function: Callable[..., None]
     signature: tuple[Any, ...]
     threads: int
+    blocks: int = 1
+
+    @property
+    def launch_bounds(self) -> tuple[int, int]:
+        """As Numba takes them."""
+        return self.threads, self.blocks
 
     @cached_property
     def _compiled(self) -> Any:
         if SIMULATED:
             return cuda.jit(self.function)
-        return cuda.jit(numba.types.void(*self.signature), launch_bounds=self.threads)(self.function)
+        # With its one signature the kernel is specialized: Numba infers no types when it is launched.
+        return cuda.jit(numba.types.void(*self.signature), launch_bounds=self.launch_bounds)(self.function)
+
+    @cached_property
+    def _configured(self) -> dict[tuple[Any, ...], Any]:
+        """The kernel for each grid, block, stream and shared memory that it was launched with."""
+        return {}
 
     def launch(
         self, grid: int | tuple[int, ...], block: int | tuple[int, ...], *arguments: Any, shared_bytes: int = 0
     ) -> None:
-        """Run on torch's current stream; arguments are what `view` returns, and integers."""
-        self._compiled[grid, block, current_stream(), shared_bytes](*arguments)
+        """Run on torch's current stream; arguments are what `view` returns, integers, and NamedTuples of integers."""
+        if SIMULATED:
+            self._compiled[grid, block, 0, shared_bytes](*arguments)
+            return
+        stream = torch.cuda.current_stream()
+        key = grid, block, shared_bytes, stream.device_index, stream.cuda_stream
+        configured = self._configured.get(key)
+        if configured is None:
+            if shared_bytes > SHARED_BYTES:
+                allow_shared_bytes(self._compiled, most_shared_bytes(stream.device))
+            if len(self._configured) >= MOST_CONFIGURED:
+                self._configured.clear()
+            configured = self._configured[key] = self._compiled[grid, block, _numba_stream(stream), shared_bytes]
+        configured(*arguments)
+
+
+def allow_shared_bytes(compiled: Any, most_bytes: int) -> None:
+    """Let a kernel have up to `most_bytes` of shared memory on the current device.
+
+    Numba has no public way (https://github.com/NVIDIA/numba-cuda/issues/94); this is what it does itself for
+    `shared_memory_carveout`, with another attribute.
+    """
+    from numba.cuda.cudadrv.driver import binding, driver
+
+    (overload,) = compiled.overloads.values()
+    function = overload._codelibrary.get_cufunc()
+    attribute = binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    dynamic = most_bytes - function.attrs.shared
+    driver.cuKernelSetAttribute(attribute, dynamic, function.handle, function.device.id)
 
 
 def view(tensor: torch.Tensor) -> Any:
@@ -92,18 +144,15 @@ def span(x: torch.Tensor) -> torch.Tensor:
     return x.detach().as_strided((length,), (1,))
 
 
-def current_stream() -> Any:
-    """torch's current stream as Numba takes it."""
-    return 0 if SIMULATED else _numba_stream(torch.cuda.current_stream().cuda_stream)
+_streams: dict[tuple[int, int], Any] = {}
 
 
-_streams: dict[int, Any] = {}
-
-
-def _numba_stream(pointer: int) -> Any:
-    if pointer not in _streams:
-        _streams[pointer] = cuda.external_stream(pointer) if pointer else cuda.default_stream()
-    return _streams[pointer]
+def _numba_stream(stream: torch.cuda.Stream) -> Any:
+    """A stream of torch's as Numba takes it."""
+    key = stream.device_index, stream.cuda_stream
+    if key not in _streams:
+        _streams[key] = cuda.external_stream(key[1]) if key[1] else cuda.default_stream()
+    return _streams[key]
 
 
 @contextmanager
@@ -120,6 +169,14 @@ def on(device: torch.device) -> Iterator[None]:
 def multiprocessors(device: torch.device) -> int:
     """How many blocks can run side by side at least."""
     return 2 if SIMULATED else int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+@cache
+def most_shared_bytes(device: torch.device) -> int:
+    """Shared memory that a block may have at most."""
+    if SIMULATED:
+        return ASSUMED_SHARED_BYTES
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
 
 
 def is_tensor(x: Any) -> bool:

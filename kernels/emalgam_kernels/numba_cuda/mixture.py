@@ -23,6 +23,7 @@ from emalgam_kernels.numba_cuda.device import (
     explained,
     free_bytes,
     is_tensor,
+    most_shared_bytes,
     on,
     upload,
 )
@@ -215,11 +216,17 @@ def run(x: torch.Tensor, weight: torch.Tensor | None, problem: PackedProblem | D
         direct.run(x, weight, problem, results)
         return
     K, F, D = problem.n_components, problem.n_statistics, x.shape[1]
-    fits = fused.plan(D, K, F, problem.arithmetic, problem.whitening is not None) is not None
-    if fits and not problem.tf32 and crossover.fused_is_faster(F, K, problem.arithmetic):
+    suits = suits_fused(D, K, F, problem.arithmetic, problem.whitening is not None, x.device)
+    if suits and not problem.tf32:
         fused.run(x, weight, problem, results)
     else:
         products.run(x, weight, problem, results)
+
+
+def suits_fused(D: int, K: int, F: int, arithmetic: str, whitened: bool, device: torch.device) -> bool:
+    """Whether the fused kernel fits a device, and is not known to be the slower way."""
+    way = fused.plan(D, K, F, arithmetic, whitened, most_shared_bytes(device))
+    return way is not None and crossover.fused_is_faster(F, K, arithmetic)
 
 
 def as_tensor(array: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
