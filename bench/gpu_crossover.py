@@ -19,7 +19,7 @@ from emalgam.packing import Components, Frame
 from emalgam_kernels.numba_cuda import fused, products
 from emalgam_kernels.numba_cuda.device import most_shared_bytes
 from emalgam_kernels.numba_cuda.mixture import problem_of
-from emalgam_kernels.numba_cuda.problem import Results
+from emalgam_kernels.numba_cuda.problem import Results, Sums
 from emalgam_kernels.parameters import statistic_count
 
 GRID: Final = (
@@ -91,7 +91,7 @@ def _seconds(run: Run, way: Any, feature_map: str, D: int, K: int, arithmetic: s
     parameters = covariance.packed(components, Frame(np.zeros(D), np.ones(D)), arithmetic)
     problem = problem_of(parameters, run.device)
     zeros = torch.zeros(K * parameters.n_statistics + 1, dtype=torch.float64, device=run.device)
-    results = Results(statistics=zeros[:-1].view(K, -1), total=zeros[-1:])
+    results = Results(sums=Sums(zeros[:-1].view(K, -1), zeros[-1:]))
     return run.seconds(lambda: way.run(x, None, problem, results), repeats=5)
 
 

@@ -163,7 +163,7 @@ class _Diag:
         self.posterior = Posterior(samples, K, self.columns, problem.hard, results, problem.arithmetic)
         like, parts = self.posterior.logits, products.parts_of(self.columns)
         self.z = device.view(like.new_empty(D * self.columns))
-        self.partial = device.view(like.new_empty(1 if results.statistics is None else parts * K * (2 * D + 1)))
+        self.partial = device.view(like.new_empty(1 if results.sums is None else parts * K * (2 * D + 1)))
         self.means, self.factors, self.constants = (
             device.view(each) for each in (problem.means, problem.factors, problem.log_constants)
         )
@@ -199,11 +199,11 @@ class _Full:
         self.posterior = Posterior(samples, K, self.columns, problem.hard, results, problem.arithmetic)
         like, parts = self.posterior.logits, products.parts_of(self.columns)
         self.z, self.centred, self.scaled = (like.new_empty(rows * self.columns) for rows in (D, D + 1, D + 1))
-        self.partial = like.new_empty(1 if results.statistics is None else parts * (D + 1) ** 2)
+        self.partial = like.new_empty(1 if results.sums is None else parts * (D + 1) ** 2)
         self.z_view, self.y_view, self.partial_view, self.constants = (
             device.view(each) for each in (self.z, self.scaled, self.partial, problem.log_constants)
         )
-        self.sums = samples.nothing if results.statistics is None else device.view(results.statistics)
+        self.sums = samples.nothing if results.sums is None else device.view(results.sums.statistics)
 
     def logits(self, chunk: Chunk) -> None:
         """L of a chunk."""
@@ -265,5 +265,5 @@ def run(x: torch.Tensor, weight: torch.Tensor | None, problem: DirectProblem, re
         for chunk in products.chunks(len(x), form.columns):
             form.logits(chunk)
             form.posterior.of(chunk)
-            if results.statistics is not None:
+            if results.sums is not None:
                 form.statistics(chunk)

@@ -690,8 +690,8 @@ def run(x: torch.Tensor, weight: torch.Tensor | None, problem: PackedProblem, re
     rows, outputs = blocks * (8 // ITEM_BYTES[problem.arithmetic]), K * F + 1
     dtype = problem.natural.dtype
     none = _nothing(dtype, x.device)
-    wanted = results.statistics is not None
-    partial = view(torch.empty(rows * outputs, dtype=dtype, device=x.device)) if wanted else none
+    sums = results.sums
+    partial = none if sums is None else view(torch.empty(rows * outputs, dtype=dtype, device=x.device))
     _fused("float32" if x.dtype == torch.float32 else "float64", problem.arithmetic, way.tasks_of_a_thread).launch(
         blocks, way.threads,
         view(span(x)), none if weight is None else view(weight), view(_parameters(problem, way)),
@@ -699,10 +699,10 @@ def run(x: torch.Tensor, weight: torch.Tensor | None, problem: PackedProblem, re
         *(none if each is None else view(each) for each in (results.log_prob, results.responsibilities)),
         partial, _size(x, weight, problem, results, way), shared_bytes=way.shared_bytes,
     )  # fmt: skip
-    if results.statistics is not None and results.total is not None:
+    if sums is not None:
         _reduction(problem.arithmetic).launch(
             -(-outputs // REDUCTION_BLOCK[0]), REDUCTION_BLOCK,
-            partial, view(results.statistics), view(results.total), rows, outputs,
+            partial, view(sums.statistics), view(sums.total), rows, outputs,
         )  # fmt: skip
 
 
@@ -713,7 +713,7 @@ def _size(x: torch.Tensor, weight: torch.Tensor | None, problem: PackedProblem, 
         stride_n=x.stride(0), stride_d=x.stride(1),
         weighted=int(weight is not None), whitened=int(problem.whitening is not None),
         spherical=int(problem.feature_map == "spherical"), hard=int(problem.hard),
-        statistics=int(results.statistics is not None), log_prob=int(results.log_prob is not None),
+        statistics=int(results.sums is not None), log_prob=int(results.log_prob is not None),
         responsibilities=int(results.responsibilities is not None), tile=way.tile,
     )  # fmt: skip
 

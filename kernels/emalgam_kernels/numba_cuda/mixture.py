@@ -27,7 +27,7 @@ from emalgam_kernels.numba_cuda.device import (
     on,
     upload,
 )
-from emalgam_kernels.numba_cuda.problem import DirectProblem, Frame, PackedProblem, Results
+from emalgam_kernels.numba_cuda.problem import DirectProblem, Frame, PackedProblem, Results, Sums
 from emalgam_kernels.numba_cuda.staging import Inbound, Outbound, rows_of_a_piece
 from emalgam_kernels.parameters import Direct, Packed
 
@@ -74,16 +74,15 @@ def em_statistics(
     whole = _Pass(x, parameters, hard)
     shape = parameters.n_components, parameters.n_statistics
     with explained("the statistics"):
-        statistics = torch.zeros(shape, dtype=torch.float64, device=whole.device)
-        total = torch.zeros(1, dtype=torch.float64, device=whole.device)
-    whole.run(sample_weight, statistics=statistics, total=total, n_threads=n_threads)
+        sums = Sums(*(torch.zeros(size, dtype=torch.float64, device=whole.device) for size in (shape, (1,))))
+    whole.run(sample_weight, sums=sums, n_threads=n_threads)
     place: Any = out
     if is_tensor(place):
-        place.copy_(statistics)
-        on_device: Any = total[0]
+        place.copy_(sums.statistics)
+        on_device: Any = sums.total[0]
         return on_device
-    place[...] = statistics.cpu().numpy()
-    return float(total)
+    place[...] = sums.statistics.cpu().numpy()
+    return float(sums.total)
 
 
 def resident(x: Any, sample_weight: Any, n_threads: int = 1) -> tuple[Any, Any]:
@@ -127,12 +126,11 @@ class _Pass:
         sample_weight: Any,
         log_prob: Any = None,
         responsibilities: Any = None,
-        statistics: torch.Tensor | None = None,
-        total: torch.Tensor | None = None,
+        sums: Sums | None = None,
         n_threads: int = 1,
     ) -> None:
         """The results of all rows; those without a place are not wanted."""
-        results = Results(log_prob, responsibilities, statistics, total)
+        results = Results(log_prob, responsibilities, sums)
         with on(self.device), explained("a pass over the data"):
             if isinstance(self.x, torch.Tensor):
                 self._in_place(self.x, sample_weight, results)

@@ -458,10 +458,12 @@ class Posterior:
         self.logits = torch.empty(K * columns, dtype=REALS[arithmetic], device=samples.device)
         self.view = device.view(self.logits)
         self.terms = device.view(self.logits.new_empty(columns // self.block[0]))
-        self._log_prob, self._responsibilities, self._statistics, self._total = (
+        self._log_prob, self._responsibilities = (
             samples.nothing if result is None else device.view(result)
-            for result in (results.log_prob, results.responsibilities, results.statistics, results.total)
+            for result in (results.log_prob, results.responsibilities)
         )
+        sums = results.sums
+        self._sums = None if sums is None else (device.view(sums.statistics), device.view(sums.total))
 
     def of(self, chunk: Chunk) -> None:
         """L of a chunk becomes ω r; log p and r go where they are wanted."""
@@ -479,10 +481,12 @@ class Posterior:
 
     def add(self, chunk: Chunk, partial: Any, elements: int) -> None:
         """S and the total grow by those of a chunk: `partial`, a view of (parts, elements), and its log p."""
+        if self._sums is None:
+            raise ValueError("this pass was not asked for sums")
         threads, n_terms = THREADS, chunk.width // self.block[0]
         accumulate_kernel(self.arithmetic).launch(
             -(-elements // threads) + 1, threads,
-            partial, self.terms, self._statistics, self._total, elements, chunk.parts, n_terms,
+            partial, self.terms, *self._sums, elements, chunk.parts, n_terms,
         )  # fmt: skip
 
 
@@ -518,7 +522,7 @@ class _Scratch:
         like, parts = self.posterior.logits, parts_of(self.columns)
         self.phi = like.new_empty(F * self.columns)
         self.plain = None if problem.whitening is None else like.new_empty(self.D * self.columns)
-        self.partial = None if results.statistics is None else like.new_empty(parts * K * F)
+        self.partial = None if results.sums is None else like.new_empty(parts * K * F)
         self.phi_view = device.view(self.phi)
         self.plain_view = None if self.plain is None else device.view(self.plain)
         self.partial_view = None if self.partial is None else device.view(self.partial)
