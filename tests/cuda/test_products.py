@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -237,13 +238,20 @@ def test_tf32_only_if_asked_for() -> None:
 # ---- chunks
 
 
-def test_rows_of_a_chunk() -> None:
-    in_cache = products.CHUNK_BYTES // 4 // 3000
-    assert rows_of_a_chunk(10**7, 3000, 2**40, "float32") == in_cache // 1024 * 1024
-    assert rows_of_a_chunk(10**7, 10**9, 2**40, "float64") == products.ROWS_OF_A_SUM
-    assert rows_of_a_chunk(10**9, 2, 1, "float32") == products.MOST_ROWS
-    assert rows_of_a_chunk(100, 3000, 2**40, "float32") == padded(100)
-    assert in_cache < rows_of_a_chunk(10**7, 3000, 1000, "float32") <= products.CHUNK_GROWTH * in_cache
+def test_rows_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of L2; where that is too little for a tile of the product for each multiprocessor, these tiles."""
+    monkeypatch.setattr(device, "cache_bytes", lambda _: 50 * 2**20)
+    monkeypatch.setattr(device, "multiprocessors", lambda _: 132)
+
+    def rows(n: int, numbers: int, outputs: int, arithmetic: str) -> int:
+        return rows_of_a_chunk(SimpleNamespace(n=n, device=None), numbers, outputs, arithmetic)  # type: ignore[arg-type]
+
+    assert rows(10**7, 130 + 1024, 1024, "float32") == 25 * 2**20 // 4 // 1154 // 1024 * 1024
+    assert rows(10**7, 2145 + 32, 32, "float32") == 132 * 128 // 1024 * 1024
+    assert rows(10**7, 2145 + 256, 256, "float64") == 66 * 128 // 1024 * 1024
+    assert rows(10**7, 10**6, 10**6, "float64") == products.ROWS_OF_A_SUM
+    assert rows(10**9, 2, 1, "float32") == products.MOST_ROWS
+    assert rows(100, 3000, 1000, "float32") == padded(100)
 
 
 def test_chunks_cover_the_rows_once() -> None:

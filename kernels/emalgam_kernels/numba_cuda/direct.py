@@ -159,7 +159,7 @@ class _Diag:
     def __init__(self, samples: Samples, problem: DirectProblem, results: Results) -> None:
         self.samples, self.problem = samples, problem
         K, D = problem.n_components, samples.D
-        self.columns = products.rows_of_a_chunk(samples.n, D + K, D * K, problem.arithmetic)
+        self.columns = products.rows_of_a_chunk(samples, D + K, K, problem.arithmetic)
         self.posterior = Posterior(samples, K, self.columns, problem.hard, results, problem.arithmetic)
         like, parts = self.posterior.logits, products.parts_of(self.columns)
         self.z = device.view(like.new_empty(D * self.columns))
@@ -195,7 +195,7 @@ class _Full:
     def __init__(self, samples: Samples, problem: DirectProblem, results: Results) -> None:
         self.samples, self.problem = samples, problem
         K, D = problem.n_components, samples.D
-        self.columns = products.rows_of_a_chunk(samples.n, 3 * D + 2 + K, (D + 1) ** 2, problem.arithmetic)
+        self.columns = products.rows_of_a_chunk(samples, 3 * D + 2 + K, D, problem.arithmetic)
         self.posterior = Posterior(samples, K, self.columns, problem.hard, results, problem.arithmetic)
         like, parts = self.posterior.logits, products.parts_of(self.columns)
         self.z, self.centred, self.scaled = (like.new_empty(rows * self.columns) for rows in (D, D + 1, D + 1))
