@@ -156,7 +156,9 @@ class _Pass:
         rows = rows_of_a_piece(tile_dtype(x).itemsize * width)
         weights = iter(()) if weight is None else Inbound(weight, rows, self.device, n_threads).pieces()
         places = {"log_prob": results.log_prob, "responsibilities": results.responsibilities}
-        out = {name: Outbound(place, rows, n_threads) for name, place in places.items() if place is not None}
+        out = {
+            name: Outbound(place, rows, self.device, n_threads) for name, place in places.items() if place is not None
+        }
         first = 0
         for piece in Inbound(x, rows, self.device, n_threads).pieces():
             part, problem = self._read(piece)
