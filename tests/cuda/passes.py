@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from emalgam_kernels import Direct, Packed
-from emalgam_kernels.numba_cuda import device
+from emalgam_kernels.numba_cuda import device, direct, fused, products
 from emalgam_kernels.numba_cuda.problem import DirectProblem, Frame, PackedProblem, Results, Sums
 from tests import oracles
 from tests.kernels.problems import Problem, assert_within, random_mixture, sample
@@ -20,6 +20,25 @@ ARITHMETICS = [("float64", "float64"), ("float32", "float32"), ("float32", "floa
 SMALLEST = {"float64": 1e-300, "float32": 1e-36}  # below this a responsibility may be zero instead
 
 Run = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to compute a pass; with the fixture `small`, `rows` are several tiles or chunks and a rest, `fewer` two."""
+
+    run: Run
+    algorithm: str
+    rows: int
+    fewer: int
+
+
+TILES = fused.BLOCKS_PER_MULTIPROCESSOR * fused.ROWS_OF_A_TILE[0] + 5
+CHUNKS = 5 * products.COLUMN_STEP - 10, 3 * products.COLUMN_STEP - 10
+WAYS = {
+    "fused": Way(fused.run, "packed", TILES, TILES),
+    "products": Way(products.run, "packed", *CHUNKS),
+    "direct": Way(direct.run, "direct", *CHUNKS),
+}
 
 
 @contextmanager

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -17,7 +14,6 @@ from tests.conftest import COVARIANCE_TYPES
 from tests.cuda.passes import (
     ARITHMETICS,
     assert_right,
-    assert_right_when_hard,
     current_device,
     make,
     one_pass,
@@ -43,21 +39,6 @@ every_arithmetic = pytest.mark.parametrize(("dtype", "arithmetic"), ARITHMETICS)
 every_covariance_type = pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _switch_often() -> Iterator[None]:
-    """The simulator polls its threads: the less they wait for the interpreter, the sooner it is done."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(interval / 10)
-    yield
-    sys.setswitchinterval(interval)
-
-
-@pytest.fixture
-def one_multiprocessor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So few blocks that each has several tiles."""
-    monkeypatch.setattr(fused, "multiprocessors", lambda device: 1)
-
-
 def plan_here(D: int, K: int, F: int, arithmetic: str) -> Plan:
     """The plan of a problem without a whitening that fits the device of the tests."""
     way = plan(D, K, F, arithmetic, False, device.most_shared_bytes(device.default_device()))
@@ -66,14 +47,6 @@ def plan_here(D: int, K: int, F: int, arithmetic: str) -> Plan:
 
 
 # ---- against the oracle
-
-
-@every_arithmetic
-@every_covariance_type
-@pytest.mark.usefixtures("one_multiprocessor")
-def test_several_tiles(covariance_type: str, dtype: str, arithmetic: str) -> None:
-    given = make(covariance_type, dtype, "packed", SEVERAL_TILES, 3, 5)
-    assert_right(given, arithmetic, one_pass(run, given.x, given.weight, given.parameters(arithmetic)))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -85,7 +58,7 @@ def test_sizes(covariance_type: str, size: str) -> None:
 
 @pytest.mark.parametrize("most", [2, 3])
 @pytest.mark.parametrize("arithmetic", ["float32", "float64"])
-@pytest.mark.usefixtures("one_multiprocessor")
+@pytest.mark.usefixtures("small")
 def test_several_tasks_of_a_thread(arithmetic: str, most: int) -> None:
     """Some threads have one task more than others; some blocks have several tiles."""
     D = 3 if device.SIMULATED else 8
@@ -119,13 +92,6 @@ def test_threads_of_a_column(monkeypatch: pytest.MonkeyPatch, rows: int) -> None
         plan.cache_clear()
 
 
-@every_arithmetic
-@pytest.mark.usefixtures("one_multiprocessor")
-def test_hard_assignment(dtype: str, arithmetic: str) -> None:
-    given = make("full", dtype, "packed", SEVERAL_TILES, 3, 5)
-    assert_right_when_hard(given, arithmetic, one_pass(run, given.x, given.weight, given.parameters(arithmetic), True))
-
-
 @pytest.mark.parametrize("K", [3, 20])
 def test_first_of_equals_takes_the_row(K: int) -> None:
     """The first component never wins, the others are equal."""
@@ -138,15 +104,6 @@ def test_first_of_equals_takes_the_row(K: int) -> None:
     found = one_pass(run, given.x, None, parameters, hard=True, wanted="responsibilities statistics")
     assert found.responsibilities is not None
     np.testing.assert_array_equal(found.responsibilities, np.tile(np.arange(K) == 1, (10, 1)))
-
-
-@pytest.mark.parametrize("arithmetic", ["float32", "float64"])
-def test_one_component_takes_everything(arithmetic: str) -> None:
-    given = make("full", arithmetic, "packed", 50, 2, 1)
-    soft, hard = (one_pass(run, given.x, None, given.parameters(arithmetic), hard) for hard in (False, True))
-    assert soft.responsibilities is not None
-    assert (soft.responsibilities == 1).all()
-    soft.assert_same_bits(hard)
 
 
 @pytest.mark.parametrize("hard", [False, True])
@@ -166,7 +123,7 @@ def test_component_of_weight_zero_takes_nothing(hard: bool) -> None:
         assert_within(found.log_prob, given.log_prob, limit, "log p(x_n)")
 
 
-@pytest.mark.usefixtures("one_multiprocessor")
+@pytest.mark.usefixtures("small")
 def test_float32_statistics_of_many_tiles_keep_their_digits() -> None:
     """Every row the same: a running float32 sum over the tiles would lose digits, pairs of them do not."""
     rows = 40 if device.SIMULATED else 2000
@@ -182,103 +139,6 @@ def test_float32_statistics_of_many_tiles_keep_their_digits() -> None:
     rounding = 2.0**-23 * np.log2(ROWS_OF_A_TILE[0])  # within a tile
     assert_within(found.statistics, N * one.statistics, N * rounding * np.abs(one.statistics), "S")
     assert found.statistics[0, -1] == N
-
-
-# ---- weights
-
-
-@every_arithmetic
-@pytest.mark.usefixtures("one_multiprocessor")
-def test_row_of_weight_zero_is_absent(dtype: str, arithmetic: str) -> None:
-    """Even if it holds the largest number there is: every bit of S is that of a harmless row."""
-    given = make("tied", dtype, "packed", SEVERAL_TILES, 2, 3)
-    absurd = given.x.copy()
-    absurd[given.weight == 0] = np.finfo(dtype).max * np.array([0.5, -0.5])
-    parameters = given.parameters(arithmetic)
-    expected, found = (one_pass(run, x, given.weight, parameters, wanted="statistics") for x in (given.x, absurd))
-    found.assert_same_bits(expected)
-
-
-def test_no_weights_are_ones() -> None:
-    given = make("diag", "float32", "packed", 70, 2, 3)
-    parameters = given.parameters("float32")
-    without, ones = (one_pass(run, given.x, weight, parameters) for weight in (None, np.ones(70)))
-    without.assert_same_bits(ones)
-
-
-def test_all_weights_zero() -> None:
-    given = make("full", "float64", "packed", 30, 2, 3)
-    found = one_pass(run, given.x, np.zeros(30), given.parameters("float64"), wanted="statistics")
-    assert found.statistics is not None
-    assert (found.statistics == 0).all()
-    assert found.total == 0
-
-
-# ---- layouts of x, and which results are wanted
-
-
-def sliced(x: torch.Tensor) -> torch.Tensor:
-    larger = torch.full((2 * x.shape[0] + 1, 3 * x.shape[1]), -99, dtype=x.dtype, device=x.device)
-    view = larger[1::2, ::3]
-    view.copy_(x)
-    return view
-
-
-LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "transposed": lambda x: x.T.contiguous().T,
-    "sliced": sliced,
-    "sliced and transposed": lambda x: sliced(x.T.contiguous()).T,
-    "one row for all": lambda x: x[:1].expand(x.shape),
-    "one number for a row": lambda x: x[:, :1].expand(x.shape),
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(70, 3), (20, 35)])
-def test_layout_of_rows(layout: str, shape: tuple[int, int]) -> None:
-    given = make("spherical", "float32", "packed", *shape, 2)
-    parameters = given.parameters("float32")
-    with current_device() as place:
-        x = LAYOUTS[layout](torch.from_numpy(given.x).to(place))
-        plain = x.contiguous()
-    one_pass(run, x, given.weight, parameters).assert_same_bits(one_pass(run, plain, given.weight, parameters))
-
-
-@pytest.mark.usefixtures("one_multiprocessor")
-def test_results_do_not_depend_on_what_else_is_wanted() -> None:
-    given = make("full", "float32", "packed", SEVERAL_TILES, 2, 3)
-    parameters = given.parameters("float32")
-    everything = one_pass(run, given.x, given.weight, parameters)
-    for wanted in ("log_prob", "responsibilities", "statistics"):
-        one_pass(run, given.x, given.weight, parameters, wanted=wanted).assert_same_bits(everything)
-
-
-@pytest.mark.usefixtures("one_multiprocessor")
-def test_statistics_are_added_to() -> None:
-    given = make("diag", "float64", "packed", SEVERAL_TILES, 2, 3)
-    parameters = given.parameters("float64")
-    fresh, added = (one_pass(run, given.x, None, parameters, start=start) for start in (0.0, 1000.0))
-    assert fresh.statistics is not None
-    assert fresh.total is not None
-    assert added.statistics is not None
-    assert added.total is not None
-    np.testing.assert_allclose(added.statistics, fresh.statistics + 1000, rtol=1e-12)
-    np.testing.assert_allclose(added.total, fresh.total + 1000, rtol=1e-12)
-
-
-@pytest.mark.usefixtures("one_multiprocessor")
-def test_same_bits_twice() -> None:
-    given = make("full", "float32", "packed", SEVERAL_TILES, 3, 20)
-    first, second = (one_pass(run, given.x, given.weight, given.parameters("float32")) for _ in range(2))
-    first.assert_same_bits(second)
-
-
-def test_no_rows() -> None:
-    given = make("full", "float64", "packed", 10, 2, 3)
-    found = one_pass(run, given.x[:0], None, given.parameters("float64"))
-    assert found.statistics is not None
-    assert (found.statistics == 0).all()
-    assert found.total == 0
 
 
 # ---- plans
@@ -339,8 +199,3 @@ def test_what_does_not_fit() -> None:
     given = make("full", "float32", "packed", 3, 90, 2)
     with pytest.raises(ValueError, match="D = 90, K = 2, F = 4186 do not fit the fused kernel"):
         one_pass(run, given.x, None, given.parameters("float32"))
-
-
-def test_every_kernel_has_a_name_of_its_own() -> None:
-    names = [kernel.name for kernel in fused.kernels()]
-    assert len(set(names)) == len(names)
