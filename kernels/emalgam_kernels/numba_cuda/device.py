@@ -77,9 +77,9 @@ class Kernel:
     blocks: int = 1
 
     @property
-    def launch_bounds(self) -> tuple[int, int]:
-        """As Numba takes them."""
-        return self.threads, self.blocks
+    def launch_bounds(self) -> int | tuple[int, int]:
+        """As Numba takes them; to ask for one block would make ptxas spend registers that it otherwise saves."""
+        return self.threads if self.blocks == 1 else (self.threads, self.blocks)
 
     @cached_property
     def _simulated(self) -> Any:
