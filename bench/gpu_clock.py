@@ -80,7 +80,7 @@ class Run:
             torch.cuda.empty_cache()
 
     def wall(self, function: Callable[[], Any]) -> float:
-        """Seconds until the device has done what `function` asks for."""
+        """Seconds by the wall clock until the device has done what `function` asks for: where the host takes part."""
         self.synchronize()
         started = time.perf_counter()
         function()

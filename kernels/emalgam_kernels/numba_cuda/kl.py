@@ -54,7 +54,7 @@ def precision_factors(covariances: np.ndarray, out: np.ndarray, n_threads: int =
     with _at(covariances) as place, device.explained("the precision factors"):
         first = torch.full((), M, dtype=torch.int64, device=place)
         rows = _rows_at_once((covariances, out))
-        target = None if here else Outbound(out, rows, n_threads)
+        target = None if here else Outbound(out, rows, place, n_threads)
         for start, piece in zip(count(0, rows), pieces_of_memory(covariances, rows, place, n_threads)):
             P: Any = out[start : start + len(piece)] if here else piece.new_empty(piece.shape)
             number = torch.arange(start, start + len(piece), device=place)
@@ -74,7 +74,7 @@ def kl_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1) ->
     """
     with _at(p.means) as place, device.explained("the divergences"):
         rows = _rows_at_once((*_arrays(p), *_arrays(q)))
-        target = _target(out, rows, n_threads)
+        target = _target(out, rows, place, n_threads)
         stacks = (_stacks(each, rows, place, n_threads) for each in (p, q))
         for start, left, right in zip(count(0, rows), *stacks):
             divergence = left.empty(len(left))
@@ -99,7 +99,7 @@ def kl_all_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1
                 tile = _tile(left, right, expectations, negative_entropy, shift)
                 height, width = tile.shape
                 step = height if is_tensor(out) else rows_of_a_piece(width * tile.itemsize)
-                target = _target(out[row : row + height, column : column + width], step, n_threads)
+                target = _target(out[row : row + height, column : column + width], step, place, n_threads)
                 for first in range(0, height, step):
                     target.put(first, tile[first : first + step])
                 target.finish()
@@ -172,9 +172,9 @@ class _InPlace:
         """Nothing to wait for."""
 
 
-def _target(out: Any, rows: int, n_threads: int) -> _InPlace | Outbound:
+def _target(out: Any, rows: int, place: torch.device, n_threads: int) -> _InPlace | Outbound:
     """Where pieces of results go."""
-    return _InPlace(out) if is_tensor(out) else Outbound(out, rows, n_threads)
+    return _InPlace(out) if is_tensor(out) else Outbound(out, rows, place, n_threads)
 
 
 # ---- pairs, and P
