@@ -11,7 +11,8 @@ import importlib
 import math
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Final
 
@@ -23,7 +24,7 @@ LONGEST_LINE: Final = 2**24
 DEFLATE_RATIO: Final = 1032  # a byte of a deflate stream stands for no more bytes than this
 INDEX_COLUMN: Final = "__index_level_"  # where pandas keeps a row index in Parquet
 
-__all__ = ["check_suffix", "read_table", "write_table"]
+__all__ = ["check_suffix", "numbers_of", "pyarrow_module", "read_table", "reading", "write_table"]
 
 
 def read_table(path: str | os.PathLike[str], *, names: Sequence[str] = ("x", "X")) -> np.ndarray:
@@ -62,19 +63,32 @@ def read_table(path: str | os.PathLike[str], *, names: Sequence[str] = ("x", "X"
     """
     file = Path(path)
     read, _ = FORMATS[check_suffix(file)]
-    if not file.exists():
-        raise ValueError(f"{file}: there is no such file")
-    if not file.is_file():  # a pipe would block, a device may never end
-        raise ValueError(f"{file}: is not a regular file")
-    try:
+    with reading(file):
         array = read(file, names)
-    except ImportError:
-        raise
-    except Exception as error:  # a damaged file makes zipfile, NumPy and pyarrow raise a dozen types
-        raise ValueError(f"{file}: {' '.join(str(error).split()) or type(error).__name__}") from error
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{file}: has dtype {array.dtype}; expected real numbers")
     return array
+
+
+@contextmanager
+def reading(path: Path, error_type: type[ValueError] = ValueError) -> Iterator[None]:
+    """Whatever goes wrong in the block is an error of one type that names the file; there has to be one.
+
+    Errors of a type of their own are expected to name it already.
+    """
+    if not path.exists():
+        raise error_type(f"{path}: there is no such file")
+    if not path.is_file():  # a pipe would block, a device may never end
+        raise error_type(f"{path}: is not a regular file")
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:
+        if error_type is not ValueError and isinstance(error, error_type):
+            raise
+        # a damaged file makes zipfile, NumPy and pyarrow raise a dozen types
+        raise error_type(f"{path}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 def write_table(path: str | os.PathLike[str], array: np.ndarray, *, name: str = "x") -> None:
@@ -152,12 +166,12 @@ def _check_header(file: IO[bytes], size: int) -> None:
 
 
 def _read_csv(path: Path, names: Sequence[str]) -> np.ndarray:
-    arrow_csv = _pyarrow("pyarrow.csv")
+    arrow_csv = pyarrow_module("pyarrow.csv")
     with open(path, encoding="utf-8-sig", newline="") as file:
         first = next(csv.reader([file.readline(LONGEST_LINE)]), [])
     has_header = not all(_is_number(field) for field in first)
     options = arrow_csv.ReadOptions(autogenerate_column_names=not has_header)
-    return _numbers(arrow_csv.read_csv(path, read_options=options), has_header)
+    return numbers_of(arrow_csv.read_csv(path, read_options=options), has_header)
 
 
 def _is_number(field: str) -> bool:
@@ -170,14 +184,14 @@ def _is_number(field: str) -> bool:
 
 
 def _read_parquet(path: Path, names: Sequence[str]) -> np.ndarray:
-    with _pyarrow("pyarrow.parquet").ParquetFile(path) as file:
+    with pyarrow_module("pyarrow.parquet").ParquetFile(path) as file:
         columns = [name for name in file.schema_arrow.names if not name.startswith(INDEX_COLUMN)]
-        return _numbers(file.read(columns=columns), True)
+        return numbers_of(file.read(columns=columns), True)
 
 
-def _numbers(table: Any, has_header: bool) -> np.ndarray:
+def numbers_of(table: Any, has_header: bool = True) -> np.ndarray:
     """The columns of a pyarrow.Table side by side, (N, D), NaN where a value is missing."""
-    arrow = _pyarrow("pyarrow")
+    arrow = pyarrow_module("pyarrow")
     for index, field in enumerate(table.schema):
         if not any(map(field.type.__eq__, _number_types(arrow))):
             name = repr(field.name) if has_header else str(index)
@@ -204,7 +218,8 @@ def _first_not_number(column: Any) -> str:
     return f"values of type {column.type}"
 
 
-def _pyarrow(module: str) -> Any:
+def pyarrow_module(module: str) -> Any:
+    """pyarrow or a part of it; ImportError says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -223,17 +238,17 @@ def _write_npz(file: BinaryIO, array: np.ndarray, name: str) -> None:
 
 
 def _write_csv(file: BinaryIO, array: np.ndarray, name: str) -> None:
-    _pyarrow("pyarrow.csv").write_csv(_table(array, name), file)
+    pyarrow_module("pyarrow.csv").write_csv(_table(array, name), file)
 
 
 def _write_parquet(file: BinaryIO, array: np.ndarray, name: str) -> None:
-    _pyarrow("pyarrow.parquet").write_table(_table(array, name), file)
+    pyarrow_module("pyarrow.parquet").write_table(_table(array, name), file)
 
 
 def _table(array: np.ndarray, name: str) -> Any:
     if array.ndim == 1:
-        return _pyarrow("pyarrow").table({name: array})
-    return _pyarrow("pyarrow").table({f"{name}{index}": column for index, column in enumerate(array.T)})
+        return pyarrow_module("pyarrow").table({name: array})
+    return pyarrow_module("pyarrow").table({f"{name}{index}": column for index, column in enumerate(array.T)})
 
 
 Reader = Callable[[Path, Sequence[str]], np.ndarray]
