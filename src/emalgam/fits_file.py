@@ -378,7 +378,7 @@ def _plausible(fits: ManyFits) -> bool:
     kind = COVARIANCES["full" if fits.covariance_type == "tied" else fits.covariance_type]
     variances = np.einsum("kii->ki", covariances) if kind.direct_map == "full" else covariances
     low, high = SQUARABLE
-    extreme = ((variances >= 0) & ((variances < low) | (variances > high))).reshape(len(variances), -1).any(axis=1)
+    extreme = ((variances >= 0) & ((variances < low) | (variances > high))).any(axis=tuple(range(1, variances.ndim)))
     judged = covariances[~extreme]
     if not all(np.isfinite(values).all() for values in (weights, means, judged)) or (weights < 0).any():
         return False
