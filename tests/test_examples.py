@@ -8,17 +8,23 @@ from pathlib import Path
 
 import numpy as np
 
+from emalgam.fits_file import load_fits
 from emalgam.model_file import load_model
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def test_photograph(tmp_path: Path) -> None:
-    command = [sys.executable, str(EXAMPLES / "photograph.py"), str(tmp_path / "demo"), "--components", "6"]
+def run(name: str, *arguments: object) -> dict[str, str]:
+    """Run an example; what it printed, by the words at the beginning of each line."""
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    report = {line[:16].strip(): line[16:] for line in done.stdout.splitlines()}
+    return {line[:16].strip(): line[16:] for line in done.stdout.splitlines()}
+
+
+def test_photograph(tmp_path: Path) -> None:
+    report = run("photograph.py", tmp_path / "demo", "--components", 6)
     assert report["pixels"] == "273280 x 3 (uint8)"
     assert report["iterations"].endswith("(converged)")
     assert float(report["BIC"]) > -2 * float(report["log-likelihood"].split()[0])
@@ -36,3 +42,23 @@ def test_photograph(tmp_path: Path) -> None:
     assert mixture.means.shape == (6, 3)
     assert np.logical_and(mixture.means > 0, mixture.means < 255).all()
     assert (tmp_path / "demo" / "photograph.png").read_bytes().startswith(PNG)
+
+
+def test_tiles(tmp_path: Path) -> None:
+    report = run("tiles.py", tmp_path / "demo", "--step", 96)
+    assert report["tiles"] == "5 x 7 of 32 x 32 pixels, 169 patches of 6 features each"
+    assert report["components"].startswith("1 to ")
+    assert float(report["from means"].split()[0]) > 15, "the means show the photograph"
+    fits = load_fits(tmp_path / "demo" / "tiles.parquet")
+    assert len(fits) == 35
+    assert (fits.n_components > 0).all()
+    assert (tmp_path / "demo" / "tiles.png").read_bytes().startswith(PNG)
+
+
+def test_sensors(tmp_path: Path) -> None:
+    report = run("sensors.py", tmp_path / "demo", "--sensors", 12)
+    assert report["sensors"] == "12, of 30 to 30000 rows"
+    assert float(report["states found"].partition("%")[0]) > 80
+    fits = load_fits(tmp_path / "demo" / "sensor_models.parquet")
+    assert fits.n_samples.sum() == int(report["rows"])
+    assert (tmp_path / "demo" / "sensors.png").read_bytes().startswith(PNG)
