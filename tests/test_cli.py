@@ -44,7 +44,7 @@ def folder(x: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_names_every_command_and_the_exit_codes() -> None:
     for arguments in ([], ["--help"]):
         text = run(*arguments, COLUMNS="120").stdout
-        for command in ("fit", "score", "predict", "sample", "info"):
+        for command in ("fit", "fit-many", "score", "predict", "sample", "info"):
             assert command in text
         assert "Exit codes: 0 done" in text
     assert "--covariance" in run("fit", "--help", COLUMNS="120").stdout

@@ -87,6 +87,18 @@ def test_only_the_row_groups_of_a_group_are_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(rows.x[:, 0], table["a"].to_numpy()[150:250])
 
 
+def test_reading_keeps_nothing_that_it_has_read(tmp_path: Path) -> None:
+    """Of a table of 48 MB; pyarrow by itself would keep all of it."""
+    rng = np.random.default_rng(0)
+    columns = {"id": np.repeat(np.arange(100), 10_000)} | {name: rng.random(1_000_000) for name in "abcdef"}
+    parquet.write_table(arrow.table(columns), tmp_path / "t.parquet", row_group_size=100_000, use_dictionary=["id"])
+    with GroupedTable(tmp_path / "t.parquet", "id") as grouped:
+        before = most = arrow.total_allocated_bytes()
+        for _ in grouped._batches(grouped.columns, range(10)):
+            most = max(most, arrow.total_allocated_bytes())
+    assert most - before < 16e6
+
+
 LABELS = {
     "int8": arrow.array([3, -1, 2], "int8"),
     "uint64": arrow.array([2**64 - 1, 0, 2**63], "uint64"),

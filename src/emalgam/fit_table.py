@@ -13,7 +13,7 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,18 +180,22 @@ def _fit_shards(
     there = len(groups) - sum(shard.last - shard.first for shard in missing)
     ranks, metadata = groups.ranks, {"job": json.dumps(description)}
     most_rows = NUMBERS_IN_MEMORY // len(table.features)
+
+    def write(some: list[_Shard], advance: Callable[[int], None]) -> None:
+        """Shards that follow each other; their rows go when it returns."""
+        begin = some[0].first
+        rows = table.rows(groups, begin, some[-1].last)
+        for shard in some:
+            which = slice(shard.first, shard.last)
+            offsets = groups.offsets[shard.first : shard.last + 1] - groups.offsets[begin]
+            fits = job.fit(rows, offsets, ranks[which], n_threads)
+            labels = groups.labels[which]
+            save_fits(fits, shard.path, labels=labels, label_name=job.by, metadata=metadata, durable=True)
+            advance(len(fits))
+
     with shown(len(groups), progress, there) as advance:
         for some in _together(missing, groups.offsets, most_rows):
-            begin = some[0].first
-            rows = table.rows(groups, begin, some[-1].last)
-            for shard in some:
-                which = slice(shard.first, shard.last)
-                offsets = groups.offsets[shard.first : shard.last + 1] - groups.offsets[begin]
-                fits = job.fit(rows, offsets, ranks[which], n_threads)
-                save_fits(
-                    fits, shard.path, labels=groups.labels[which], label_name=job.by, metadata=metadata, durable=True
-                )
-                advance(len(fits))
+            write(some, advance)
     return there
 
 

@@ -94,7 +94,11 @@ class GroupedTable:
     ) -> None:
         self.path, self.by, self.weights = Path(path), by, weights
         with reading(self.path):
-            self.file = pyarrow_module("pyarrow.parquet").ParquetFile(self.path, buffer_size=BUFFER_BYTES)
+            self.file = pyarrow_module("pyarrow.parquet").ParquetFile(
+                self.path,
+                buffer_size=BUFFER_BYTES,
+                pre_buffer=False,  # which would keep the whole file in memory
+            )
             names = self.file.schema_arrow.names
             others = tuple(name for name in names if name not in (by, weights))
             self.features = others if features is None else tuple(features)
