@@ -127,8 +127,9 @@ class _Shard:
 
 
 def fit_table(job: Job, *, resume: bool = False, n_threads: int | None = None, progress: bool = False) -> Summary:
-    """Fit a mixture to each group of a table and write them as a table (`emalgam.fits_file`), in the order in which
-    the groups first appear.
+    """Fit a mixture to each group of a table, and write a table of them.
+
+    The output is a file of fits (`emalgam.fits_file`), its rows in the order in which the groups first appear.
 
     Parameters
     ----------
