@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import IO, Any, cast, get_args
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -20,37 +19,10 @@ from emalgam.mixture import Mixture
 from emalgam.model_file import load_metadata, load_model, save_model
 from emalgam.tables import FORMATS, read_table, write_table
 from tests.conftest import need
+from tests.processes import OnTerminal, error_of, run, run_json
 
 K, D, N = 3, 2, 900
 TRUE_MEANS = np.array([[0.0, 0.0], [8.0, 0.0], [0.0, 8.0]])
-
-
-def run(*arguments: object, status: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`emalgam arguments`, which has to end with `status`."""
-    command = [sys.executable, "-m", "emalgam", *map(str, arguments)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=300, env=os.environ | environment
-    )
-    assert done.returncode == status, f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
-
-
-def run_json(*arguments: object) -> Any:
-    """The only thing on standard output, a JSON object on one line."""
-    done = run(*arguments, "--json")
-    assert done.stdout.count("\n") == 1
-    assert done.stderr == ""
-    return json.loads(done.stdout)
-
-
-def error_of(*arguments: object, status: int = 1, **environment: str) -> str:
-    """The one line on standard error."""
-    done = run(*arguments, status=status, **environment)
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert "Traceback" not in done.stderr
-    return done.stderr.removeprefix("error: ").rstrip("\n")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +44,7 @@ def folder(x: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_names_every_command_and_the_exit_codes() -> None:
     for arguments in ([], ["--help"]):
         text = run(*arguments, COLUMNS="120").stdout
-        for command in ("fit", "score", "predict", "sample", "info"):
+        for command in ("fit", "fit-many", "score", "predict", "sample", "info"):
             assert command in text
         assert "Exit codes: 0 done" in text
     assert "--covariance" in run("fit", "--help", COLUMNS="120").stdout
@@ -402,41 +374,6 @@ def test_the_reader_of_the_output_may_leave(folder: Path) -> None:
     command = f"'{sys.executable}' -m emalgam score '{folder}/x.npy' '{folder}/model.safetensors' | true"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stderr == ""
-
-
-class OnTerminal:
-    """`emalgam arguments` with its standard error on a terminal."""
-
-    def __init__(self, *arguments: object) -> None:
-        self.leader, follower = pty.openpty()
-        command = [sys.executable, "-m", "emalgam", *map(str, arguments)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower, text=True)
-        os.close(follower)
-        self.shown = ""
-
-    def read(self, until: str | None = None) -> str:
-        """What the terminal shows, up to a text or to the end."""
-        while until is None or until not in self.shown:
-            try:
-                self.shown += os.read(self.leader, 4096).decode(errors="replace")
-            except OSError:  # the process has closed its side
-                break
-        return self.shown
-
-    def __enter__(self) -> OnTerminal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        cast(IO[str], self.process.stdout).close()
-        os.close(self.leader)
-
-    def finish(self) -> tuple[int, str, str]:
-        """Wait for the end: exit status, standard output and what the terminal shows."""
-        shown = self.read()
-        out = cast(IO[str], self.process.stdout).read()
-        return self.process.wait(), out, shown
 
 
 def test_progress_is_for_terminals(folder: Path) -> None:

@@ -17,8 +17,8 @@ import pytest
 
 from emalgam.model_file import load_model
 from emalgam.tables import write_table
+from tests.processes import OnTerminal, error_of, run_json
 from tests.samples import blobs
-from tests.test_cli import OnTerminal, error_of, run_json
 
 N = 6000
 HOW = ("-k", 4, "--tol", 1e-6, "--max-iter", 1000, "--init", "random_from_data", "--seed", 3)

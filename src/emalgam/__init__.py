@@ -23,6 +23,7 @@ _HOMES: Final = {
     "use_backend": "backends",
     "fit_many": "batch",
     "ManyFits": "batch",
+    "load_fits": "fits_file",
     "Gaussian": "gaussian",
     "kl": "divergence",
     "kl_all_pairs": "divergence",
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from emalgam.em import Iteration as Iteration
     from emalgam.em import fit as fit
     from emalgam.estimator import GaussianMixture as GaussianMixture
+    from emalgam.fits_file import load_fits as load_fits
     from emalgam.gaussian import Gaussian as Gaussian
     from emalgam.gaussian import moment_match as moment_match
     from emalgam.m_step import DegenerateComponentError as DegenerateComponentError

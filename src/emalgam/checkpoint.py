@@ -130,10 +130,8 @@ class Checkpoint:
             tensors["best_lower_bounds"] = np.array(state.best.lower_bounds)
             about["best"] = {name: getattr(state.best, name) for name in FACTS}
         metadata = {"format": FORMAT, "format_version": FORMAT_VERSION, "state": _json(about)}
-        with replacing(self.path) as file:
+        with replacing(self.path, durable=True) as file:
             file.write(save(tensors, metadata))
-            file.flush()
-            os.fsync(file.fileno())
         self._written = time.monotonic()
 
     def end(self) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``emalgam fit | score | predict | sample | kl | info``.
+"""The command line: ``emalgam fit | fit-many | score | predict | sample | kl | info``.
 
 Results go to standard output, as text or (``--json``) as one JSON object; progress, warnings and errors go to standard
 error, each on one line. Libraries that a command can do without are imported in the functions that use them: a short
@@ -39,6 +39,7 @@ from emalgam.tables import check_suffix, read_table, write_table
 if TYPE_CHECKING:
     from emalgam.checkpoint import Checkpoint
     from emalgam.em import Fit, Iteration
+    from emalgam.fit_table import Job, Summary
     from emalgam.mixture import Mixture
 
 EXIT_FAULT: Final = 1
@@ -70,6 +71,10 @@ Algorithm = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="All processors by default; results do not depend on it.")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
+RegCovar = Annotated[
+    str, typer.Option(metavar="auto|FLOAT", help="Added to variances; auto: 1e-6 of each feature's variance.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no report, unless --json.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -100,9 +105,7 @@ def fit(
     init: Annotated[
         Literal["kmeans", "k-means++", "random", "random_from_data"], typer.Option(help="How to start.")
     ] = "kmeans",
-    reg_covar: Annotated[
-        str, typer.Option(metavar="auto|FLOAT", help="Added to variances; auto: 1e-6 of each feature's variance.")
-    ] = "auto",
+    reg_covar: RegCovar = "auto",
     seed: Seed = 0,
     weights: Annotated[Path | None, typer.Option(help="Sample weights: a file like DATA with one column.")] = None,
     weight_column: Annotated[
@@ -130,7 +133,7 @@ def fit(
         Literal["regularize", "reseed", "error"], typer.Option(help="What to do with a component that collapses.")
     ] = "regularize",
     as_json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no report, unless --json.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Fit a mixture to the rows of DATA by expectation-maximization."""
     from emalgam import em
@@ -171,6 +174,64 @@ def fit(
             how = {"backend": backend, "algorithm": algorithm, "n_threads": threads}
             report |= _criteria(fitted.mixture, *_log_likelihood(fitted.mixture, x, **how))
         _print_report(report | {"output": output}, as_json)
+
+
+@app.command(epilog=EPILOG)
+def fit_many(
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="Parquet file with a column that names the groups.")],
+    by: Annotated[str, typer.Option("--by", help="Column of the groups' labels.")],
+    components: Annotated[
+        str, typer.Option("-k", "--components", metavar="K|FIRST:LAST", help="Components, or a range to choose from.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Parquet file to write, a row for each group.")],
+    features: Annotated[str | None, typer.Option(help="Columns, between commas; all others by default.")] = None,
+    covariance: Annotated[Literal["full", "tied", "diag", "spherical"], typer.Option(help="Covariance type.")] = "full",
+    criterion: Annotated[
+        Literal["bic", "aic", "icl"], typer.Option(help="Chooses between numbers of components and restarts.")
+    ] = "bic",
+    n_init: Annotated[int, typer.Option(min=1, help="Restarts; the best one is kept.")] = 1,
+    max_iter: Annotated[int, typer.Option(min=1, help="Most iterations of EM.")] = 100,
+    tol: Annotated[float, typer.Option(min=0.0, help="Stop below this change of the mean log-likelihood.")] = 1e-3,
+    reg_covar: RegCovar = "auto",
+    weights: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of sample weights.")] = None,
+    seed: Seed = 0,
+    backend: Backend = "auto",
+    threads: Threads = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run; begin if there is none.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit a mixture to each group of rows of TABLE, and write them as a table.
+
+    A run that is killed or finds the disk full goes on with --resume and ends with the same rows.
+    """
+    from emalgam.backends import resolve
+    from emalgam.fit_table import Job, fit_table
+
+    settings: dict[str, Any] = {
+        "covariance_type": covariance,
+        "criterion": criterion,
+        "n_init": n_init,
+        "max_iter": max_iter,
+        "tol": tol,
+    }
+    job = Job(
+        table=table,
+        output=output,
+        by=by,
+        features=None if features is None else tuple(features.split(",")),
+        weights=weights,
+        n_components=_component_range(components),
+        settings=settings | {"reg_covar": _reg_covar(reg_covar), "random_state": seed, "backend": resolve(backend)},
+    )
+    _check_folder(output)
+    start = time.perf_counter()
+    summary = fit_table(job, resume=resume, n_threads=threads, progress=not quiet and sys.stderr.isatty())
+    seconds = time.perf_counter() - start
+    if as_json or not quiet:
+        _print_report(_many_report(job, summary, seconds), as_json)
 
 
 @app.command(epilog=EPILOG)
@@ -320,6 +381,16 @@ def _reg_covar(text: str) -> float | Literal["auto"]:
     return value
 
 
+def _component_range(text: str) -> range:
+    """``3``, or ``1:6`` for 1 to 6, both included."""
+    first, colon, last = text.partition(":")
+    ends = [int(end) if end.isascii() and end.isdigit() else 0 for end in (first, last if colon else first)]
+    if not 1 <= ends[0] <= ends[1]:
+        expected = "expected a number >= 1, or FIRST:LAST with 1 <= FIRST <= LAST"
+        raise typer.BadParameter(f"{text!r} is no number of components; {expected}", param_hint="-k")
+    return range(ends[0], ends[1] + 1)
+
+
 def _check_folder(path: Path | None) -> None:
     """Say before the work, not after it, that a result could not be written."""
     if path is not None and not path.parent.is_dir():
@@ -423,6 +494,23 @@ def _fit_report(fitted: Fit, x: Any, seconds: float) -> dict[str, Any]:
     }
 
 
+def _many_report(job: Job, summary: Summary, seconds: float) -> dict[str, Any]:
+    fitted = summary.n_groups - summary.resumed
+    return {
+        "n_groups": summary.n_groups,
+        "n_samples": summary.n_samples,
+        "n_features": len(summary.features),
+        "covariance_type": job.settings["covariance_type"],
+        "criterion": job.settings["criterion"],
+        "backend": job.settings["backend"],
+        "resumed": summary.resumed,
+        "seconds": seconds,
+        "fits_per_second": fitted / seconds,
+        "status": {status.name.lower(): count for status, count in summary.statuses.items()},
+        "output": job.output,
+    }
+
+
 def _log_likelihood(mixture: Mixture, x: Any, **how: Any) -> tuple[float, int]:
     """Σ log p in nats, and the number of rows; a stream takes one more pass."""
     from emalgam.stream import Stream
@@ -462,6 +550,8 @@ def _plain(value: Any) -> Any:
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in value.items())
     if isinstance(value, list):
         return " ".join(map(str, value))
     return f"{value:.9g}" if isinstance(value, float) else str(value)

@@ -60,13 +60,14 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Any) -> Text:
         seconds = task.finished_time or task.elapsed
-        return Text(f"{task.completed / seconds:,.0f} {self.what}/s" if seconds else "")
+        done = task.completed - task.fields["before"]
+        return Text(f"{done / seconds:,.0f} {self.what}/s" if seconds else "")
 
 
 @contextmanager
-def counting(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar; yields a function that takes how many more are done."""
+def counting(what: str, total: int | None, before: int = 0) -> Iterator[Callable[[int], None]]:
+    """A bar; yields a function that takes how many more are done. `before`: how many were done by an earlier run."""
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(what), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(what, total=total)
+        task = progress.add_task(what, total=total, completed=before, before=before)
         yield lambda done: progress.advance(task, done)
