@@ -12,7 +12,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from bench import core, divergence, initialization, machine, memory, mixture_divergence, sampling, startup
+from bench import (
+    core,
+    divergence,
+    initialization,
+    machine,
+    many_fits,
+    memory,
+    mixture_divergence,
+    sampling,
+    startup,
+    stream,
+)
 from bench.tables import Topic, judged, say, table
 
 TOPICS: Final[dict[str, Callable[[bool], Topic]]] = {
@@ -20,9 +31,11 @@ TOPICS: Final[dict[str, Callable[[bool], Topic]]] = {
     "initialization": initialization.topic,
     "memory": memory.topic,
     "start": startup.topic,
+    "stream": stream.topic,
     "mixture_divergence": mixture_divergence.topic,
     "divergence": divergence.topic,
     "sampling": sampling.topic,
+    "many_fits": many_fits.topic,
 }
 
 
