@@ -6,8 +6,6 @@ whatever the strides, and kept on disk.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import threading
 from collections.abc import Callable
 from typing import Any, Final
@@ -15,10 +13,9 @@ from typing import Any, Final
 import numba
 import numpy as np
 
-from emalgam_kernels import polynomials
-from emalgam_kernels.blocks import for_each_block, workspace
+from emalgam_kernels import kl_blocks, polynomials
+from emalgam_kernels.blocks import carve, for_each_block
 from emalgam_kernels.kl_blocks import (
-    FARTHEST,
     ROWS_OF_A_BLOCK,
     for_each_tile,
     guard,
@@ -27,6 +24,7 @@ from emalgam_kernels.kl_blocks import (
     shift_of,
 )
 from emalgam_kernels.numba_cpu import kl_tiles, tiles
+from emalgam_kernels.numba_cpu.compilation import compile_kernel
 from emalgam_kernels.numba_cpu.kl_tiles import (
     CHUNK,
     COLUMNS,
@@ -44,17 +42,14 @@ from emalgam_kernels.numba_cpu.kl_tiles import (
     pair_tile,
     write_tile,
 )
-from emalgam_kernels.numba_cpu.tiles import OPTIONS, STATISTICS_AT_ONCE, padded
+from emalgam_kernels.numba_cpu.tiles import STATISTICS_AT_ONCE, padded
 from emalgam_kernels.parameters import Gaussians
 
-CACHE_LINE: Final = 64
-
-# ---- compiled: each function is a closure over `version`, as Numba keys its disk cache by this file and by what
-# closures hold
+# ---- compiled: each function is a closure over `version`, see `compile_kernel`
 
 
 def _pair_function(version: str) -> Callable[..., None]:
-    """A block of pairs, as a closure over `version`: Numba keys its disk cache by this file and what closures hold."""
+    """A block of pairs, as a closure over `version`."""
 
     def block(
         p_means: np.ndarray,
@@ -83,7 +78,7 @@ def _pair_function(version: str) -> Callable[..., None]:
 
 
 def _factor_function(version: str) -> Callable[..., int]:
-    """A block of factors, as a closure over `version`: see `_pair_function`."""
+    """A block of factors, as a closure over `version`."""
 
     def block(covariances: np.ndarray, where: tuple[int, int], work: PairWork, out: np.ndarray) -> int:
         """out_m ← P_m for start ≤ m < stop; returns the first that is not positive definite, or −1."""
@@ -108,7 +103,7 @@ def _factor_function(version: str) -> Callable[..., int]:
 
 
 def _all_pairs_function(version: str) -> Callable[..., None]:
-    """A block of all pairs, as a closure over `version`: see `_pair_function`."""
+    """A block of all pairs, as a closure over `version`."""
 
     def block(
         p_means: np.ndarray,
@@ -152,6 +147,7 @@ _FUNCTIONS: Final[dict[str, Callable[[str], Callable[..., Any]]]] = {
     "kl_pairs": _pair_function,
     "kl_all_pairs": _all_pairs_function,
 }
+_SOURCES: Final = kl_tiles, tiles, polynomials, kl_blocks
 _compiled: dict[tuple[str, str], Callable[..., Any]] = {}
 _compiling = threading.Lock()
 
@@ -174,19 +170,9 @@ def _block(kernel: str, dtype: np.dtype, *arguments: Any) -> Callable[..., Any]:
                 out = types.Array(types.float64, 1 if kernel == "kl_pairs" else 2, "A")
                 stack = vectors, matrices, matrices
                 signature = types.void(*stack, *stack, *between, out)
-            _compiled[kernel, dtype.char] = _compile(_FUNCTIONS[kernel], signature)
+            name = f"{kernel} ({dtype})"
+            _compiled[kernel, dtype.char], _ = compile_kernel(_FUNCTIONS[kernel], signature, _SOURCES, name)
         return _compiled[kernel, dtype.char]
-
-
-def _compile(function: Callable[[str], Callable[..., Any]], signature: Any) -> Callable[..., Any]:
-    """From disk if the sources that it was compiled from are the same."""
-    try:
-        sources = "".join(map(inspect.getsource, (kl_tiles, tiles, polynomials))) + str(FARTHEST)
-        version = hashlib.sha256(sources.encode()).hexdigest()
-        compiled_function: Callable[..., Any] = numba.njit(signature, cache=True, **OPTIONS)(function(version))
-    except (OSError, RuntimeError):  # no sources at hand, or no folder that Numba could write to: for this process only
-        compiled_function = numba.njit(signature, **OPTIONS)(function(""))
-    return compiled_function
 
 
 # ---- blocks --------------------------------------------------------------------------------------------------------
@@ -201,17 +187,6 @@ def _arrays(p: Gaussians, q: Gaussians) -> list[np.ndarray]:
     return arrays
 
 
-def _take(shapes: list[tuple[int, ...]], dtype: np.dtype) -> list[np.ndarray]:
-    """Arrays in the calling thread's scratch memory; as many bytes for each as whole cache lines have."""
-    sizes = [padded(int(np.prod(shape)) * dtype.itemsize, CACHE_LINE) for shape in shapes]
-    memory = workspace(sum(sizes) + CACHE_LINE)
-    start, arrays = -memory.ctypes.data % CACHE_LINE, []
-    for shape, size in zip(shapes, sizes, strict=True):
-        arrays.append(memory[start : start + size].view(dtype)[: int(np.prod(shape))].reshape(shape))
-        start += size
-    return arrays
-
-
 def _pair_shapes(D: int, full: bool) -> list[tuple[int, ...]]:
     """Of the arrays of PairWork but the last."""
     width = D * D if full else D
@@ -220,7 +195,7 @@ def _pair_shapes(D: int, full: bool) -> list[tuple[int, ...]]:
 
 def _pair_work(D: int, full: bool, dtype: np.dtype) -> PairWork:
     """The calling thread's scratch memory for pairs."""
-    return PairWork(np.empty((3, PAIRS), np.int64), *_take(_pair_shapes(D, full), dtype))
+    return PairWork(np.empty((3, PAIRS), np.int64), *carve(_pair_shapes(D, full), dtype))
 
 
 def _work(D: int, full: bool, dtype: np.dtype) -> tuple[PairWork, Tiles]:
@@ -231,7 +206,7 @@ def _work(D: int, full: bool, dtype: np.dtype) -> tuple[PairWork, Tiles]:
     count = len(shapes)
     shapes += [(features, PAIRS), (ROWS_OF_A_BLOCK, features), (features, COLUMNS)]
     shapes += [(CHUNK, COLUMNS), (CHUNK, COLUMNS), (ROWS_OF_A_BLOCK,)]
-    arrays = _take(shapes, dtype)
+    arrays = carve(shapes, dtype)
     tile = Tiles(products, *arrays[count:])
     tile.features[...] = tile.natural[...] = 0  # rows that only pad
     return PairWork(np.empty((3, PAIRS), np.int64), *arrays[:count]), tile
