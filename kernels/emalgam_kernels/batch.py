@@ -25,7 +25,7 @@ NO_MASS: Final = 10 * float(np.finfo(np.float64).eps)  # share of the weight bel
 ROUND_SHIFT: Final = 2.0**20  # the mean is rounded to that part of the deviation before it is subtracted
 ROUNDING: Final = 1e-12  # of a number: smaller differences say nothing
 EQUAL: Final = 1e-9  # nats for each unit of weight: criteria that differ by less do so by rounding
-# The guard of `emalgam.guard`: while 4 eps times the size of the terms of ⟨η, φ⟩ is at most 1e-9 nats, they do not cancel.
+# The guard of `emalgam.guard`: ⟨η, φ⟩ keeps its digits while 4 eps times the size of its terms is at most 1e-9 nats.
 MOST_CANCELLATION: Final = 1e-9 / (4 * float(np.finfo(np.float64).eps))
 ITERATIONS_OF_A_FIT: Final = 20  # about: what the size of a block goes by
 

@@ -18,6 +18,7 @@ from emalgam_kernels.batch import Mixtures, Outcomes, Problems, Settings, parame
 from emalgam_kernels.blocks import CACHE_LINE, FLOP_PER_EXPONENTIAL, carve, cuts, for_each_block, tile_dtype
 from emalgam_kernels.numba_cpu import batch_tiles, draws, tiles
 from emalgam_kernels.numba_cpu.batch_tiles import (
+    OUTER,
     Components,
     Frame,
     Rules,
@@ -45,7 +46,7 @@ from emalgam_kernels.parameters import statistic_count
 PACKED_MAPS: Final = {"full": FULL, "tied": LINEAR, "diag": DIAG, "spherical": SPHERICAL}
 FEATURES_AT_ONCE: Final = 160  # Φ is kept in one piece if it has no more rows
 KEPT_BYTES: Final = 768 * 1024  # of z and Φ, in the second-level cache
-TILE_BYTES: Final = 64 * 1024
+TILE_BYTES: Final = 128 * 1024
 MOST_COLUMNS: Final = 512
 STEP: Final = 64
 ITERATIONS: Final = 20  # of a fit: a guess that decides how many make a block
@@ -162,7 +163,7 @@ def _function(kernel: str, rules: Rules, work: Work) -> Callable[..., None]:
             else:
                 results = [array(real, 1, "A"), array(integer, 1, "A")]
             signature = types.void(*x, *rows, *shared, *mixtures, *results)
-            _compiled[kernel], _ = compile_kernel(_FUNCTIONS[kernel], signature, _SOURCES, kernel)
+            _compiled[kernel], _ = compile_kernel(_FUNCTIONS[kernel], signature, _SOURCES, kernel, OUTER)
         return _compiled[kernel]
 
 
@@ -204,7 +205,7 @@ def _work_of(rules: Rules, n_components: int, n_features: int, n_statistics: int
     ]
     arrays = iter(carve([shape for group in groups for shape in group], np.dtype(np.float64)))
     tile, frame, components, scratch = ([next(arrays) for _ in group] for group in groups)
-    work = Work(Tiles(*tile), Frame(*frame), Components(*components), Scratch(*scratch, indices=np.empty(K, np.int64)))
+    work = Work(Tiles(*tile), Frame(*frame), Components(*components), Scratch(np.empty(K, np.int64), *scratch))
     # What only pads, and what stays zero.
     for zeros in (work.components.factors, work.components.natural, work.frame.origin, work.frame.constants):
         zeros[...] = 0

@@ -25,15 +25,16 @@ from emalgam_kernels.batch import (
     ROUNDING,
     Status,
 )
-from emalgam_kernels.numba_cpu import tiles as maps
 from emalgam_kernels.numba_cpu.draws import philox, unit_float64
 from emalgam_kernels.numba_cpu.tiles import (
     COMPONENTS_AT_ONCE,
+    DIAG,
     FULL,
     LINEAR,
     OPTIONS,
     REDUCTION,
     compiled,
+    constant,
     copy_row,
     direct_logit_tile,
     direct_statistic_tile,
@@ -52,19 +53,19 @@ from emalgam_kernels.philox import PROBLEMS, SEEDS
 STEP: Final = 8  # columns of a tile are a multiple of it: one register of AVX-512
 HALF_LOG_2_PI: Final = 0.5 * math.log(2 * math.pi)
 
-# Functions that only compiled ones call, and that make no arrays: without wrappers and reference counts they compile in
-# half the time, and a call costs less.
-INNER: Final[Any] = OPTIONS | {"_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+# No function here makes an array, and only compiled ones call them: without reference counts and wrappers they compile
+# in half the time, and a call costs less. Those that call others, from one place, are spliced into their caller, as for
+# a function of its own Numba would optimize once more all that it calls.
+OUTER: Final[Any] = OPTIONS | {"_nrt": False, "no_cfunc_wrapper": True}
+INNER: Final[Any] = OUTER | {"no_cpython_wrapper": True}
 SPLICED: Final[Any] = INNER | {"inline": "always"}
 INNER_REDUCTION: Final[Any] = INNER | {"fastmath": REDUCTION["fastmath"]}
 
-# NumPy's integers: Numba compiles a function once more for each Python constant that it is called with.
-START, PACKED, DIRECT = np.int64(0), np.int64(1), np.int64(2)  # logits by distance to seeds; ⟨η, φ(z)⟩; about the means
-OLD, NEW, BEST = np.int64(0), np.int64(1), np.int64(2)  # of Components
-FAILED, NARROW, BROAD = np.int64(0), np.int64(1), np.int64(2)  # what became of a covariance
+START, PACKED, DIRECT = map(constant, range(3))  # logits by distance to the seeds; ⟨η, φ(z)⟩; about each own mean
+OLD, NEW, BEST = map(constant, range(3))  # of Components
+FAILED, NARROW, BROAD = map(constant, range(3))  # what became of a covariance
 MIDDLE, COARSE, MEAN, FINER, SHIFT, SCALE, FLOOR, ADDED, PIVOT = range(9)  # rows of a frame
-DIAG: Final = np.int64(maps.DIAG)
-ALL: Final = np.int64(0)  # features from the first on
+FIRST, DIAGONAL = constant(0), constant(DIAG)
 
 _FINE, _NOT_CONVERGED, _COLLAPSED, _TOO_FEW_ROWS, _NOT_FINITE, _BAD_WEIGHT, _NO_LIKELIHOOD = map(int, Status)
 _STREAM_OF_PROBLEMS, _STREAM_OF_SEEDS = np.uint64(PROBLEMS), np.uint64(SEEDS)
@@ -101,10 +102,10 @@ class Rules(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Where the samples of a problem are: [first, first + count), of which `positive` have weight."""
+    """Where the samples of a problem are: [first, first + size), of which `positive` have weight."""
 
     first: int
-    count: int
+    size: int
     positive: int
     largest: float  # weight; weights are divided by it, so that their sum does not overflow
     tiles: int
@@ -137,7 +138,7 @@ class Frame(NamedTuple):
 
 
 class Components(NamedTuple):
-    """Three mixtures in the frame: OLD and NEW, which trade places, and BEST. C is K, or 1 if covariances are shared."""
+    """Three mixtures in the frame: OLD and NEW, which trade places, and BEST. C is 1 if they share Σ, else K."""
 
     weights: np.ndarray  # (3, K)
     means: np.ndarray  # (3, K, D)
@@ -150,6 +151,7 @@ class Components(NamedTuple):
 class Scratch(NamedTuple):
     """What steps hand to each other."""
 
+    indices: np.ndarray  # (padded K,) int64
     statistics: np.ndarray  # (padded K, padded F)
     centred_statistics: np.ndarray  # (padded K, direct F): about each component's own mean
     lower: np.ndarray  # (H, D)
@@ -158,7 +160,6 @@ class Scratch(NamedTuple):
     mass: np.ndarray  # (K,)
     candidates: np.ndarray  # (padded K, D)
     targets: np.ndarray  # (padded K,)
-    indices: np.ndarray  # (padded K,) int64
 
 
 class Work(NamedTuple):
@@ -195,24 +196,24 @@ class Fit(NamedTuple):
 
 
 @compiled(INNER)
-def describe(rules: Rules, samples: Samples, first: int, count: int, places: int) -> tuple[Problem, bool]:
+def describe(rules: Rules, samples: Samples, first: int, size: int, places: int) -> tuple[Problem, bool]:
     """Where a problem's samples are; and whether a weight is negative or not finite."""
-    positive, largest, bad = count, 1.0, False
+    positive, largest, bad = size, 1.0, False
     if len(samples.sample_weight) > 0:
         positive, largest = 0, 0.0
-        for i in range(first, first + count):
+        for i in range(first, first + size):
             weight = samples.sample_weight[samples.order[i] if len(samples.order) > 0 else i]
             bad |= not 0 <= weight < np.inf
             positive += weight > 0
             largest = max(largest, weight)
-    tiles = (count + rules.columns - 1) // rules.columns
-    return Problem(first, count, positive, largest, tiles, rules.columns, tiles <= places), bad
+    tiles = (size + rules.columns - 1) // rules.columns
+    return Problem(first, size, positive, largest, tiles, rules.columns, tiles <= places), bad
 
 
 @compiled(INNER)
 def rows_of(problem: Problem, tile: int) -> int:
     """Samples of a tile."""
-    return min(problem.columns, problem.count - tile * problem.columns)
+    return min(problem.columns, problem.size - tile * problem.columns)
 
 
 @compiled(INNER)
@@ -402,7 +403,7 @@ def prepare(rules: Rules, samples: Samples, problem: Problem, work: Work) -> flo
         if problem.kept:
             reframe(z, weight[0], rows, frame.rows[MEAN], frame.rows[FINER])
             if rules.whole:
-                feature_tile(rules.packed_map, z, columns, ALL, tiles.phi[slot])
+                feature_tile(rules.packed_map, z, columns, FIRST, tiles.phi[slot])
         y, whitened, products = tiles.y, tiles.whitened, tiles.products
         direct_statistic_tile(rules.direct_map, frame.origin, z, weight, columns, y, whitened, products, frame.scatter)
     # The variance of each feature given those before it, of all samples together.
@@ -428,7 +429,7 @@ def uniform(key: np.uint64, K: int, restart: int, t: int) -> float:
 def distance_tile(frame: Frame, tiles: Tiles, seeds: np.ndarray, slot: int, columns: int) -> None:
     """logits ← −½ of the squared distance to each seed, in the metric of k-means++."""
     z, y, whitened, logits = tiles.z[slot], tiles.y, tiles.whitened, tiles.logits
-    direct_logit_tile(DIAG, frame.metric, seeds, frame.constants, z, columns, y, whitened, logits)
+    direct_logit_tile(DIAGONAL, frame.metric, seeds, frame.constants, z, columns, y, whitened, logits)
 
 
 @compiled(INNER)
@@ -609,27 +610,27 @@ def symmetric_product(lower: np.ndarray, packed: np.ndarray) -> float:
 @compiled(INNER)
 def log_constant(weight: float, factor: np.ndarray, H: int, D: int) -> float:
     """log w + log |L⁻¹| − ½ D log 2π."""
-    constant = np.log(weight) - D * HALF_LOG_2_PI
+    value = np.log(weight) - D * HALF_LOG_2_PI
     for i in range(D):
-        constant += np.log(factor[min(i, H - 1), i])
-    return constant
+        value += np.log(factor[min(i, H - 1), i])
+    return float(value)
 
 
 @compiled(INNER)
 def pack(
-    packed_map: int, precision: np.ndarray, factor: np.ndarray, mean: np.ndarray, constant: float, natural: np.ndarray
+    packed_map: int, precision: np.ndarray, factor: np.ndarray, mean: np.ndarray, offset: float, natural: np.ndarray
 ) -> None:
-    """η = (−½ Λ_ii, −Λ_ij, Λμ, c − ½ ‖L⁻¹μ‖²) in the order of the feature map."""
+    """η = (−½ Λ_ii, −Λ_ij, Λμ, offset − ½ ‖L⁻¹μ‖²) in the order of the feature map."""
     H, D = precision.shape
     first = quadratic_count(packed_map, D)
     fill_row(natural[first:], D, 0)
     for i in range(D):
         row, start = min(i, H - 1), 0 if H == D else i
         whitened = dot(factor[row, start:], mean[start:], i + 1 - start)
-        constant -= 0.5 * whitened * whitened
+        offset -= 0.5 * whitened * whitened
         for j in range(start, i + 1):
             natural[first + j] += factor[row, j] * whitened
-    natural[first + D] = constant
+    natural[first + D] = offset
     if packed_map == FULL:
         for i in range(D):
             for j in range(i + 1):
@@ -662,9 +663,9 @@ def express(rules: Rules, frame: Frame, components: Components, scratch: Scratch
         factor, mean, weight = components.factors[side, c], components.means[side, k], components.weights[side, k]
         if c == k:
             multiply(factor, precision)
-        constant = log_constant(weight, factor, len(precision), D)
-        components.log_constants[side, k] = constant
-        pack(rules.packed_map, precision, factor, mean, constant, components.natural[side, k])
+        offset = log_constant(weight, factor, len(precision), D)
+        components.log_constants[side, k] = offset
+        pack(rules.packed_map, precision, factor, mean, offset, components.natural[side, k])
         if weight > 0:
             terms = cancellation(precision, components.covariances[side, c], mean, scratch.vector)
             most = most if terms <= most else terms  # NaN is the largest

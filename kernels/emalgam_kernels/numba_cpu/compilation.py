@@ -17,7 +17,11 @@ from emalgam_kernels.numba_cpu.tiles import OPTIONS
 
 
 def compile_kernel(
-    factory: Callable[[str], Callable[..., Any]], signature: Any, modules: tuple[ModuleType, ...], name: str
+    factory: Callable[[str], Callable[..., Any]],
+    signature: Any,
+    modules: tuple[ModuleType, ...],
+    name: str,
+    options: Any = OPTIONS,
 ) -> tuple[Callable[..., Any], float]:
     """The compiled function, and the seconds that took, which are recorded beside it: 0 if it came from disk.
 
@@ -27,9 +31,9 @@ def compile_kernel(
     start = time.perf_counter()
     try:
         version = hashlib.sha256("".join(map(inspect.getsource, modules)).encode()).hexdigest()
-        function: Any = numba.njit(signature, cache=True, _nrt=False, **OPTIONS)(factory(version))
+        function: Any = numba.njit(signature, cache=True, **options)(factory(version))
     except (OSError, RuntimeError):  # no sources at hand, or no folder that Numba could write to: for this process only
-        function = numba.njit(signature, **OPTIONS)(factory(""))
+        function = numba.njit(signature, **options)(factory(""))
     stats = getattr(function, "stats", None)  # there is none under NUMBA_DISABLE_JIT
     if stats and stats.cache_hits:
         return function, 0.0

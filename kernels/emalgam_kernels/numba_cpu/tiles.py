@@ -62,6 +62,14 @@ def compiled(options: Any) -> Callable[[Function], Function]:
     return cast(Callable[[Function], Function], decorator)
 
 
+def constant(value: int) -> Any:
+    """A number or bool as NumPy has them: Numba compiles a function once more for each of Python's that it is given."""
+    return np.bool_(value) if isinstance(value, bool) else np.int64(value)
+
+
+_FIRST, _REPLACE = constant(0), constant(False)
+
+
 def column_step(dtype: str) -> int:
     """Columns of eight 64-byte registers: at multiples of it, unrolled loops leave no slow remainder.
 
@@ -587,7 +595,7 @@ def direct_logit_tile(
         factor, row, constant = factors[min(k, len(factors) - 1)], logits[k], log_constants[k]
         if feature_map == FULL:
             _centre_tile(z, means[k], columns, y)
-            logit_tile(factor, 0, y[: factor.shape[1]], columns, False, whitened)
+            logit_tile(factor, _FIRST, y[: factor.shape[1]], columns, _REPLACE, whitened)
             _sum_of_squares(whitened[:D], columns, row)
         else:
             fill_row(row, columns, 0)
@@ -644,7 +652,7 @@ def direct_statistic_tile(
             continue
         for row in products:
             fill_row(row, len(row), 0)
-        statistic_tile(weighted, y, columns, 0, products)
+        statistic_tile(weighted, y, columns, _FIRST, products)
         f = 0
         for i in range(D + 1):
             for j in range(i + 1):

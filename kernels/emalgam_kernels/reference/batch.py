@@ -57,7 +57,8 @@ def fit_many(
     -----
     Of each problem: greedy k-means++ (the best of 2 + log K candidates), an M-step of that hard assignment, then EM
     until the mean log-likelihood changes by less than `tol`. Of all restarts and numbers of components the smallest
-    criterion wins, the first of those that are equal to rounding. A problem that cannot be fitted gets a status and leaves the others alone.
+    criterion wins, the first of those that are equal to rounding. A problem that cannot be fitted gets a status and
+    leaves the others alone.
 
     References
     ----------
