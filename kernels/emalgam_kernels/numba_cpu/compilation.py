@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +23,11 @@ _seconds: dict[str, float] = {}
 
 
 def compile_function(
-    name: str, factory: Callable[[str], Callable[..., Any]], signature: Any, sources: Sequence[ModuleType | str]
+    name: str,
+    factory: Callable[[str], Callable[..., Any]],
+    signature: Any,
+    sources: Sequence[ModuleType | str],
+    options: Mapping[str, Any] = OPTIONS,
 ) -> Callable[..., Any]:
     """``factory(version)``, compiled for one signature; the seconds are recorded beside it.
 
@@ -36,14 +40,16 @@ def compile_function(
     signature : Numba signature
     sources : sequence of modules or texts
         What else the function is compiled from: with other sources, what is on disk does not count.
+    options : mapping
+        Of `numba.njit`.
     """
     start = time.perf_counter()
     try:
         texts = (source if isinstance(source, str) else inspect.getsource(source) for source in sources)
         version = hashlib.sha256("".join(texts).encode()).hexdigest()
-        function: Callable[..., Any] = numba.njit(signature, cache=True, **OPTIONS)(factory(version))
+        function: Callable[..., Any] = numba.njit(signature, cache=True, **options)(factory(version))
     except (OSError, RuntimeError):  # no sources at hand, or no folder that Numba could write to: for this process only
-        function = numba.njit(signature, **OPTIONS)(factory(""))
+        function = numba.njit(signature, **options)(factory(""))
     stats = getattr(function, "stats", None)  # there is none under NUMBA_DISABLE_JIT
     found = bool(stats and stats.cache_hits)
     _seconds[name] = 0.0 if found else time.perf_counter() - start

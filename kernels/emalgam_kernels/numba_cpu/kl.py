@@ -13,12 +13,9 @@ from typing import Any, Final
 import numba
 import numpy as np
 
-from emalgam_kernels import polynomials
-from emalgam_kernels.blocks import for_each_block, workspace
+from emalgam_kernels import kl_blocks, polynomials
+from emalgam_kernels.blocks import carve, for_each_block
 from emalgam_kernels.kl_blocks import (
-    ASYMMETRY,
-    FARTHEST,
-    PLAIN,
     ROWS_OF_A_BLOCK,
     for_each_tile,
     guard,
@@ -47,8 +44,6 @@ from emalgam_kernels.numba_cpu.kl_tiles import (
 )
 from emalgam_kernels.numba_cpu.tiles import STATISTICS_AT_ONCE, padded
 from emalgam_kernels.parameters import Gaussians
-
-CACHE_LINE: Final = 64
 
 # ---- compiled: each function is a closure over `version`; see `emalgam_kernels.numba_cpu.compilation`
 
@@ -155,6 +150,7 @@ _FUNCTIONS: Final[dict[str, Callable[[str], Callable[..., Any]]]] = {
     "kl_pairs": _pair_function,
     "kl_all_pairs": _all_pairs_function,
 }
+_SOURCES: Final = kl_tiles, tiles, polynomials, kl_blocks
 _compiled: dict[tuple[str, str], Callable[..., Any]] = {}
 _compiling = threading.Lock()
 
@@ -177,9 +173,8 @@ def _block(kernel: str, dtype: np.dtype, *arguments: Any) -> Callable[..., Any]:
                 out = types.Array(types.float64, 1 if kernel == "kl_pairs" else 2, "A")
                 stack = vectors, matrices, matrices
                 signature = types.void(*stack, *stack, *between, out)
-            sources = kl_tiles, tiles, polynomials, str((FARTHEST, PLAIN, ASYMMETRY))
             name = f"{kernel} ({dtype})"
-            _compiled[kernel, dtype.char] = compile_function(name, _FUNCTIONS[kernel], signature, sources)
+            _compiled[kernel, dtype.char] = compile_function(name, _FUNCTIONS[kernel], signature, _SOURCES)
         return _compiled[kernel, dtype.char]
 
 
@@ -196,17 +191,6 @@ def _arrays(p: Gaussians, q: Gaussians) -> list[np.ndarray]:
     return arrays
 
 
-def _take(shapes: list[tuple[int, ...]], dtype: np.dtype) -> list[np.ndarray]:
-    """Arrays in the calling thread's scratch memory; as many bytes for each as whole cache lines have."""
-    sizes = [padded(int(np.prod(shape)) * dtype.itemsize, CACHE_LINE) for shape in shapes]
-    memory = workspace(sum(sizes) + CACHE_LINE)
-    start, arrays = -memory.ctypes.data % CACHE_LINE, []
-    for shape, size in zip(shapes, sizes, strict=True):
-        arrays.append(memory[start : start + size].view(dtype)[: int(np.prod(shape))].reshape(shape))
-        start += size
-    return arrays
-
-
 def _pair_shapes(D: int, full: bool) -> list[tuple[int, ...]]:
     """Of the arrays of PairWork but the last."""
     width = D * D if full else D
@@ -215,7 +199,7 @@ def _pair_shapes(D: int, full: bool) -> list[tuple[int, ...]]:
 
 def _pair_work(D: int, full: bool, dtype: np.dtype) -> PairWork:
     """The calling thread's scratch memory for pairs."""
-    return PairWork(np.empty((3, PAIRS), np.int64), *_take(_pair_shapes(D, full), dtype))
+    return PairWork(np.empty((3, PAIRS), np.int64), *carve(_pair_shapes(D, full), dtype))
 
 
 def _work(D: int, full: bool, dtype: np.dtype) -> tuple[PairWork, Tiles]:
@@ -226,7 +210,7 @@ def _work(D: int, full: bool, dtype: np.dtype) -> tuple[PairWork, Tiles]:
     count = len(shapes)
     shapes += [(features, PAIRS), (ROWS_OF_A_BLOCK, features), (features, COLUMNS)]
     shapes += [(CHUNK, COLUMNS), (CHUNK, COLUMNS), (ROWS_OF_A_BLOCK,)]
-    arrays = _take(shapes, dtype)
+    arrays = carve(shapes, dtype)
     tile = Tiles(products, *arrays[count:])
     tile.features[...] = tile.natural[...] = 0  # rows that only pad
     return PairWork(np.empty((3, PAIRS), np.int64), *arrays[:count]), tile

@@ -16,7 +16,15 @@ import numba
 import numpy as np
 
 from emalgam_kernels import polynomials
-from emalgam_kernels.blocks import for_each_block, native_slices, rows_per_block, sum_over_blocks, tile_dtype, workspace
+from emalgam_kernels.blocks import (
+    CACHE_LINE,
+    for_each_block,
+    native_slices,
+    rows_per_block,
+    sum_over_blocks,
+    tile_dtype,
+    workspace,
+)
 from emalgam_kernels.numba_cpu import tiles
 from emalgam_kernels.numba_cpu.compilation import compile_function
 from emalgam_kernels.numba_cpu.tiles import (
@@ -28,14 +36,14 @@ from emalgam_kernels.numba_cpu.tiles import (
     compiled,
     direct_logit_tile,
     direct_statistic_tile,
-    feature_tile,
     inner_product,
     load_tile,
     logit_tile,
     pack_natural,
+    packed_logit_tile,
+    packed_statistic_tile,
     padded,
     softmax_tile,
-    statistic_tile,
 )
 from emalgam_kernels.parameters import Direct, Packed
 
@@ -43,7 +51,6 @@ from emalgam_kernels.parameters import Direct, Packed
 FEATURES_AT_ONCE: Final = 160
 TILE_BYTES: Final = 448 * 1024
 MOST_COLUMNS: Final = 512
-CACHE_LINE: Final = 64
 
 
 class Problem(NamedTuple):
@@ -54,7 +61,6 @@ class Problem(NamedTuple):
     n_components: int
     columns: int  # T
     step: int  # what `columns` of every tile, the last included, is a multiple of
-    features: int  # rows of Φ kept at once; direct: rows of y
     shift: np.ndarray  # (D,) float64
     scale: np.ndarray  # (D,) float64
     whitening: np.ndarray  # Wᵀ, packed; or empty
@@ -68,7 +74,7 @@ class Tiles(NamedTuple):
 
     z: np.ndarray  # padded D
     second: np.ndarray  # D + 1, padded: z after whitening; direct: P_kᵀ (z − μ_k), then r y
-    phi: np.ndarray  # features; direct: y
+    phi: np.ndarray  # rows of Φ kept at once; direct: y
     logits: np.ndarray  # padded K
     rows: np.ndarray  # 3: weight, log p, and scratch
     products: np.ndarray  # float64: what direct_statistic_tile wants
@@ -85,10 +91,7 @@ def _logits(problem: Problem, means: np.ndarray | None, work: Tiles, z: np.ndarr
     """L of one tile; the features stay in work.phi if there is only one block of them."""
     if means is None:
         natural = problem.coefficients[0]
-        for first in range(0, natural.shape[1], problem.features):
-            phi = work.phi[: min(problem.features, natural.shape[1] - first)]
-            feature_tile(problem.feature_map, z, columns, first, phi)
-            logit_tile(natural, first, phi, columns, first > 0, work.logits)
+        packed_logit_tile(problem.feature_map, natural, z, columns, False, work.phi, work.logits)
     else:
         factors, log_constants = problem.coefficients, problem.log_constants
         direct_logit_tile(
@@ -102,12 +105,8 @@ def _statistics(
 ) -> None:
     """S += the statistics of one tile."""
     if means is None:
-        F = statistics.shape[1]
-        for first in range(0, F, problem.features):
-            phi = work.phi[: min(problem.features, F - first)]
-            if problem.features < F:
-                feature_tile(problem.feature_map, z, columns, first, phi)
-            statistic_tile(work.logits, phi, columns, first, statistics)
+        ready = len(work.phi) >= statistics.shape[1]
+        packed_statistic_tile(problem.feature_map, z, work.logits, columns, ready, work.phi, statistics)
     else:
         direct_statistic_tile(
             problem.feature_map, means, z, work.logits, columns, work.phi, work.second, work.products, statistics
@@ -236,7 +235,6 @@ class _Blocks:
             n_components=K,
             columns=_tile_columns(sum(self.heights), self.dtype.itemsize, step),
             step=step,
-            features=features,
             shift=np.array(parameters.shift),
             scale=np.array(parameters.scale),
             whitening=whitening.astype(self.dtype),

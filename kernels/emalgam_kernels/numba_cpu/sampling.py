@@ -16,7 +16,7 @@ import numpy as np
 from emalgam_kernels import philox as constants
 from emalgam_kernels import polynomials, scalars
 from emalgam_kernels.alias import stratum_ends
-from emalgam_kernels.blocks import for_each_block, workspace
+from emalgam_kernels.blocks import CACHE_LINE, for_each_block, workspace
 from emalgam_kernels.monte_carlo import sum_log_ratios
 from emalgam_kernels.numba_cpu import draws, tiles
 from emalgam_kernels.numba_cpu.compilation import compile_function
@@ -38,7 +38,6 @@ from emalgam_kernels.parameters import Direct, Packed, Sampler
 from emalgam_kernels.philox import OFFSET, rows_per_block
 
 ROWS_OF_A_TILE: Final = 512
-CACHE_LINE: Final = 64
 ALL_BITS: Final = 2**64 - 1
 STREAM_OF_NORMALS: Final = np.uint64(constants.NORMALS)
 
