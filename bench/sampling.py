@@ -28,7 +28,6 @@ from bench.peers import load_torch
 from bench.tables import Target, Topic, judged, number, say, table
 from bench.turns import in_turns, timed
 from emalgam_kernels import Packed
-from emalgam_kernels.blocks import default_threads
 from emalgam_kernels.parameters import Sampler
 
 N, D, K = 1_000_000, 8, 16
@@ -95,17 +94,11 @@ class Contender:
 
 
 def sampling_contenders(rows: int, torch_rows: int) -> list[Contender]:
-    """Everyone who draws: emalgam into arrays that are there, the others as they do."""
-    out, labels, sampler = np.empty((rows, D)), np.empty(rows, np.int64), P.sampler
+    """Everyone who draws, as their users call them."""
+    mixture = emalgam.Mixture(P.weights, P.means, P.covariances)
 
     def draw(backend: str) -> Callable[[], Array]:
-        kernel = emalgam_kernels.load(backend, "sampling").sample_mixture
-
-        def run() -> Array:
-            kernel(sampler, SEED, 0, out, labels, n_threads=default_threads())
-            return out
-
-        return run
+        return lambda: mixture.sample(rows, SEED, backend=backend)[0]
 
     ours = [Contender(backend, rows, draw(backend)) for backend in EMALGAM]
     return [
@@ -116,17 +109,11 @@ def sampling_contenders(rows: int, torch_rows: int) -> list[Contender]:
 
 
 def divergence_contenders(rows: int, torch_rows: int) -> list[Contender]:
-    """Everyone who estimates KL(P ‖ Q) by Monte Carlo; each returns its estimate."""
-    sampler, p, q = P.sampler, P.packed, Q.packed
+    """Everyone who estimates KL(P ‖ Q) by Monte Carlo, as their users call them; each returns its estimate."""
+    p, q = (emalgam.Mixture(each.weights, each.means, each.covariances) for each in (P, Q))
 
     def estimate(backend: str) -> Callable[[], float]:
-        kernel, out = emalgam_kernels.load(backend, "sampling").kl_monte_carlo, np.empty(2)
-
-        def run() -> float:
-            kernel(sampler, p, q, SEED, 0, rows, out, n_threads=default_threads())
-            return float(out[0] / rows)
-
-        return run
+        return lambda: float(emalgam.kl_monte_carlo(p, q, n_samples=rows, random_state=SEED, backend=backend).value)
 
     def of_torch() -> float:
         x = torch_mixture(P).sample((torch_rows,))

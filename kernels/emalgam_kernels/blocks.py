@@ -80,7 +80,7 @@ def cuts(flop: np.ndarray) -> np.ndarray:
         What each piece takes.
 
     >>> cuts(np.array([2.0**26, 2.0**23, 2.0**23, 2.0**23])).tolist()
-    [0, 1, 3, 4]
+    [0, 1, 4]
     """
     ends = np.cumsum(flop)
     n_blocks = min(int(ends[-1] // FLOP_PER_BLOCK), len(flop)) if len(flop) > 0 else 0
