@@ -29,6 +29,8 @@ from tests.kernels.test_kl import (
     random_covariances,
     random_stack,
     taken,
+    ways_to_leave_out,
+    without_factors,
 )
 from tests.tolerances import EPS, tolerance
 
@@ -59,8 +61,7 @@ def on_device(gaussians: Gaussians) -> Gaussians:
         first = array[:1] if array.strides[0] == 0 else array
         return torch.from_numpy(np.array(first)).to(device.default_device()).expand(array.shape)
 
-    arrays = gaussians.means, gaussians.covariances, gaussians.precisions_cholesky
-    return Gaussians(gaussians.covariance_type, *map(send, arrays))
+    return Gaussians(gaussians.covariance_type, *map(send, kl._arrays(gaussians)))
 
 
 def nan_on_device(*shape: int) -> Any:
@@ -84,8 +85,10 @@ def test_matrices_in_global_memory(dtype: str, D: int) -> None:
     q = random_stack(rng, 9, D, "full", dtype, CONDITION[dtype])
     for p in (random_stack(rng, 9, D, "full", dtype, CONDITION[dtype]), near(rng, q, 0.1)):
         truth = [exact(p, q, m, m) for m in range(9)]
-        assert_close(pairs(kl, p, q), truth, tolerance("closed-form KL", dtype), f"D = {D}")
-        assert not pairs(kl, p, p).any()
+        for left, right in ((p, q), *ways_to_leave_out(p, q)):
+            assert_close(pairs(kl, left, right), truth, tolerance("closed-form KL", dtype), f"D = {D}")
+        for each in (p, without_factors(p)):
+            assert not pairs(kl, each, each).any()
 
 
 @every_dtype
@@ -94,10 +97,12 @@ def test_launches(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One warp at a time: the same bits."""
     p, q = two_stacks("full", dtype)
     expected, factors = pairs(kl, p, q), np.empty_like(p.covariances)
+    expected_without = pairs(kl, without_factors(p), without_factors(q))
     assert kl.precision_factors(p.covariances, factors) == -1
     monkeypatch.setattr(kl, "SCRATCH_IN_CACHE", 1)
     monkeypatch.setattr(device, "multiprocessors", lambda _: 0)
     np.testing.assert_array_equal(pairs(kl, p, q), expected)
+    np.testing.assert_array_equal(pairs(kl, without_factors(p), without_factors(q)), expected_without)
     found = np.empty_like(factors)
     assert kl.precision_factors(p.covariances, found) == -1
     np.testing.assert_array_equal(found, factors)
@@ -133,6 +138,46 @@ def test_pieces(covariance_type: str, dtype: str, request: pytest.FixtureRequest
     kl.kl_pairs(on_device(p), on_device(q), out[:, 1])
     np.testing.assert_array_equal(to_host(out[:, 1]), expected)
     assert bool(out[:, 0].isnan().all())
+
+
+@every_dtype
+@every_type
+@pytest.mark.parametrize("far", [False, True])
+def test_without_factors_as_with_those_of_the_device(covariance_type: str, dtype: str, far: bool) -> None:
+    """The same bits, whichever of p and q came without P, and in pieces from either place."""
+    rng = np.random.default_rng(5)
+    _, q = two_stacks(covariance_type, dtype)
+    p = random_stack(rng, M, 3, covariance_type, dtype, 100.0) if far else near(rng, q, 0.1)
+    for each in (p, q):
+        if covariance_type == "full":
+            assert kl.precision_factors(each.covariances, each.precisions_cholesky) == -1
+        else:
+            np.divide(1, np.sqrt(each.covariances), out=each.precisions_cholesky)
+    expected = pairs(kl, p, q)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(staging, "PIECE_BYTES", 2000)
+        patch.setattr(kl, "PAIRS_AT_ONCE", 10)
+        for left, right in ways_to_leave_out(p, q):
+            np.testing.assert_array_equal(pairs(kl, left, right, 2), expected)
+            out = nan_on_device(M)
+            kl.kl_pairs(on_device(left), on_device(right), out)
+            np.testing.assert_array_equal(to_host(out), expected)
+
+
+@every_type
+def test_shared_covariances_without_factors(covariance_type: str) -> None:
+    """Strides of zero and of two, on the device."""
+    p, q = map(without_factors, two_stacks(covariance_type, "float64"))
+    shared = Gaussians(covariance_type, q.means, np.broadcast_to(q.covariances[:1], q.covariances.shape))
+    expected = pairs(kl, p, Gaussians(covariance_type, q.means, shared.covariances.copy()))
+    left, right = on_device(p), on_device(shared)
+    assert right.covariances.stride(0) == 0  # type: ignore[attr-defined]
+    found = nan_on_device(M)
+    kl.kl_pairs(left, right, found)
+    np.testing.assert_array_equal(to_host(found), expected)
+    every_other = (Gaussians(covariance_type, each.means[::2], each.covariances[::2]) for each in (left, right))
+    kl.kl_pairs(*every_other, found[: -(-M // 2)])
+    np.testing.assert_array_equal(to_host(found[: -(-M // 2)]), expected[::2])
 
 
 @every_type
@@ -209,6 +254,12 @@ def test_factors_in_pieces(dtype: str, place: str) -> None:
         failed, found = factors(given, place)
         assert failed == first
         np.testing.assert_array_equal(found[: M - 4], expected[: M - 4])
+        here = given if place == "host" else torch.from_numpy(given).to(device.default_device())
+        assert kl.check_covariances(here, 2) == first  # type: ignore[arg-type]
+    skew = covariances[::2].copy()
+    skew[3, 0, 1] += 1e-3
+    here = skew if place == "host" else torch.from_numpy(skew).to(device.default_device())
+    assert kl.check_covariances(here, 2) == 3  # type: ignore[arg-type]
     assert not np.isfinite(found[M - 4]).all()
 
 

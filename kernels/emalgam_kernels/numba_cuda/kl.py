@@ -2,7 +2,8 @@
 
 Tensors on the device (and results with them) stay where they are, on torch's current stream, strides along M included.
 NumPy arrays cross the bus in pieces. `kl_pairs` never waits for the device; `kl_all_pairs` does once for each tile of
-the result, to learn how many pairs its guard has rejected, and `precision_factors` once, for what it returns.
+the result, to learn how many pairs its guard has rejected, and `precision_factors` and `check_covariances` once, for
+what they return.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from emalgam_kernels.kl_blocks import shift_of
+from emalgam_kernels.kl_blocks import require_factors, shift_of
 from emalgam_kernels.numba_cuda import device
 from emalgam_kernels.numba_cuda.device import REALS, SHARED_BYTES, is_tensor, on, upload, view
 from emalgam_kernels.numba_cuda.kl_kernels import (
+    ABSENT,
     THREADS,
     WARP,
     Size,
@@ -42,6 +44,7 @@ MOST_SCRATCH: Final = 512 * 2**20
 PAIRS_AT_ONCE: int = 2**20  # on the device: what kernels allocate does not grow with M
 TILE: int = 4096  # rows and columns of all pairs that are multiplied at once
 TILE_BYTES: int = 512 * 2**20  # that one side of a tile may take in Gaussians and features
+NONE: Final = torch.iinfo(torch.int64).max  # the number of the first that failed, where none has
 
 
 def precision_factors(covariances: np.ndarray, out: np.ndarray, n_threads: int = 1) -> int:
@@ -50,21 +53,33 @@ def precision_factors(covariances: np.ndarray, out: np.ndarray, n_threads: int =
     `covariances` and `out` are NumPy arrays, or both tensors on the device. `n_threads` copy NumPy arrays into pinned
     memory.
     """
-    M, here = len(out), is_tensor(out)
+    here = is_tensor(out)
     with _at(covariances) as place, device.explained("the precision factors"):
-        first = torch.full((), M, dtype=torch.int64, device=place)
+        first = torch.full((), NONE, device=place)
         rows = _rows_at_once((covariances, out))
         target = None if here else Outbound(out, rows, place, n_threads)
         for start, piece in zip(count(0, rows), pieces_of_memory(covariances, rows, place, n_threads)):
             P: Any = out[start : start + len(piece)] if here else piece.new_empty(piece.shape)
-            number = torch.arange(start, start + len(piece), device=place)
-            first = torch.minimum(first, number.masked_fill(~_factorize(piece, P).bool(), M).min())
+            first = _first(first, _factorize(piece, P), start)
             if target is not None:
                 target.put(start, P)
         if target is not None:
             target.finish()
         found = int(first)
-    return found if found < M else -1
+    return -1 if found == NONE else found
+
+
+def check_covariances(covariances: np.ndarray, n_threads: int = 1) -> int:
+    """The first that is none; see `emalgam_kernels.reference.kl.check_covariances`.
+
+    `covariances` are a NumPy array or a tensor on the device. `n_threads` copy NumPy arrays into pinned memory.
+    """
+    with _at(covariances) as place, device.explained("the check of covariances"):
+        first, rows = torch.full((), NONE, device=place), _rows_at_once((covariances,))
+        for start, piece in zip(count(0, rows), pieces_of_memory(covariances, rows, place, n_threads)):
+            first = _first(first, _factorize(piece), start)
+        found = int(first)
+    return -1 if found == NONE else found
 
 
 def kl_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1) -> None:
@@ -88,6 +103,7 @@ def kl_all_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1
 
     In tiles of the result. A q in main memory that is longer than a tile crosses the bus again for each row of tiles.
     """
+    require_factors(p, q)
     if 0 in out.shape:
         return
     with _at(p.means) as place, device.explained("all pairs"):
@@ -109,12 +125,16 @@ def kl_all_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1
 
 
 class _Stack:
-    """Some Gaussians on the device, as the kernels take them."""
+    """Some Gaussians on the device, as the kernels take them; `given`: they came with P."""
 
     def __init__(self, covariance_type: str, arrays: tuple[torch.Tensor, ...]) -> None:
-        self.covariance_type, (self.means, covariances, factors) = covariance_type, arrays
-        self.views = tuple(view(device.span(array)) for array in arrays)
-        self.strides = self.means.stride(0), covariances.stride(0), factors.stride(0)
+        self.covariance_type, self.means, self.given = covariance_type, arrays[0], len(arrays) == 3
+        views, strides = [view(device.span(array)) for array in arrays], [array.stride(0) for array in arrays]
+        factors, factor_stride = (
+            (views[2], strides[2]) if self.given else (views[1], ABSENT)
+        )  # any view: it is not read
+        self.views = *views[:2], factors
+        self.strides = strides[0], strides[1], factor_stride
         self.D = int(self.means.shape[1])
         self.arithmetic = str(self.means.dtype).removeprefix("torch.")
 
@@ -127,7 +147,9 @@ class _Stack:
 
 
 def _arrays(gaussians: Gaussians) -> tuple[Any, ...]:
-    return gaussians.means, gaussians.covariances, gaussians.precisions_cholesky
+    """Means, covariances, and P if there are."""
+    arrays = gaussians.means, gaussians.covariances, gaussians.precisions_cholesky
+    return arrays if arrays[2] is not None else arrays[:2]
 
 
 def _stacks(gaussians: Gaussians, rows: int, place: torch.device, n_threads: int) -> Iterator[_Stack]:
@@ -229,7 +251,7 @@ def _compute(p: _Stack, q: _Stack, out: torch.Tensor, index: torch.Tensor | None
     n = len(out) if index is None else len(index)
     full = p.covariance_type == "full"
     room = _Room.of(p.means, p.D, n) if full else _Room(THREADS, n, 0, view(p.empty(1)))
-    kernel = pair_kernel(p.covariance_type, p.arithmetic, room.in_shared)
+    kernel = pair_kernel(p.covariance_type, p.arithmetic, room.in_shared, not full or (p.given and q.given))
     row, column = (1, 0) if index is None else out.stride()
     chosen = view(torch.empty(1, dtype=torch.int64, device=out.device) if index is None else index)
     target = view(out)
@@ -241,19 +263,26 @@ def _compute(p: _Stack, q: _Stack, out: torch.Tensor, index: torch.Tensor | None
         )  # fmt: skip
 
 
-def _factorize(covariances: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """out ← P of each; returns (M,) uint8, 1 for those that are not positive definite."""
+def _factorize(covariances: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """out ← P of each; returns (M,) uint8: 1 if not positive definite, and without `out` also if not symmetric."""
     M, D = covariances.shape[:2]
-    failed = torch.empty(M, dtype=torch.uint8, device=out.device)
+    failed = torch.empty(M, dtype=torch.uint8, device=covariances.device)
     room = _Room.of(covariances, D, M)
-    kernel = factor_kernel(str(out.dtype).removeprefix("torch."), room.in_shared)
-    arrays = view(device.span(covariances)), room.scratch, view(device.span(out)), view(failed)
+    kernel = factor_kernel(str(covariances.dtype).removeprefix("torch."), room.in_shared)
+    target, out_stride = (room.scratch, ABSENT) if out is None else (view(device.span(out)), out.stride(0))
+    arrays = view(device.span(covariances)), room.scratch, target, view(failed)
     for first, some, blocks in room.launches(M):
         kernel.launch(
-            blocks, room.threads, *arrays, D, covariances.stride(0), out.stride(0), first, some, room.at_once,
+            blocks, room.threads, *arrays, D, covariances.stride(0), out_stride, first, some, room.at_once,
             shared_bytes=room.shared_bytes,
         )  # fmt: skip
     return failed
+
+
+def _first(before: torch.Tensor, failed: torch.Tensor, start: int) -> torch.Tensor:
+    """The lowest of `before` and the numbers of those that failed of a piece from `start` on, on the device."""
+    numbers = torch.arange(start, start + len(failed), device=failed.device)
+    return torch.minimum(before, numbers.masked_fill(~failed.bool(), NONE).min())
 
 
 # ---- all pairs

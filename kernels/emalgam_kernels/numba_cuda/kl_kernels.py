@@ -7,7 +7,8 @@ of a warp fits there, else a scratch in global memory. In it, one after the othe
     F (D (D + 1) / 2)   E (D, D)   column (D)   m (D)
 
 F is Pᵀ, lower triangular, row by row: F_ij = P_ji. While P is computed, L and the pivots are in its place, and their
-low halves in those of E, column and m: `factorize` and `invert` leave P where `pair_divergence` wants it.
+low halves in those of E, column and m: `factorize` and `invert` leave P where a pair wants it, which so can do without
+P given, and without memory for it. Of Σ_p only a distant pair needs the pivots, when all else has been read.
 
 Features of all pairs are feature-major, (F + D + 2, M): F for the divergence, D + 2 for the size B of its terms (see
 `emalgam_kernels.kl_blocks`).
@@ -23,7 +24,7 @@ import numpy as np
 from numba import cuda, types
 
 from emalgam_kernels import polynomials
-from emalgam_kernels.kl_blocks import FARTHEST
+from emalgam_kernels.kl_blocks import ASYMMETRY, FARTHEST
 from emalgam_kernels.kl_blocks import guard as guard_of
 from emalgam_kernels.numba_cuda.device import NUMBA_REALS, REALS, SIMULATED, Kernel, flat, fma, inlined, log, sqrt
 from emalgam_kernels.numba_cuda.products import at, integers
@@ -31,12 +32,14 @@ from emalgam_kernels.numba_cuda.products import at, integers
 THREADS: Final = 8 if SIMULATED else 128
 WARP: Final = 8 if SIMULATED else 32  # threads of a block whose matrices are in global memory
 GROUP: Final = 4  # rows of a matrix that share what they read of a vector
+ABSENT: Final = -1  # the stride of an array that was not given
 
 
 class Size(NamedTuple):
     """The integers of a launch for pairs, in one argument.
 
-    `p_means` to `q_factors`: elements from one of the stack to the next, 0 where all share one. The launch computes
+    `p_means` to `q_factors`: elements from one of the stack to the next, 0 where all share one; of factors that were
+    not given, `ABSENT`. The launch computes
     `pairs` pairs from number `first` on: of p_n and q_n, or if `chosen` of those that `index` (i₀, j₀, i₁, ...) names.
     The result of p_i and q_j goes to ``i · row + j · column``. `stride` is that of the scratch.
     """
@@ -187,17 +190,36 @@ def _close(arithmetic: str) -> Any:
 
 
 @inlined
-def _read_pair(
-    memory: Any, place: int, stride: int, D: int, p: Any, p_start: int, q: Any, q_start: int, P: Any, P_start: int
-) -> None:
-    """F ← Pᵀ and E ← Σ_p − Σ_q."""
+def _read_difference(memory: Any, place: int, stride: int, D: int, p: Any, p_start: int, q: Any, q_start: int) -> None:
+    """E ← Σ_p − Σ_q."""
     E = place + _row(D) * stride
+    for element in range(D * D):
+        memory[at(E + element * stride)] = p[at(p_start + element)] - q[at(q_start + element)]
+
+
+@inlined
+def _read_factor(memory: Any, place: int, stride: int, D: int, factors: Any, start: int) -> None:
+    """F ← Pᵀ."""
     for i in range(D):
-        for j in range(D):
-            element = i * D + j
-            memory[at(E + element * stride)] = p[at(p_start + element)] - q[at(q_start + element)]
-            if j >= i:
-                memory[at(place + (_row(j) + i) * stride)] = P[at(P_start + element)]
+        for j in range(i, D):
+            memory[at(place + (_row(j) + i) * stride)] = factors[at(start + i * D + j)]
+
+
+@inlined
+def _read_covariance(memory: Any, place: int, stride: int, D: int, covariances: Any, start: int) -> None:
+    """The lower triangle of Σ, to where F will be."""
+    for i in range(D):
+        for j in range(i + 1):
+            memory[at(place + (_row(i) + j) * stride)] = covariances[at(start + i * D + j)]
+
+
+@inlined
+def _log_diagonal(memory: Any, place: int, stride: int, D: int) -> Any:
+    """Σ_i log F_ii = −½ log |Σ|."""
+    total = memory.dtype.type(0)
+    for i in range(D):
+        total += log(memory[at(place + (_row(i) + i) * stride)])
+    return total
 
 
 @inlined
@@ -212,9 +234,10 @@ def _log_factors(factors: Any, start: int, D: int, step: int) -> Any:
 # ---- kernels: pairs
 
 
-def _full_pairs(arithmetic: str, in_shared: bool) -> Callable[..., None]:
-    real, close = NUMBA_REALS[arithmetic], _close(arithmetic)
-    half, two, farthest = real(0.5), real(2), real(FARTHEST)
+def _full_pairs(arithmetic: str, in_shared: bool, given: bool) -> Callable[..., None]:
+    """`given`: both P are there; else either may be absent."""
+    real, close, factorize = NUMBA_REALS[arithmetic], _close(arithmetic), _factorize(arithmetic)
+    half, farthest = real(0.5), real(FARTHEST)
 
     def full_pairs(
         p_means: Any, p_covariances: Any, p_factors: Any, q_means: Any, q_covariances: Any, q_factors: Any,
@@ -231,11 +254,15 @@ def _full_pairs(arithmetic: str, in_shared: bool) -> Callable[..., None]:
         i = j = size.first + n
         if size.chosen:
             i, j = index[at(2 * (size.first + n))], index[at(2 * (size.first + n) + 1)]
+        p_start, q_start = i * size.p_covariances, j * size.q_covariances
+        if given or size.q_factors != ABSENT:
+            _read_factor(memory, place, stride, D, q_factors, j * size.q_factors)
+        else:
+            _read_covariance(memory, place, stride, D, q_covariances, q_start)
+            factorize(memory, place, stride, D)
+            invert(memory, place, stride, D)
         # E = Pᵀ (Σ_p − Σ_q) P, δ = Pᵀ (μ_p − μ_q)
-        _read_pair(
-            memory, place, stride, D, p_covariances, i * size.p_covariances, q_covariances, j * size.q_covariances,
-            q_factors, j * size.q_factors,
-        )  # fmt: skip
+        _read_difference(memory, place, stride, D, p_covariances, p_start, q_covariances, q_start)
         E = place + _row(D) * stride
         for d in range(D):
             delta = p_means[at(i * size.p_means + d)] - q_means[at(j * size.q_means + d)]
@@ -246,17 +273,25 @@ def _full_pairs(arithmetic: str, in_shared: bool) -> Callable[..., None]:
         for d in range(D):
             trace += memory[at(E + d * (D + 1) * stride)]
         terms = close(memory, place, stride, D)
-        if not terms <= farthest:
-            logs = _log_factors(p_factors, i * size.p_factors, D, D + 1)
-            terms = trace + two * (logs - _log_factors(q_factors, j * size.q_factors, D, D + 1))
-        out[at(i * size.row + j * size.column)] = half * (terms + distance)
+        target = i * size.row + j * size.column
+        if terms <= farthest:
+            out[at(target)] = half * (terms + distance)
+            return
+        # log |Σ_p| is added to what is written already: nothing else is to be kept meanwhile
+        out[at(target)] = half * (trace + distance) - _log_diagonal(memory, place, stride, D)
+        if given or size.p_factors != ABSENT:
+            out[at(target)] += _log_factors(p_factors, i * size.p_factors, D, D + 1)
+        else:
+            _read_covariance(memory, place, stride, D, p_covariances, p_start)
+            factorize(memory, place, stride, D)
+            out[at(target)] += _log_diagonal(memory, place, stride, D)
 
     return full_pairs
 
 
 def _diag_pairs(arithmetic: str) -> Callable[..., None]:
     real, excess = NUMBA_REALS[arithmetic], _excess(arithmetic)
-    half, one = real(0.5), real(1)
+    zero, half, one, nan = real(0), real(0.5), real(1), real(np.nan)
 
     def diag_pairs(
         p_means: Any, p_covariances: Any, p_factors: Any, q_means: Any, q_covariances: Any, q_factors: Any,
@@ -269,13 +304,20 @@ def _diag_pairs(arithmetic: str) -> Callable[..., None]:
         i = j = size.first + n
         if size.chosen:
             i, j = index[at(2 * (size.first + n))], index[at(2 * (size.first + n) + 1)]
-        total = real(0)
+        total = zero
         for d in range(size.D):
-            variance, factor = p_covariances[at(i * size.p_covariances + d)], q_factors[at(j * size.q_factors + d)]
-            e = (variance - q_covariances[at(j * size.q_covariances + d)]) * factor * factor
+            variance, other = (
+                p_covariances[at(i * size.p_covariances + d)],
+                q_covariances[at(j * size.q_covariances + d)],
+            )
+            if size.q_factors != ABSENT:
+                factor = q_factors[at(j * size.q_factors + d)]
+            else:
+                factor = one / sqrt(other if other > zero else nan)
+            e = (variance - other) * factor * factor
             delta = (p_means[at(i * size.p_means + d)] - q_means[at(j * size.q_means + d)]) * factor
             ratio = variance * factor * factor if e < -half else e + one
-            total += half * (excess(e, ratio) + delta * delta)
+            total += half * (excess(e, ratio) + delta * delta) if ratio > zero else nan
         out[at(i * size.row + j * size.column)] = total
 
     return diag_pairs
@@ -286,7 +328,7 @@ def _diag_pairs(arithmetic: str) -> Callable[..., None]:
 
 def _factorize(arithmetic: str) -> Any:
     real = NUMBA_REALS[arithmetic]
-    zero, one, nan = real(0), real(1), real(np.nan)
+    zero, one, infinity, nan = real(0), real(1), real(np.inf), real(np.nan)
 
     @inlined
     def subtract_product(m: Any, m_low: Any, l: Any, l_low: Any, memory: Any, high: int, low: int) -> None:  # noqa: E741
@@ -317,7 +359,7 @@ def _factorize(arithmetic: str) -> Any:
             pivot = high + rest
             pivot_low = rest - (pivot - high)
             reciprocal = one / pivot
-            memory[at(place + diagonal)] = one / sqrt(pivot) if pivot > zero else nan
+            memory[at(place + diagonal)] = one / sqrt(pivot if zero < pivot < infinity else nan)
             for i in range(k + 1, D):
                 start = _row(i) * stride
                 m, m_low = memory[at(place + start + k * stride)], memory[at(low + start + k * stride)]
@@ -337,8 +379,8 @@ def _factorize(arithmetic: str) -> Any:
 
 
 @inlined
-def invert(memory: Any, place: int, stride: int, D: int) -> Any:
-    """F ← Pᵀ = diag(1 / √pivots) L⁻¹, where `factorize` left L; returns Σ 1 / √pivot."""
+def invert(memory: Any, place: int, stride: int, D: int) -> None:
+    """F ← Pᵀ = diag(1 / √pivots) L⁻¹, where `factorize` left L."""
     # Row i of L⁻¹ from those above it
     for i in range(D):
         row = place + _row(i) * stride
@@ -347,25 +389,43 @@ def invert(memory: Any, place: int, stride: int, D: int) -> Any:
             for k in range(j + 1, i):
                 value += memory[at(row + k * stride)] * memory[at(place + (_row(k) + j) * stride)]
             memory[at(row + j * stride)] = -value
-    total = memory.dtype.type(0)
     for i in range(D):
         row = place + _row(i) * stride
         scale = memory[at(row + i * stride)]
-        total += scale
         for j in range(i):
             memory[at(row + j * stride)] *= scale
-    return total
+
+
+def _symmetric(arithmetic: str) -> Any:
+    real = NUMBA_REALS[arithmetic]
+    zero, tolerance = real(0), real(ASYMMETRY)
+
+    @inlined
+    def symmetric(covariances: Any, start: int, D: int) -> bool:
+        """Whether |Σ_ij − Σ_ji| ≤ ASYMMETRY √(Σ_ii Σ_jj)."""
+        proper = True
+        for i in range(1, D):
+            size = tolerance * sqrt(covariances[at(start + i * (D + 1))])
+            for j in range(i):
+                difference = abs(covariances[at(start + i * D + j)] - covariances[at(start + j * D + i)])
+                proper &= difference == zero or difference <= size * sqrt(covariances[at(start + j * (D + 1))])
+        return proper
+
+    return symmetric
 
 
 def _factors(arithmetic: str, in_shared: bool) -> Callable[..., None]:
-    real, factorize = NUMBA_REALS[arithmetic], _factorize(arithmetic)
+    real, factorize, symmetric = NUMBA_REALS[arithmetic], _factorize(arithmetic), _symmetric(arithmetic)
     zero, infinity = real(0), real(np.inf)
 
     def factors(
         covariances: Any, scratch: Any, out: Any, failed: Any,
         D: int, covariance_stride: int, out_stride: int, first: int, count: int, width: int,
     ) -> None:  # fmt: skip
-        """P of `count` covariances from number `first` on; failed ← 1 for those that are not positive definite."""
+        """P of `count` covariances from number `first` on; failed ← 1 for those that are not positive definite.
+
+        If `out_stride` is `ABSENT` nothing is written to `out`, and those that are not symmetric fail, too.
+        """
         n = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
         if in_shared:
             memory, place, stride = cuda.shared.array(0, real), cuda.threadIdx.x, cuda.blockDim.x
@@ -374,18 +434,23 @@ def _factors(arithmetic: str, in_shared: bool) -> Callable[..., None]:
         if n >= count:
             return
         start, target = (first + n) * covariance_stride, (first + n) * out_stride
-        for i in range(D):
-            for j in range(i + 1):
-                memory[at(place + (_row(i) + j) * stride)] = covariances[at(start + i * D + j)]
+        _read_covariance(memory, place, stride, D, covariances, start)
         factorize(memory, place, stride, D)
-        total = invert(memory, place, stride, D)
+        total = zero
         for i in range(D):
-            for j in range(D):
-                value = zero
-                if j >= i:
-                    value = memory[at(place + (_row(j) + i) * stride)]
-                out[at(target + i * D + j)] = value
-        failed[at(first + n)] = types.uint8(0) if total < infinity else types.uint8(1)
+            total += memory[at(place + (_row(i) + i) * stride)]
+        proper = total < infinity
+        if out_stride == ABSENT:
+            proper = proper and symmetric(covariances, start, D)
+        else:
+            invert(memory, place, stride, D)
+            for i in range(D):
+                for j in range(D):
+                    value = zero
+                    if j >= i:
+                        value = memory[at(place + (_row(j) + i) * stride)]
+                    out[at(target + i * D + j)] = value
+        failed[at(first + n)] = types.uint8(0) if proper else types.uint8(1)
 
     return factors
 
@@ -542,21 +607,22 @@ def _name(what: str, arithmetic: str, in_shared: bool) -> str:
 
 
 @cache
-def pair_kernel(covariance_type: str, arithmetic: str, in_shared: bool) -> Kernel:
-    """KL(p_i ‖ q_j); "diag" needs no memory."""
+def pair_kernel(covariance_type: str, arithmetic: str, in_shared: bool, given: bool = True) -> Kernel:
+    """KL(p_i ‖ q_j); "diag" needs no memory, and one kernel serves it with P and without (`given`: both are there)."""
     real = flat(NUMBA_REALS[arithmetic])
     numba_types: Any = types
     sizes = numba_types.NamedUniTuple(types.int64, len(Size._fields), Size)
     signature = (*(real,) * 6, flat(types.int64), real, real, sizes)
     if covariance_type == "diag":
         return Kernel(f"KL of diag pairs, {arithmetic}", arithmetic, _diag_pairs(arithmetic), signature, THREADS)
-    name = _name("KL of full pairs", arithmetic, in_shared)
-    return Kernel(name, arithmetic, _full_pairs(arithmetic, in_shared), signature, THREADS if in_shared else WARP)
+    name = _name("KL of full pairs" if given else "KL of full pairs without P", arithmetic, in_shared)
+    function = _full_pairs(arithmetic, in_shared, given)
+    return Kernel(name, arithmetic, function, signature, WARP if given and not in_shared else THREADS)
 
 
 @cache
 def factor_kernel(arithmetic: str, in_shared: bool) -> Kernel:
-    """Σ to P."""
+    """Σ to P, or the check of Σ alone."""
     real = flat(NUMBA_REALS[arithmetic])
     signature = (real, real, real, flat(types.uint8), *integers(6))
     name = _name("precision factors", arithmetic, in_shared)
@@ -592,7 +658,8 @@ def kernels() -> list[Kernel]:
     found = []
     for arithmetic in REALS:
         for in_shared in (True, False):
-            found += [pair_kernel("full", arithmetic, in_shared), factor_kernel(arithmetic, in_shared)]
+            found += [pair_kernel("full", arithmetic, in_shared, given) for given in (True, False)]
+            found.append(factor_kernel(arithmetic, in_shared))
         for covariance_type in ("full", "diag"):
             found += [expectation_kernel(covariance_type, arithmetic), natural_kernel(covariance_type, arithmetic)]
         found += [pair_kernel("diag", arithmetic, False), guard_kernel(arithmetic)]
