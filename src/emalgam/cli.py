@@ -327,9 +327,7 @@ def kl(
     if all(mixture.n_components == 1 for mixture in pair):
         report["closed_form"] = float(divergence.kl(*pair, **how))
     for name, estimator in (("monte_carlo", "plain"), ("control_variate", "control")):
-        found = divergence.kl_monte_carlo(
-            *pair, n_samples=n_samples, estimator=estimator, random_state=seed, **how
-        )
+        found = divergence.kl_monte_carlo(*pair, n_samples=n_samples, estimator=estimator, random_state=seed, **how)
         report |= {name: float(found.value), f"{name}_error": float(found.standard_error)}
     for name in ("variational", "matched", "unscented"):
         report[name] = float(getattr(divergence, f"kl_{name}")(*pair, **how))

@@ -24,8 +24,6 @@ from tests.kernels.problems import Problem, assert_within
 from tests.oracles import Gaussians
 from tests.tolerances import tolerance
 
-# With `small_chunks` two chunks of two parts, and a rest; or one and a rest.
-SEVERAL_CHUNKS, TWO_CHUNKS = 5 * COLUMN_STEP - 10, 3 * COLUMN_STEP - 10
 SIZES = {
     "one row": (1, 3, 4),
     "one feature": (40, 1, 3),
@@ -34,9 +32,6 @@ SIZES = {
     "most lanes": (12, 2, 259),
     "two panels": (20, 35, 3),
 }
-
-every_arithmetic = pytest.mark.parametrize(("dtype", "arithmetic"), ARITHMETICS)
-every_covariance_type = pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 
 
 # ---- against the oracle
