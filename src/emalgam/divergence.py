@@ -244,8 +244,8 @@ def kl_matched(
 ) -> np.ndarray | float:
     """The matched bound (Goldberger's) approximation of KL(p ‖ q): each component of p has one partner in q.
 
-    Σ_a π_a min_b [KL(f_a ‖ g_b) + log (π_a / ω_b)], in nats; arguments and result as in `kl_variational`. Good where the
-    components of p do not overlap; where they do it may be below zero, for p = q too.
+    Σ_a π_a min_b [KL(f_a ‖ g_b) + log (π_a / ω_b)], in nats; arguments and result as in `kl_variational`. Good where
+    the components of p do not overlap; where they do it may be below zero, for p = q too.
 
     References
     ----------
@@ -515,7 +515,9 @@ def jensen_shannon(
     backend: str = "auto",
     n_threads: int | None = None,
 ) -> Estimate:
-    """Jensen-Shannon divergence ½ KL(p ‖ m) + ½ KL(q ‖ m) with m = ½ (p + q), by Monte Carlo; from 0 to log 2 but for the noise of the estimate.
+    """Jensen-Shannon divergence ½ KL(p ‖ m) + ½ KL(q ‖ m) with m = ½ (p + q), by Monte Carlo.
+
+    From 0 to log 2, but for the noise of the estimate.
 
     Parameters
     ----------

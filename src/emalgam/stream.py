@@ -96,7 +96,7 @@ def as_stream(x: Any) -> Stream | None:
 
 
 def for_many_passes(x: Any, sample_weight: Any, backend: str) -> tuple[Any, Any]:
-    """`x` and its weights, or the stream that reads both: of a path, and of a memory map, so that nothing is kept of it.
+    """`x` and its weights, or the stream that reads both: of a path, and of a memory map, of which nothing is kept.
 
     A memory map for a GPU stays as it is: it is sent there once if it fits, else in pieces that overlap the compute.
     """

@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 
 from emalgam_kernels.numba_cuda.direct import run
-from emalgam_kernels.numba_cuda.products import COLUMN_STEP
-from tests.conftest import COVARIANCE_TYPES
 from tests.cuda.passes import (
-    ARITHMETICS,
     assert_right,
     make,
     one_pass,

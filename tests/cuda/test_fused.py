@@ -12,7 +12,6 @@ from emalgam_kernels.numba_cuda.fused import BLOCKS_PER_MULTIPROCESSOR, ROWS_OF_
 from emalgam_kernels.parameters import statistic_count
 from tests.conftest import COVARIANCE_TYPES
 from tests.cuda.passes import (
-    ARITHMETICS,
     assert_right,
     current_device,
     make,

@@ -11,9 +11,7 @@ import torch
 
 from emalgam_kernels.numba_cuda import device, products
 from emalgam_kernels.numba_cuda.products import COLUMN_STEP, chunks, padded, rows_of_a_chunk, run
-from tests.conftest import COVARIANCE_TYPES
 from tests.cuda.passes import (
-    ARITHMETICS,
     assert_right,
     assert_right_when_hard,
     make,
