@@ -40,6 +40,7 @@ CROSSOVER_SECONDS: Final = 45.0  # kept for the crossover while the figures are 
 DIVERGENCE_SECONDS: Final = 20.0  # that the divergences may take
 TESTS: Final = (
     "tests/cuda",
+    "kernels/emalgam_kernels/numba_cuda",
     *(f"tests/kernels/test_{part}.py" for part in ("contract", "mixture", "kl", "philox", "sampling")),
 )
 DRY_TESTS: Final = ("tests/kernels/test_contract.py",)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -408,3 +408,25 @@ def test_a_fit_starts_without_what_it_does_not_need(folder: Path) -> None:
     command = [sys.executable, "-c", code, "fit", str(folder / "x.npy"), "-k", "2", "--backend", "reference"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stderr == "[]\n"
+
+
+def test_kl_computes_everything_with_the_backend_that_was_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from emalgam import backends
+
+    genuine, seen = backends.kernels, set()
+
+    def kernels(name: str, *file: str) -> Any:
+        seen.add(name)
+        return genuine(name, *file)
+
+    monkeypatch.setattr(backends, "kernels", kernels)
+    model = str(folder / "model.safetensors")
+    assert cli.main(["kl", model, model, "-n", "100", "--backend", "reference"]) == 0
+    assert seen == {"reference"}
+
+
+def test_sample_draws_as_it_is_told(folder: Path, tmp_path: Path) -> None:
+    how = ("-n", 1000, "--draw", "stratified", "--backend", "reference", "--labels", tmp_path / "labels.npy")
+    run_json("sample", folder / "model.safetensors", "-o", tmp_path / "x.npy", *how)
+    counts = np.bincount(np.load(tmp_path / "labels.npy"), minlength=K)
+    assert (np.abs(counts - 1000 * load_model(folder / "model.safetensors").weights) <= 1).all()

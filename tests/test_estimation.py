@@ -771,3 +771,8 @@ def test_nothing_is_said_when_all_is_well() -> None:
         ols(X, y, sample_weight=weight)
     for array, copy in zip((X, y, weight), before, strict=True):
         np.testing.assert_array_equal(array, copy)
+
+
+def test_a_uniform_posterior_has_no_mode() -> None:
+    with pytest.raises(ValueError, match=r"the posterior Beta\(1, 1\) has no mode: it is uniform"):
+        bernoulli_map([1, 0], 0.5, 0.5, [0.5, 0.5])

@@ -471,3 +471,16 @@ def test_reduction_checks_its_arguments() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("units", [1.0, 1e-17, 1e12])
+def test_rank_does_not_depend_on_units(units: float) -> None:
+    A = np.array([[1.0, 0.0], [0.0, units]])
+    moved = Gaussian(np.zeros(2), np.eye(2)).affine(A)
+    np.testing.assert_allclose(np.diag(moved.covariance), [1.0, units**2], rtol=1e-12)
+    wide = Gaussian(np.zeros(2), np.array([1e20, 1e-20]), "diag").affine(np.eye(2))
+    np.testing.assert_allclose(np.diag(wide.covariance), [1e20, 1e-20], rtol=1e-12)
+    with pytest.raises(ValueError, match="too small a rank"):
+        Gaussian(np.zeros(2), np.eye(2)).affine(units * np.ones((2, 2)))
+    with pytest.raises(ValueError, match="too small a rank"):
+        Gaussian(np.zeros(2), np.eye(2)).affine(np.array([[1.0, 0.0], [0.0, 0.0]]))

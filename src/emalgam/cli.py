@@ -286,7 +286,13 @@ def sample(
     output: Annotated[Path, typer.Option("-o", "--output", help="Table to write: .npy, .npz, .csv or .parquet.")],
     n_samples: Annotated[int, typer.Option("-n", "--samples", min=1, help="Rows to draw.")] = 1000,
     labels: Annotated[Path | None, typer.Option(help="Write the component of each row to this table.")] = None,
+    draw: Annotated[
+        Literal["plain", "antithetic", "stratified"],
+        typer.Option(help="antithetic: rows in mirrored pairs; stratified: labels in proportion to the weights."),
+    ] = "plain",
     seed: Seed = 0,
+    backend: Backend = "auto",
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Draw rows from MODEL, in random order."""
@@ -294,7 +300,7 @@ def sample(
 
     _check_table(output)
     _check_table(labels)
-    x, drawn = load_model(model).sample(n_samples, seed)
+    x, drawn = load_model(model).sample(n_samples, seed, draw=draw, backend=backend, n_threads=threads)
     write_table(output, x)
     if labels is not None:
         write_table(labels, drawn, name="label")
@@ -316,17 +322,17 @@ def kl(
     from emalgam.model_file import load_model
 
     pair = load_model(p), load_model(q)
+    how: dict[str, Any] = {"backend": backend, "n_threads": threads}
     report: dict[str, Any] = {}
     if all(mixture.n_components == 1 for mixture in pair):
-        report["closed_form"] = float(divergence.kl(*pair))
+        report["closed_form"] = float(divergence.kl(*pair, **how))
     for name, estimator in (("monte_carlo", "plain"), ("control_variate", "control")):
-        found = divergence.kl_monte_carlo(
-            *pair, n_samples=n_samples, estimator=estimator, random_state=seed, backend=backend, n_threads=threads
-        )
+        found = divergence.kl_monte_carlo(*pair, n_samples=n_samples, estimator=estimator, random_state=seed, **how)
         report |= {name: float(found.value), f"{name}_error": float(found.standard_error)}
-    for name in ("variational", "matched", "unscented", "product"):
-        report[name] = float(getattr(divergence, f"kl_{name}")(*pair))
-    bounds = divergence.kl_bounds(*pair)
+    for name in ("variational", "matched", "unscented"):
+        report[name] = float(getattr(divergence, f"kl_{name}")(*pair, **how))
+    report["product"] = float(divergence.kl_product(*pair, n_threads=threads))  # NumPy, whatever the backend
+    bounds = divergence.kl_bounds(*pair, **how)
     _print_report(report | {"lower_bound": float(bounds.lower), "upper_bound": float(bounds.upper)}, as_json)
 
 

@@ -244,7 +244,8 @@ def kl_matched(
 ) -> np.ndarray | float:
     """The matched bound (Goldberger's) approximation of KL(p ‖ q): each component of p has one partner in q.
 
-    Σ_a π_a min_b [KL(f_a ‖ g_b) + log (π_a / ω_b)], in nats; arguments and result as in `kl_variational`.
+    Σ_a π_a min_b [KL(f_a ‖ g_b) + log (π_a / ω_b)], in nats; arguments and result as in `kl_variational`. Good where
+    the components of p do not overlap; where they do it may be below zero, for p = q too.
 
     References
     ----------
@@ -514,7 +515,9 @@ def jensen_shannon(
     backend: str = "auto",
     n_threads: int | None = None,
 ) -> Estimate:
-    """Jensen-Shannon divergence ½ KL(p ‖ m) + ½ KL(q ‖ m) with m = ½ (p + q), by Monte Carlo; from 0 to log 2.
+    """Jensen-Shannon divergence ½ KL(p ‖ m) + ½ KL(q ‖ m) with m = ½ (p + q), by Monte Carlo.
+
+    From 0 to log 2, but for the noise of the estimate.
 
     Parameters
     ----------
@@ -577,6 +580,12 @@ def symmetric_kl(p: Any, q: Any, divergence: Callable[..., Any] | None = None, *
     """
     if divergence is None:
         divergence = kl if _all_gaussian(p) and _all_gaussian(q) else kl_monte_carlo
+        unknown = sorted(set(arguments) - {"arithmetic", "backend", "n_threads"}) if divergence is kl else []
+        if unknown:
+            raise ValueError(
+                f"{unknown[0]} is no argument of kl, the closed form that these Gaussians have; pass "
+                "divergence=kl_monte_carlo for an estimate"
+            )
     if divergence is kl_monte_carlo:
         return _symmetric_monte_carlo(p, q, **arguments)
     forth: Any = divergence(p, q, **arguments)
@@ -591,7 +600,7 @@ def symmetric_kl(p: Any, q: Any, divergence: Callable[..., Any] | None = None, *
 
 def _all_gaussian(value: Any) -> bool:
     members = value if isinstance(value, list | tuple) else [value]
-    return all(isinstance(each, Gaussian) for each in members)
+    return all(isinstance(each, Gaussian) or getattr(each, "n_components", 0) == 1 for each in members)
 
 
 def _symmetric_monte_carlo(p: Any, q: Any, all_pairs: bool = False, **arguments: Any) -> Estimate:

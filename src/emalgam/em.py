@@ -229,7 +229,7 @@ def fit(
         precisions_init, random_state, on_degenerate, algorithm, callback, precision, checkpoint,
     )  # fmt: skip
     with arrays.callers_stream(x):
-        data = observe(*for_many_passes(x, sample_weight), settings.covariance, backend, n_threads)
+        data = observe(*for_many_passes(x, sample_weight, backend), settings.covariance, backend, n_threads)
         result = fit_observations(data, settings)
     if result.short_of_convergence:
         warnings.warn(not_converged(result, settings), ConvergenceWarning, stacklevel=2)

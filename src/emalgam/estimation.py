@@ -287,6 +287,10 @@ def bernoulli_map(x: Any, alpha: Any, beta: Any, sample_weight: Any = None) -> n
             f"the posterior Beta({first[index]:g}, {second[index]:g}){in_words(index)} has no mode: its density is "
             "unbounded at 0 or 1; expected alpha and beta >= 1"
         )
+    flat = (first == 1) & (second == 1)
+    if flat.any():
+        where = in_words(first_index(flat))
+        raise ValueError(f"the posterior Beta(1, 1){where} has no mode: it is uniform; expected a larger alpha or beta")
     return ((first - 1) / (first - 1 + (second - 1)))[()]
 
 

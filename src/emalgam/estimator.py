@@ -189,7 +189,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         """
         settings = self._settings()
         with arrays.callers_stream(X):
-            X, sample_weight = for_many_passes(X, sample_weight)
+            X, sample_weight = for_many_passes(X, sample_weight, self.backend)
             rows = self._read(X, reset=True)
             data = observe(rows, sample_weight, settings.covariance, self.backend, self.n_threads)
             result = fit_observations(data, settings, self._start((settings.n_components, data.n_features)))
@@ -234,6 +234,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
             raise ValueError(
                 f"n_components is {settings.n_components}; the batches before had {self.mixture_.n_components}"
             )
+        if arrays.on_gpu(X):
+            raise ValueError("X is on a GPU, and partial_fit takes batches from the host; move it first: X.cpu()")
         data = arrays.to_numpy(self._read(X, reset=not fitted), "X")
         check_finite(check_data(data))
         weight, threads = check_weight(sample_weight, len(data)), check_threads(self.n_threads)

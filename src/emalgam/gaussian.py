@@ -286,7 +286,8 @@ class Gaussian:
             raise ValueError(f"A has shape {matrix.shape}; expected (..., rows, {self.n_features}) or a number")
         broadcast("the stacks", **{"A": matrix.shape[:-2], "the Gaussians": self.batch_shape})
         lower = matrix @ as_full(self)._lower()
-        if (np.linalg.matrix_rank(lower) < matrix.shape[-2]).any():
+        size = np.linalg.norm(lower, axis=-1, keepdims=True)  # of each row: units do not make it dependent on others
+        if (np.linalg.matrix_rank(lower / np.where(size > 0, size, 1.0)) < matrix.shape[-2]).any():
             raise ValueError(f"A of shape {matrix.shape} has too small a rank: A x has no density; leave out rows")
         mean = (matrix @ self.mean[..., None])[..., 0]
         return self._moved(mean, offset, lower @ lower.swapaxes(-1, -2), "full")

@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 
+from emalgam import backends
 from emalgam.arrays import to_numpy
 from emalgam.parts import Part, Parts, Share
 from emalgam.tables import number_columns, numbers_of, pyarrow_module, read_table
@@ -94,9 +95,13 @@ def as_stream(x: Any) -> Stream | None:
     return open_stream(x) if isinstance(x, str | os.PathLike) else None
 
 
-def for_many_passes(x: Any, sample_weight: Any) -> tuple[Any, Any]:
-    """`x` and its weights, or the stream that reads both: of a path, and of a memory map, so that neither is copied."""
-    if not isinstance(x, np.memmap | str | os.PathLike):
+def for_many_passes(x: Any, sample_weight: Any, backend: str) -> tuple[Any, Any]:
+    """`x` and its weights, or the stream that reads both: of a path, and of a memory map, of which nothing is kept.
+
+    A memory map for a GPU stays as it is: it is sent there once if it fits, else in pieces that overlap the compute.
+    """
+    mapped = isinstance(x, np.memmap) and backends.resolve(backend) != "numba_cuda"
+    if not (mapped or isinstance(x, str | os.PathLike)):
         return x, sample_weight
     return open_stream(x, sample_weight=sample_weight), None
 

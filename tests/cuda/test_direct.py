@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 
 from emalgam_kernels.numba_cuda.direct import run
-from emalgam_kernels.numba_cuda.products import COLUMN_STEP
-from tests.conftest import COVARIANCE_TYPES
 from tests.cuda.passes import (
-    ARITHMETICS,
     assert_right,
     make,
     one_pass,
@@ -17,8 +14,6 @@ from tests.cuda.passes import (
 from tests.kernels.problems import Problem
 from tests.oracles import Gaussians
 
-# With `small_chunks` two chunks of two parts, and a rest; or one and a rest.
-SEVERAL_CHUNKS, TWO_CHUNKS = 5 * COLUMN_STEP - 10, 3 * COLUMN_STEP - 10
 SIZES = {
     "one row": (1, 3, 4),
     "one feature": (40, 1, 3),
@@ -27,8 +22,6 @@ SIZES = {
     "two panels": (20, 35, 2),
 }
 
-every_arithmetic = pytest.mark.parametrize(("dtype", "arithmetic"), ARITHMETICS)
-every_covariance_type = pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 both_forms = pytest.mark.parametrize("covariance_type", ["full", "diag"])
 
 

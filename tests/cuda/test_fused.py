@@ -12,7 +12,6 @@ from emalgam_kernels.numba_cuda.fused import BLOCKS_PER_MULTIPROCESSOR, ROWS_OF_
 from emalgam_kernels.parameters import statistic_count
 from tests.conftest import COVARIANCE_TYPES
 from tests.cuda.passes import (
-    ARITHMETICS,
     assert_right,
     current_device,
     make,
@@ -22,7 +21,6 @@ from tests.kernels.problems import Problem, assert_within
 from tests.oracles import Gaussians
 from tests.tolerances import tolerance
 
-SEVERAL_TILES = BLOCKS_PER_MULTIPROCESSOR * ROWS_OF_A_TILE[0] + 5  # a second for some: with `one_multiprocessor`
 SIZES = {
     "one row": (1, 3, 4),
     "one feature": (40, 1, 3),
@@ -35,7 +33,6 @@ SIZES = {
 
 ON_THE_DEVICES = (163 * 1024, 227 * 1024)  # shared memory of a block: A100; H100, H200, B200
 
-every_arithmetic = pytest.mark.parametrize(("dtype", "arithmetic"), ARITHMETICS)
 every_covariance_type = pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 
 

@@ -11,9 +11,7 @@ import torch
 
 from emalgam_kernels.numba_cuda import device, products
 from emalgam_kernels.numba_cuda.products import COLUMN_STEP, chunks, padded, rows_of_a_chunk, run
-from tests.conftest import COVARIANCE_TYPES
 from tests.cuda.passes import (
-    ARITHMETICS,
     assert_right,
     assert_right_when_hard,
     make,
@@ -24,8 +22,6 @@ from tests.kernels.problems import Problem, assert_within
 from tests.oracles import Gaussians
 from tests.tolerances import tolerance
 
-# With `small_chunks` two chunks of two parts, and a rest; or one and a rest.
-SEVERAL_CHUNKS, TWO_CHUNKS = 5 * COLUMN_STEP - 10, 3 * COLUMN_STEP - 10
 SIZES = {
     "one row": (1, 3, 4),
     "one feature": (40, 1, 3),
@@ -34,9 +30,6 @@ SIZES = {
     "most lanes": (12, 2, 259),
     "two panels": (20, 35, 3),
 }
-
-every_arithmetic = pytest.mark.parametrize(("dtype", "arithmetic"), ARITHMETICS)
-every_covariance_type = pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 
 
 # ---- against the oracle

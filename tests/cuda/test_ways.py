@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from emalgam_kernels.numba_cuda import mixture
 from tests.conftest import COVARIANCE_TYPES
 from tests.cuda.passes import (
     ARITHMETICS,
@@ -157,8 +156,3 @@ def test_same_bits_twice(way: Way) -> None:
     given = make("full", "float32", way.algorithm, way.fewer, 3, 20)
     first, second = (one_pass(way.run, given.x, given.weight, given.parameters("float32")) for _ in range(2))
     first.assert_same_bits(second)
-
-
-def test_every_kernel_has_a_name_of_its_own() -> None:
-    names = [kernel.name for kernel in mixture.kernels()]
-    assert len(set(names)) == len(names)
