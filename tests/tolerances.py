@@ -135,7 +135,8 @@ TOLERANCES: Final[dict[tuple[str, str], Tolerance]] = {
     **_both(
         "diagonal of precision factors",
         2,
-        "relative, at condition numbers of a thousand: the roundings of 1 / √pivot (0.8 was measured)",
+        "relative, at condition numbers of a thousand: the roundings of 1 / √pivot (0.8 was measured); where plain "
+        "arithmetic suffices, times the sum of the variance inflation factors (0.8 of it was measured)",
     ),
     ("all pairs", "float64"): Tolerance(1e-12, "relative: what the guard of all pairs lets pass"),
     ("all pairs", "float32"): Tolerance(
