@@ -194,13 +194,19 @@ FORGED: dict[str, tuple[Change, str]] = {
     "negative samples": (put("n_samples", 2, -1), "n_samples is -1"),
     "no weight": (put("total_weight", 2, 0.0), "total_weight is 0.0"),
     "weights": (put("weights", 2, [0.5]), "weights have minimum 0.5 and sum 0.5"),
-    "NaN weight": (put("weights", 2, [np.nan]), "weights contains NaN or infinity; expected finite numbers (row 2)"),
-    "NaN mean": (put("means", 2, [np.nan, 0.0]), "means contains NaN or infinity; expected finite numbers (row 2)"),
+    "NaN weight": (
+        put("weights", 2, [np.nan]),
+        "weights contains NaN at [0]; expected finite numbers: remove or impute it first (row 2)",
+    ),
+    "NaN mean": (
+        put("means", 2, [np.nan, 0.0]),
+        "means contains NaN at [0, 0]; expected finite numbers: remove or impute it first (row 2)",
+    ),
     "covariances": (
         put("covariances", 2, [1.0, 2.0, 2.0, 1.0]),
         "covariances of component 0 are not positive definite",
     ),
-    "not symmetric": (put("covariances", 2, [1.0, 0.5, 0.0, 1.0]), "covariances are not symmetric"),
+    "not symmetric": (put("covariances", 2, [1.0, 0.5, 0.0, 1.0]), "covariances at [0] are not symmetric"),
     "NaN covariance": (put("covariances", 2, [np.nan, 0.0, 0.0, 1.0]), "covariances contains NaN"),
     "negative variance": (put("covariances", 2, [-1.0, 0.0, 0.0, 1.0]), "covariances of component 0 are not"),
 }
