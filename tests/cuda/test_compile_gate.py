@@ -201,7 +201,8 @@ def plain(word: Any) -> tuple[Any, int]:
     return (word, 8) if isinstance(word, int) else (word.value, ctypes.sizeof(word))
 
 
-ARRAYS = {name: torch.zeros(3, dtype=getattr(torch, name)) for name in ("float32", "float64", "int32", "int64")}
+DTYPES = ("float32", "float64", "int32", "int64", "uint8")
+ARRAYS = {name: torch.zeros(3, dtype=getattr(torch, name)) for name in DTYPES}
 
 
 @pytest.mark.parametrize("kernel", cuda_resources.kernels_of_the_library(), ids=lambda kernel: kernel.name)
