@@ -36,7 +36,7 @@ from emalgam_kernels.kl_blocks import PAIRS_AT_ONCE
 from emalgam_kernels.philox import NORMALS
 
 COVARIANCE_TYPES: Final = ("full", "diag", "spherical")
-ELEMENTS_IN_CACHE: Final = 2**15  # what is checked while it is copied: 256 kB to read, and as much to write
+ELEMENTS_AT_ONCE: Final = 2**19  # checked as they are copied, 4 MB: smaller parts cost more hand-overs than they save
 
 
 @dataclass(frozen=True, eq=False)
@@ -393,33 +393,40 @@ def _own(given: np.ndarray) -> np.ndarray:
 
 
 def _own_matrices(given: np.ndarray) -> np.ndarray:
-    """What `_own` gives of (..., D, D), a copy being checked part by part while it is in the processor's cache.
+    """What `_own` gives of (..., D, D).
 
     ValueError naming the first that is not finite, symmetric and positive definite.
     """
-    D = given.shape[-1]
-    matrices = given.reshape(-1, D, D)
-    shared = _can_be_shared(given)
-    own: np.ndarray = matrices if shared else np.empty(matrices.shape)
+    matrices = given.reshape(-1, *given.shape[-2:])
+    if _can_be_shared(given):
+        own, failed = matrices, backends.host_kernels("kl").check_covariances(matrices, default_threads())
+    else:
+        own, failed = _checked_copy(matrices)
+    own = own.reshape(given.shape)
+    if failed >= 0:
+        check_array("covariance", own)
+        check_symmetric("covariance", own)
+        raise not_positive_definite("covariance", own, tuple(map(int, np.unravel_index(failed, own.shape[:-2]))))
+    return own
+
+
+def _checked_copy(matrices: np.ndarray) -> tuple[np.ndarray, int]:
+    """A copy of (M, D, D), checked part by part while the processor's caches hold it; the first that is no covariance,
+    or −1."""
+    own = np.empty(matrices.shape)
     kernels = backends.host_kernels("kl")
     failed: list[int] = []
 
     def block(start: int, stop: int) -> None:
-        if not shared:
-            with np.errstate(over="ignore"):
-                own[start:stop] = matrices[start:stop]
+        with np.errstate(over="ignore"):
+            own[start:stop] = matrices[start:stop]
         first = kernels.check_covariances(own[start:stop])
         if first >= 0:
             failed.append(start + first)
 
-    rows = max(ELEMENTS_IN_CACHE // D**2 // PAIRS_AT_ONCE, 1) * PAIRS_AT_ONCE
+    rows = max(ELEMENTS_AT_ONCE // matrices.shape[-1] ** 2 // PAIRS_AT_ONCE, 1) * PAIRS_AT_ONCE
     for_each_block(block, len(own), rows, default_threads())
-    own = own.reshape(given.shape)
-    if failed:
-        check_array("covariance", own)
-        check_symmetric("covariance", own)
-        raise not_positive_definite("covariance", own, tuple(map(int, np.unravel_index(min(failed), own.shape[:-2]))))
-    return own
+    return own, min(failed, default=-1)
 
 
 def _factors(covariance: np.ndarray) -> np.ndarray:

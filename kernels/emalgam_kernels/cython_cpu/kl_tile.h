@@ -31,8 +31,12 @@ INLINE void N_(transpose)(VEC *v) {
 #undef SWAP
 }
 
-/* tile ← a − b (b may be NULL), element f of lane l from a[l][f]. Prefetches what the next LANES pairs want if they lie
- * behind these: the processor does not foresee so many short streams. An address that is not one is no fault. */
+/* Prefetches what the pairs after the next LANES want, if they lie `tile` elements apart: the processor does not foresee
+ * so many short streams. Into the second cache, whose queue of loads is long: a tile's loads at once would fill that of
+ * the first and hold up the arithmetic. An address that is not one is no fault. */
+#define FETCH_AHEAD(a, tile) __builtin_prefetch((a) + 2 * (tile), 0, 2)
+
+/* tile ← a − b (b may be NULL), element f of lane l from a[l][f]. */
 KERNEL void N_(gather)(const REAL *const *a, const REAL *const *b, Py_ssize_t count, REAL *restrict tile) {
     for (Py_ssize_t f = 0; f < count;) {
         if (count < LANES) { /* fewer elements than a vector has */
@@ -44,8 +48,8 @@ KERNEL void N_(gather)(const REAL *const *a, const REAL *const *b, Py_ssize_t co
         VEC v[VECTOR_LANES];
 #pragma GCC unroll 16
         for (int l = 0; l < VECTOR_LANES; ++l) {
-            __builtin_prefetch(a[l] + first + count * LANES);
-            if (b) __builtin_prefetch(b[l] + first + count * LANES);
+            FETCH_AHEAD(a[l] + first, count * LANES);
+            if (b) FETCH_AHEAD(b[l] + first, count * LANES);
         }
 #pragma GCC unroll 16
         for (int l = 0; l < VECTOR_LANES; ++l) v[l] = b ? LOAD(a[l] + first) - LOAD(b[l] + first) : LOAD(a[l] + first);
@@ -127,12 +131,12 @@ INLINE VEC N_(log_product)(const N_(Product) *product) {
 /* Σ_i log P_ii = −½ log |Σ| of each lane, P read where it lies. */
 INLINE VEC N_(log_factors)(const REAL *const *factor, Py_ssize_t D, int full) {
     N_(Product) product = {(VEC){0} + (REAL)1, (IVEC){0}};
-    const Py_ssize_t step = full ? D + 1 : 1, next = (full ? D * D : D) * LANES; /* as in gather */
+    const Py_ssize_t step = full ? D + 1 : 1, tile = (full ? D * D : D) * LANES;
     for (Py_ssize_t i = 0; i < D; ++i) {
         VEC x;
         for (int l = 0; l < VECTOR_LANES; ++l) {
             x[l] = factor[l][i * step];
-            __builtin_prefetch(factor[l] + i * step + next);
+            FETCH_AHEAD(factor[l] + i * step, tile);
         }
         N_(multiply)(&product, x);
     }
@@ -738,3 +742,4 @@ static const Divergence_functions N_(divergence_functions) = {LEVEL_NAME, N_(div
 #undef COLUMNS
 #undef STRIDE
 #undef CHUNK
+#undef FETCH_AHEAD
