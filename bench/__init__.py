@@ -1,4 +1,5 @@
 """Benchmarks: ``make bench`` writes RESULTS.md, ``python -m pytest bench --benchmark-enable`` tracks single figures.
 
-Both call the measurements in em_iteration.py, initialization.py, memory.py and startup.py. Nothing here is installed.
+Both call the same measurements. Each topic has a module with its cases, its targets and its tables; report.py puts them
+together. Nothing here is installed.
 """

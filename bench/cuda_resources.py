@@ -59,9 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def kernels_of_the_library() -> list[Kernel]:
     """Every kernel that numba_cuda may launch."""
-    from emalgam_kernels.numba_cuda import mixture
+    from emalgam_kernels.numba_cuda import catalog
 
-    return mixture.kernels()
+    return catalog.kernels()
 
 
 # ---- compiling
@@ -140,7 +140,7 @@ def compiled(kernel: Kernel, architecture: str, output: str) -> Any:
         device=False,
         abi="numba",
         cc=ARCHITECTURES[architecture],
-        launch_bounds=kernel.threads,
+        launch_bounds=kernel.launch_bounds,
     )
     return code
 
@@ -234,6 +234,9 @@ def render(found: Sequence[Resources]) -> str:
         f"# Resources of the CUDA kernels\n\nWritten by `make cuda-resources` on {today()}. Do not edit.\n",
         NOTE,
         table(header, map(cells, found)),
+        "## Reach of the fused kernel\n",
+        REACH_NOTE,
+        table(["features", "D", "K", "F", "arithmetic", *(f"{n} KB" for n in SHARED_KILOBYTES)], reach()),
         "## Violations\n\n" + ("\n".join(f"- {fault}" for fault in faults) or "None.") + "\n",
         "## Versions\n\n" + table(["package", "version"], ([name, version(name)] for name in PACKAGES)),
     ]
@@ -245,6 +248,32 @@ for, "registers" are those of a thread, "blocks" is how many such blocks they le
 "shared" is static shared memory in bytes (what a launch asks for comes on top), "stack" and "spilled" are bytes of a
 thread and have to be 0, and "float64" is how often the PTX mentions that type: never, if a kernel computes in float32.
 """
+
+
+SHARED_KILOBYTES: Final = (99, 163, 227)
+PROBLEMS: Final = (
+    *(("full", D, K, False) for D, K in ((8, 16), (8, 64), (8, 128), (12, 64), (12, 100), (15, 64))),
+    *((kind, D, 100, False) for kind, D in (("diag", 49), ("spherical", 64), ("spherical", 98))),
+    *(("spherical", D, 100, True) for D in (64, 98)),
+)
+REACH_NOTE: Final = """For which problems the fused kernel has a plan, by the shared memory that a block may have: 99 KB
+on sm_86, sm_89 and sm_120, 163 KB on sm_80, 227 KB on sm_90 and sm_100. Rows of a tile and blocks of the grid for each
+multiprocessor; "no" means matrix products.
+"""
+
+
+def reach() -> Iterator[list[str]]:
+    """The rows of that table; the features of tied covariances are spherical ones in a whitened frame."""
+    from emalgam_kernels.numba_cuda.device import REALS
+    from emalgam_kernels.numba_cuda.fused import plan
+    from emalgam_kernels.parameters import statistic_count
+
+    for arithmetic in REALS:
+        for kind, D, K, whitened in PROBLEMS:
+            F = statistic_count(kind, D)
+            ways = [plan(D, K, F, arithmetic, whitened, 1024 * n) for n in SHARED_KILOBYTES]
+            fits = [f"{way.tile.T} × {way.blocks}" if way else "no" for way in ways]
+            yield ["spherical, whitened" if whitened else kind, str(D), str(K), str(F), arithmetic, *fits]
 
 
 def cells(found: Resources) -> list[str]:

@@ -4,44 +4,29 @@
 
 What a fit does once (checking the data, scikit-learn's last E-step) drops out, and nobody's internals are touched.
 `span` makes the difference last about `SPAN_SECONDS`; a library that stops before, because the likelihood stands
-still, is divided by the iterations that it did. A measurement takes turns: in every round each library does its two
-fits, in an order that rotates, so that a slow minute of the machine hits all of them; then the machine's matrix
-product is timed.
+still, is divided by the iterations that it did. In every round each library does its two fits, and the machine's
+matrix product is timed, in turns.
 """
 
 from __future__ import annotations
 
-import gc
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
-from typing import Final, TypeVar
+from typing import Final
 
 from bench.libraries import ITERATIONS_COMPARED, LIBRARIES, Outcome, competitors, verify
 from bench.machine import matrix_product_rate
 from bench.problems import Case, problem
-
-T = TypeVar("T")
+from bench.turns import in_turns, timed
 
 FIRST: Final = 1
 SPAN_SECONDS: Final = 1.0
 FEWEST_ITERATIONS: Final = 3
 MOST_ITERATIONS: Final = 400
-PAUSE: Final = 0.1  # seconds: threads of the library before spin for a while after their last work
-
-
-def timed(function: Callable[[], T]) -> tuple[float, T]:
-    """Seconds that a call takes, with the garbage collector out of the way, and what it returns."""
-    gc.collect()
-    gc.disable()
-    try:
-        start = time.perf_counter()
-        result = function()
-        return time.perf_counter() - start, result
-    finally:
-        gc.enable()
+MATRIX_PRODUCT: Final = "matrix product"
 
 
 def difference_of_fits(fit: Callable[[int], Outcome], span: int, how: str) -> float:
@@ -86,7 +71,6 @@ class Contender:
     def seconds_per_iteration(self) -> float:
         """One measurement."""
         given, fit = problem(self.case), LIBRARIES[self.name]
-        time.sleep(PAUSE)
         return difference_of_fits(lambda iterations: fit(given, iterations), self.span, self.how)
 
 
@@ -114,12 +98,8 @@ class Measurement:
 def measure(case: Case, rounds: int, span_seconds: float = SPAN_SECONDS) -> Measurement:
     """All libraries that can do `case`, in turns."""
     contenders = {name: Contender.of(name, case, span_seconds) for name in competitors(case)}
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    rates = []
-    names = list(contenders)
-    for round_number in range(rounds):
-        turn = round_number % len(names)
-        for name in names[turn:] + names[:turn]:
-            seconds[name].append(contenders[name].seconds_per_iteration())
-        rates.append(matrix_product_rate(case.dtype))
+    turns: dict[str, Callable[[], float]] = {name: each.seconds_per_iteration for name, each in contenders.items()}
+    turns[MATRIX_PRODUCT] = partial(matrix_product_rate, case.dtype)
+    seconds = in_turns(turns, rounds)
+    rates = seconds.pop(MATRIX_PRODUCT)
     return Measurement(case, contenders, seconds, rates)

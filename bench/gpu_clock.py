@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -81,7 +80,7 @@ class Run:
             torch.cuda.empty_cache()
 
     def wall(self, function: Callable[[], Any]) -> float:
-        """Seconds until the device has done what `function` asks for."""
+        """Seconds by the wall clock until the device has done what `function` asks for: where the host takes part."""
         self.synchronize()
         started = time.perf_counter()
         function()
@@ -109,8 +108,3 @@ def shortened(error: BaseException) -> str:
     """An error in one line that fits a table."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:300]}".replace("|", "/")
-
-
-def say(text: str) -> None:
-    """To standard error, at once."""
-    print(text, file=sys.stderr, flush=True)

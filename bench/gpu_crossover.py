@@ -11,19 +11,20 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from bench.gpu_clock import Missing, Run, say
+from bench.gpu_clock import Missing, Run
 from bench.problems import SEED
-from bench.tables import milliseconds, number, table
+from bench.tables import milliseconds, number, say, table
 from emalgam.covariance import COVARIANCES
 from emalgam.packing import Components, Frame
 from emalgam_kernels.numba_cuda import fused, products
+from emalgam_kernels.numba_cuda.device import most_shared_bytes
 from emalgam_kernels.numba_cuda.mixture import problem_of
-from emalgam_kernels.numba_cuda.problem import Results
+from emalgam_kernels.numba_cuda.problem import Results, Sums
 from emalgam_kernels.parameters import statistic_count
 
 GRID: Final = (
     *(("full", D, K) for D in (2, 4, 8, 12, 16) for K in (4, 16, 64, 128)),
-    *(("spherical", D, K) for D in (16, 64) for K in (4, 16, 64, 128)),
+    *(("spherical", D, K) for D in (16, 64, 96) for K in (4, 16, 64, 128)),
 )
 DRY_GRID: Final = (("full", 2, 3), ("spherical", 3, 2), ("full", 40, 40))
 ARITHMETICS: Final = ("float32", "float64")
@@ -68,7 +69,7 @@ def measure(run: Run) -> list[Point]:
 def _point(run: Run, feature_map: str, D: int, K: int, arithmetic: str) -> Point:
     F = statistic_count(feature_map, D)
     place = feature_map, D, K, arithmetic
-    if fused.plan(D, K, F, arithmetic, False) is None:
+    if fused.plan(D, K, F, arithmetic, False, most_shared_bytes(run.device)) is None:
         return Point(*place, None, Missing(""))
     found = [
         run.attempt(f"crossover, {way.__name__}, {place}", lambda way=way: _seconds(run, way, *place), NEEDED)
@@ -90,7 +91,7 @@ def _seconds(run: Run, way: Any, feature_map: str, D: int, K: int, arithmetic: s
     parameters = covariance.packed(components, Frame(np.zeros(D), np.ones(D)), arithmetic)
     problem = problem_of(parameters, run.device)
     zeros = torch.zeros(K * parameters.n_statistics + 1, dtype=torch.float64, device=run.device)
-    results = Results(statistics=zeros[:-1].view(K, -1), total=zeros[-1:])
+    results = Results(sums=Sums(zeros[:-1].view(K, -1), zeros[-1:]))
     return run.seconds(lambda: way.run(x, None, problem, results), repeats=5)
 
 

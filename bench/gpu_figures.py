@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 import emalgam
-from bench.gpu_clock import Missing, NotMeasuredError, Run, say, shortened
+from bench.gpu_clock import Missing, NotMeasuredError, Run, shortened
 from bench.gpu_machine import Limits
 from bench.problems import SEED, SEPARATION, Case
-from bench.tables import describe, milliseconds
+from bench.tables import describe, milliseconds, say
 from bench.torch_em import Plan, TorchEm, tune
 from emalgam.covariance import COVARIANCES, Covariance
 from emalgam.namespace import beside
@@ -25,8 +25,8 @@ from emalgam.observations import Observations
 from emalgam.packing import Components, Frame
 from emalgam_kernels import Packed, load
 from emalgam_kernels.blocks import default_threads
-from emalgam_kernels.numba_cuda import crossover, fused
 from emalgam_kernels.numba_cuda.device import float32_products
+from emalgam_kernels.numba_cuda.mixture import suits_fused
 
 
 @dataclass(frozen=True)
@@ -180,10 +180,13 @@ def prepare(case: Case, run: Run) -> tuple[Problem, float]:
 
 @dataclass(frozen=True)
 class Transfer:
-    """A pass over rows in main memory: seconds, and bytes of x."""
+    """A pass over rows in main memory: seconds by the wall clock, seconds of one copy from pinned memory and a pass
+    after it by CUDA events, and bytes of x.
+    """
 
     rows: int
     seconds: float
+    queued: float
     n_bytes: int
 
 
@@ -255,10 +258,9 @@ def measure(case: Case, bounds: Bounds, run: Run, limits: Limits | Missing, rese
 
 def way(problem: Problem) -> str:
     """Which kernels take the packed parameters of a pass."""
-    D, K, F, arithmetic = problem.case.D, problem.case.K, problem.case.F, problem.case.dtype
-    whitened = problem.case.covariance_type == "tied"
-    fits = fused.plan(D, K, F, arithmetic, whitened) is not None
-    return "fused" if fits and crossover.fused_is_faster(F, K, arithmetic) else "products"
+    case = problem.case
+    whitened = case.covariance_type == "tied"
+    return "fused" if suits_fused(case.D, case.K, case.F, case.dtype, whitened, problem.x.device) else "products"
 
 
 def seconds_of_a_pass(problem: Problem, run: Run) -> float:
@@ -312,16 +314,24 @@ def error_of_log_prob(problem: Problem) -> float:
 
 
 def transfer(problem: Problem, run: Run) -> Transfer:
-    """`em_statistics` on a NumPy array: rows cross the bus while the device computes."""
-    x = problem.x.cpu().numpy()
+    """`em_statistics` on a NumPy array: rows cross the bus while the device computes; and all of them before."""
+    kernels, x = load("numba_cuda"), problem.x.cpu()
     parameters = problem.covariance.packed(problem.on_host, problem.data.frame, problem.case.dtype)
     out = np.empty((problem.case.K, problem.case.F))
 
-    def work() -> float:
-        return load("numba_cuda").em_statistics(x, None, parameters, out, n_threads=default_threads())
+    def in_pieces() -> float:
+        return kernels.em_statistics(x.numpy(), None, parameters, out, n_threads=default_threads())
 
-    work()
-    return Transfer(len(x), median(run.wall(work) for _ in range(1 if run.dry else ROUNDS)), x.nbytes)
+    in_pieces()
+    seconds = median(run.wall(in_pieces) for _ in range(1 if run.dry else ROUNDS))
+    pinned, there = x if run.dry else x.pin_memory(), torch.empty_like(problem.x)
+    known, place = problem.packed(problem.components), problem.components.means.new_empty(out.shape)
+
+    def at_once() -> None:
+        there.copy_(pinned, non_blocking=True)
+        kernels.em_statistics(there, None, known, place)
+
+    return Transfer(len(x), seconds, run.seconds(at_once, repeats=ROUNDS, warmups=1), x.nbytes)
 
 
 # ---- competitors

@@ -82,9 +82,10 @@ scikit-learn is `GaussianMixture` on the same tensor through the array API: a fi
 
 """
 
-TRANSFER_NOTE: Final = """The same pass over a NumPy array in pageable main memory, which crosses the bus in pieces;
-beside the rate at which one large copy from pinned memory crosses it. Where a pass takes longer than that, the bus
-waits for the arithmetic.
+TRANSFER_NOTE: Final = """Milliseconds. "in pieces" is the same pass over a NumPy array in pageable main memory, which
+crosses the bus in pieces, by the wall clock, for the host takes part: it fills the pinned buffers. GB/s and share are
+its own, beside the rate at which one large copy from pinned memory crosses the bus; where a pass takes longer than
+that, the bus waits for the arithmetic. "at once" is one copy from pinned memory and the pass after it, by CUDA events.
 
 """
 
@@ -140,14 +141,14 @@ def transfers(found: Sequence[Figures], limits: Limits | Missing) -> str:
     rows = []
     for each in found:
         moved = each.transfer
-        cells = [str(moved), "", "", ""]
+        cells = [str(moved), "", "", "", ""]
         if isinstance(moved, Transfer):
             rate = moved.n_bytes / moved.seconds
             share = limits if isinstance(limits, Missing) else rate / limits.pinned
-            cells = [milliseconds(moved.seconds), f"{moved.rows}", number(rate / 1e9)]
-            cells.append(cell(share, lambda part: f"{100 * part:.0f} %"))
+            cells = [f"{moved.rows}", milliseconds(moved.seconds), number(rate / 1e9)]
+            cells += [cell(share, lambda part: f"{100 * part:.0f} %"), milliseconds(moved.queued)]
         rows.append([describe(each.case), *cells])
-    return TRANSFER_NOTE + table([HEADER, "ms", "rows", "GB/s", "share of the pinned copy"], rows)
+    return TRANSFER_NOTE + table([HEADER, "rows", "in pieces", "GB/s", "share of the pinned copy", "at once"], rows)
 
 
 def accuracy(found: Sequence[Figures]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
@@ -15,14 +16,17 @@ from typing import Any, Final
 import numpy as np
 
 import emalgam
-from bench.em_iteration import PAUSE, timed
 from bench.libraries import EMALGAM
 from bench.problems import blobs
+from bench.tables import Target, Topic, number, size, table, verdict
+from bench.turns import PAUSE, timed
 
 N, D, K = 1_000_000, 8, 64
 SMOKE_N, SMOKE_K = 10_000, 4
 ITERATIONS: Final = 5
 METHODS: Final = ("k-means++", "kmeans")
+ROUNDS: Final = 5
+MOST: Final = 1.0  # k-means++ by five iterations
 
 
 @dataclass(frozen=True)
@@ -72,3 +76,40 @@ def _fit(x: np.ndarray, means: np.ndarray, backend: str, init_params: str | None
         warnings.simplefilter("ignore", emalgam.ConvergenceWarning)
         seconds, _ = timed(lambda: emalgam.fit(x, n_components, tol=0.0, backend=backend, **arguments))
     return seconds
+
+
+def topic(smoke: bool) -> Topic:
+    """Both backends; once in a smoke test."""
+    found = measure(1 if smoke else ROUNDS, smoke)
+    targets = [
+        Target(
+            f"k-means++ beside five iterations, {size(*each.size)}, {each.backend}",
+            each.ratio("k-means++"),
+            MOST,
+            False,
+            " ×",
+        )
+        for each in found
+    ]
+    return Topic(["## Initialization\n\n" + _table(found)], targets)
+
+
+def _table(found: Sequence[Initialization]) -> str:
+    rows = [
+        [
+            f"{size(*each.size)}, {each.backend}",
+            number(median(each.iterations)),
+            *(number(median(each.seconds[method])) for method in METHODS),
+            f"{number(each.ratio('k-means++'))} × ({verdict(each.ratio('k-means++') < MOST)})",
+        ]
+        for each in found
+    ]
+    return "Seconds.\n\n" + table(
+        [
+            "N, D, K, backend",
+            "five iterations",
+            *METHODS,
+            f"k-means++ by five iterations (target {MOST:g} ×)",
+        ],
+        rows,
+    )

@@ -28,6 +28,7 @@ PACKAGES: Final = (
     "scikit-learn-intelex",
     "daal",
     "tbb",
+    "torch",
 )
 
 

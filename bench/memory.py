@@ -15,13 +15,16 @@ import resource
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 import emalgam
+from bench.libraries import EMALGAM
+from bench.tables import Target, Topic, say, size, table, verdict
 
 N, D, K = 2_000_000, 8, 32
 SMOKE_N: Final = 50_000
@@ -30,6 +33,7 @@ ROWS_AT_ONCE: Final = 10_000
 ROOT: Final = Path(__file__).resolve().parent.parent
 MEBIBYTE: Final = 2**20
 STARTS: Final = ("loaded", "cold")
+MOST: Final = 64.0  # MiB
 
 
 @dataclass(frozen=True)
@@ -49,14 +53,36 @@ class Memory:
         return (self.peak - self.before) / MEBIBYTE
 
 
+def topic(smoke: bool) -> Topic:
+    """Each backend from both starts."""
+    found = []
+    for backend in EMALGAM:
+        for start in STARTS:
+            say(f"    {backend}, {start}")
+            found.append(measure(backend, start, smoke))
+    targets = [
+        Target(
+            f"memory beyond X and the interpreter, {size(*each.size)}, {each.backend}", each.beyond, MOST, False, " MiB"
+        )
+        for each in found
+        if each.start == "loaded"
+    ]
+    return Topic(["## Memory\n\n" + NOTE + _table(found)], targets)
+
+
 def measure(backend: str, start: str = "loaded", smoke: bool = False) -> Memory:
     """`fit_here` in a new interpreter."""
-    command = [sys.executable, "-m", "bench.memory", backend, start, str(SMOKE_N if smoke else N)]
+    values = in_new_process("bench.memory", backend, start, SMOKE_N if smoke else N)
+    return Memory(**values | {"size": tuple(values["size"])})
+
+
+def in_new_process(module: str, *arguments: object) -> Any:
+    """What ``python -m module arguments`` prints as JSON; RuntimeError with what it says if it fails."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if finished.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{finished.stderr}")
-    values = json.loads(finished.stdout)
-    return Memory(**values | {"size": tuple(values["size"])})
+    return json.loads(finished.stdout)
 
 
 def fit_here(backend: str, start: str, n_samples: int) -> Memory:
@@ -97,6 +123,30 @@ def peak() -> int:
 def _field(status: Path, name: str) -> int:
     line = next(line for line in status.read_text().splitlines() if line.startswith(name + ":"))
     return int(line.split()[1]) * 1024
+
+
+NOTE: Final = """Peak of resident memory during a fit (k-means, then EM) of float64 rows in memory, less what was
+resident before it. "loaded": the backend's code was in memory before. "cold": the first fit of the process loads it,
+Numba and LLVM included.
+
+"""
+
+
+def _table(found: Sequence[Memory]) -> str:
+    rows = [
+        [
+            f"{size(*each.size)}, {each.backend}",
+            each.start,
+            f"{each.of_x / MEBIBYTE:.0f}",
+            f"{each.before / MEBIBYTE:.0f}",
+            f"{each.beyond:.1f}"
+            + (f" (target {MOST:g}: {verdict(each.beyond <= MOST)})" if each.start == "loaded" else ""),
+        ]
+        for each in found
+    ]
+    return table(
+        ["N, D, K, backend", "before the fit", "MiB of X", "MiB resident before", "MiB that the fit took"], rows
+    )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """Measure everything in one run and write bench/RESULTS.md; ``make bench`` calls this.
 
-python bench/run.py            about ten minutes
-python bench/run.py --smoke    everything once on small data, the pytest benchmarks too; prints, writes nothing
+python bench/run.py                      about fifteen minutes
+python bench/run.py --smoke              everything once on small data, the pytest benchmarks too
+python bench/run.py --only divergence    one topic of bench/report.py, or several
+
+The last two print and write nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import subprocess
 import sys
@@ -17,33 +19,33 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 PROCESSORS: Final = 2  # the targets are for two
-PEERS: Final = ("sklearn", "daal4py")
 
 
 def main() -> int:
     """0 when everything ran, whether or not targets were met; an exception when a library computes something else."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="everything once, small, nothing written")
+    parser.add_argument("--only", nargs="+", metavar="TOPIC", help="these topics, nothing written")
     parser.add_argument("--processors", type=int, default=PROCESSORS, help="how many to use (default: %(default)s)")
     arguments = parser.parse_args()
-    absent = [name for name in PEERS if importlib.util.find_spec(name) is None]
-    if absent:
-        print(
-            f"{', '.join(absent)} is not installed; the competitors come with: pip install -e '.[peers]'",
-            file=sys.stderr,
-        )
+    sys.path.insert(0, str(ROOT))
+    from bench import peers
+
+    if absent := peers.absent():
+        print(peers.how_to_install(absent), file=sys.stderr)
         return 1
     use_processors(arguments.processors)
-    sys.path.insert(0, str(ROOT))
     warnings.simplefilter("error")
     from bench import report  # after the processors are chosen: BLAS libraries count them when they are loaded
 
-    text = report.render(report.measure_all(arguments.smoke))
-    if arguments.smoke:
-        print(text)
-        return run_tests()
-    (ROOT / "bench" / "RESULTS.md").write_text(text)
+    if unknown := set(arguments.only or ()) - set(report.TOPICS):
+        parser.error(f"no topic is called {', '.join(sorted(unknown))}; there are {', '.join(report.TOPICS)}")
+    text = report.render(report.measure_all(arguments.smoke, arguments.only or tuple(report.TOPICS)))
     print(text)
+    if arguments.smoke and not arguments.only:
+        return run_tests()
+    if not arguments.only:
+        (ROOT / "bench" / "RESULTS.md").write_text(text)
     return 0
 
 

@@ -37,7 +37,12 @@ MOST_SECONDS: Final = 480.0
 TO_STOP: Final = 30.0  # for what is under way when nothing new is begun
 TEST_SECONDS: Final = 240.0
 CROSSOVER_SECONDS: Final = 45.0  # kept for the crossover while the figures are measured
-TESTS: Final = ("tests/cuda", "tests/kernels/test_contract.py", "tests/kernels/test_mixture.py")
+DIVERGENCE_SECONDS: Final = 20.0  # that the divergences may take
+TESTS: Final = (
+    "tests/cuda",
+    "kernels/emalgam_kernels/numba_cuda",
+    *(f"tests/kernels/test_{part}.py" for part in ("contract", "mixture", "kl", "philox", "sampling")),
+)
 DRY_TESTS: Final = ("tests/kernels/test_contract.py",)
 NOT_YET: Final = "Not measured: the run ended before this section.\n"
 
@@ -103,6 +108,8 @@ class Report:
         "Competitors",
         "From main memory",
         "Accuracy",
+        "Sampling",
+        "Divergences",
         "Crossover",
     )
 
@@ -136,9 +143,8 @@ class Report:
 
 def measure(run: Run, report: Report, write_crossover: bool) -> None:
     """Every section; each goes on where another one failed."""
-    from bench import gpu_machine
-    from bench.gpu_clock import say
-    from bench.tables import table
+    from bench import gpu_machine, gpu_sampling
+    from bench.tables import say, table
 
     description = run.attempt("machine", lambda: gpu_machine.describe(run))
     report.put(Machine=section(description, lambda found: table(["", ""], found.items())))
@@ -147,7 +153,12 @@ def measure(run: Run, report: Report, write_crossover: bool) -> None:
     say("limits of the device")
     limits = run.attempt("limits of the device", lambda: gpu_machine.measure(run), 10)
     report.put(Limits_of_the_device=section(limits, lambda found: found.text()))
+    say("sampling")
+    sampled = run.attempt("sampling", lambda: gpu_sampling.measure(run, limits, CROSSOVER_SECONDS))
+    report.put(Sampling=section(sampled, gpu_sampling.text))
     figures(run, report, limits)
+    say("divergences")
+    divergences(run, report)
     say("crossover")
     crossover(run, report, description, write_crossover)
 
@@ -155,16 +166,18 @@ def measure(run: Run, report: Report, write_crossover: bool) -> None:
 def figures(run: Run, report: Report, limits: Any) -> None:
     """The sections about seconds and accuracy, one case after the other."""
     from bench import gpu_figures, gpu_report
-    from bench.gpu_clock import Missing, say
-    from bench.tables import describe
+    from bench.gpu_clock import Missing
+    from bench.tables import describe, say
 
     measured = []
     for case, bounds in (gpu_figures.DRY_CASES if run.dry else gpu_figures.CASES).items():
         say(describe(case))
         found = run.attempt(
             describe(case),
-            lambda case=case, bounds=bounds: gpu_figures.measure(case, bounds, run, limits, CROSSOVER_SECONDS),
-            0 if run.dry else CROSSOVER_SECONDS + gpu_figures.NEEDED,
+            lambda case=case, bounds=bounds: gpu_figures.measure(
+                case, bounds, run, limits, CROSSOVER_SECONDS + DIVERGENCE_SECONDS
+            ),
+            0 if run.dry else CROSSOVER_SECONDS + DIVERGENCE_SECONDS + gpu_figures.NEEDED,
         )
         run.free()
         measured.append(gpu_figures.Figures.without(case, bounds, found) if isinstance(found, Missing) else found)
@@ -175,6 +188,15 @@ def figures(run: Run, report: Report, limits: Any) -> None:
             From_main_memory=gpu_report.transfers(measured, limits),
             Accuracy=gpu_report.accuracy(measured),
         )
+
+
+def divergences(run: Run, report: Report) -> None:
+    """The section about Gaussians."""
+    from bench import gpu_divergence
+
+    needs = 0 if run.dry else CROSSOVER_SECONDS + DIVERGENCE_SECONDS
+    found = run.attempt("divergences", lambda: gpu_divergence.measure(run), needs)
+    report.put(Divergences=section(found, gpu_divergence.text))
 
 
 def crossover(run: Run, report: Report, description: Any, write: bool) -> None:

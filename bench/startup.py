@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -19,8 +20,14 @@ from typing import Any, Final
 import numpy as np
 
 from bench.libraries import EMALGAM
+from bench.tables import Target, Topic, number, say, table, verdict
 
 ROWS, FEATURES, COMPONENTS = 10_000, 4, 3
+ROUNDS: Final = 11
+ROUNDS_OF_COMPILATION: Final = 2
+MOST_IMPORT: Final = 0.2  # seconds
+MOST_COMMAND: Final = 1.2  # seconds
+JUDGED: Final = EMALGAM[0]
 
 IMPORTS: Final = {
     "nothing": "pass",
@@ -47,10 +54,38 @@ for dtype in ("float64", "float32"):
     start = time.perf_counter()
     fit(x, 2, max_iter=1, backend="numba_cpu")
     found["first fit, " + dtype] = time.perf_counter() - start
-from emalgam_kernels.numba_cpu.mixture import compile_seconds
+from emalgam_kernels.numba_cpu.compilation import compile_seconds
 found["compiled"] = sum(compile_seconds().values())
 print(json.dumps(found))
 """
+
+
+@dataclass(frozen=True)
+class Start:
+    """Seconds of imports, of the command line on each backend, and of Numba's first fits in each state of its cache."""
+
+    imports: dict[str, float]
+    commands: dict[str, float]
+    numba: dict[str, dict[str, float]]
+
+    @property
+    def import_seconds(self) -> float:
+        """What `import emalgam` adds to `import numpy`; below zero only by noise."""
+        return self.imports["numpy, emalgam"] - self.imports["numpy"]
+
+
+def topic(smoke: bool) -> Topic:
+    """Imports, commands and compilation; each once in a smoke test."""
+    rounds = 1 if smoke else ROUNDS
+    say("    imports and commands")
+    imported, commands = imports(rounds), command_line(rounds)
+    say("    Numba's compiler")
+    found = Start(imported, commands, numba_start(1 if smoke else ROUNDS_OF_COMPILATION))
+    targets = [
+        Target("`import emalgam` beyond `import numpy`", found.import_seconds, MOST_IMPORT, False, " s"),
+        Target(f"`emalgam fit`, whole process, {JUDGED}", commands[JUDGED], MOST_COMMAND, False, " s"),
+    ]
+    return Topic([f"## Start\n\nMedians of {rounds} new processes.\n\n" + _tables(found)], targets)
 
 
 def imports(rounds: int) -> dict[str, float]:
@@ -110,3 +145,23 @@ def _run(command: Sequence[str], environment: Mapping[str, Any] | None = None) -
     if finished.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{finished.stderr}")
     return finished.stdout
+
+
+def _tables(found: Start) -> str:
+    seconds = found.imports
+    rows = [[f"`{name}`", number(value), f"{value - seconds['numpy']:+.3f}"] for name, value in seconds.items()]
+    met = verdict(found.import_seconds <= MOST_IMPORT)
+    commands = [
+        [name, number(value), f"target {MOST_COMMAND} s: {verdict(value <= MOST_COMMAND)}" if name == JUDGED else ""]
+        for name, value in found.commands.items()
+    ]
+    shape = f"{ROWS} × {FEATURES}, K = {COMPONENTS}"
+    states = found.numba
+    parts = [[part, *(number(states[state][part]) for state in states)] for part in next(iter(states.values()))]
+    return (
+        table(["an interpreter that imports", "seconds", "beyond `import numpy`"], rows)
+        + f"\nTarget: `import emalgam` adds at most {MOST_IMPORT} s to `import numpy`: {met}.\n\n"
+        + table([f"`emalgam fit`, {shape}, whole process", "seconds", ""], commands)
+        + "\n"
+        + table(["numba_cpu, seconds", *states], parts)
+    )

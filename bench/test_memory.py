@@ -11,12 +11,11 @@ from bench import memory
 from bench.libraries import EMALGAM
 
 SMALL: Final = os.environ.get("EMALGAM_BENCH_SMALL") == "1"
-MOST: Final = 64.0
 
 
 @pytest.mark.parametrize("backend", EMALGAM)
 def test_memory(backend: str) -> None:
     found = memory.measure(backend, smoke=SMALL)
-    assert found.beyond <= MOST, (
-        f"the fit took {found.beyond:.1f} MiB beyond X and the interpreter; expected at most {MOST}"
+    assert found.beyond <= memory.MOST, (
+        f"the fit took {found.beyond:.1f} MiB beyond X and the interpreter; expected at most {memory.MOST}"
     )

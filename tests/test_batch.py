@@ -96,14 +96,13 @@ def test_weights_in_every_form() -> None:
     assert not np.array_equal(whole.means, fit(X).means)
 
 
-def test_numbers_take_the_place_of_indices() -> None:
-    X = clusters()
-    whole = fit(X)
-    assert_same(fit(X[5:9], numbers=np.arange(5, 9)), whole[5:9])
-    assert_same(fit(X[[7, 2]], numbers=[7, 2]), whole[np.array([7, 2])])
-    for wrong in ([1, 2], np.arange(12.0), np.arange(12) - 1):
-        with pytest.raises(ValueError, match=r"expected one integer >= 0 per problem: \(12,\)"):
-            fit(X, numbers=wrong)
+def test_some_problems_with_the_numbers_they_have_among_all() -> None:
+    rng = np.random.default_rng(6)
+    X = rng.normal(size=(12, 40, 2))  # without clusters the start decides
+    whole = fit(X, 3)
+    assert_same(fit(X[4:9], 3, numbers=np.arange(4, 9)), whole[4:9])
+    assert_same(fit(X[::-1], 3, numbers=range(11, -1, -1)), whole[::-1])
+    assert not np.array_equal(fit(X[4:9], 3).means, whole[4:9].means)
 
 
 def test_no_problems_at_all() -> None:
@@ -246,6 +245,11 @@ def test_a_nan_weight_stays_in_its_problem() -> None:
         ({"X": np.zeros((2, 4, 2)), "covariance_type": "round"}, "covariance_type is 'round'"),
         ({"X": np.zeros((2, 4, 2)), "tol": -1}, "tol is -1"),
         ({"X": np.zeros((2, 4, 2)), "random_state": -1}, "random_state is -1"),
+        (
+            {"X": np.zeros((2, 4, 2)), "numbers": [0]},
+            "numbers has shape (1,) and dtype int64; expected one",
+        ),
+        ({"X": np.zeros((2, 4, 2)), "numbers": [0, -1]}, "expected one integer >= 0 per problem: (2,)"),
         ({"X": np.zeros((2, 4, 2)), "backend": "fortran"}, "backend is 'fortran'"),
     ],
 )

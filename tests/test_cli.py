@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import IO, Any, cast, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,37 +19,10 @@ from emalgam.mixture import Mixture
 from emalgam.model_file import load_metadata, load_model, save_model
 from emalgam.tables import FORMATS, read_table, write_table
 from tests.conftest import need
+from tests.processes import OnTerminal, error_of, run, run_json
 
 K, D, N = 3, 2, 900
 TRUE_MEANS = np.array([[0.0, 0.0], [8.0, 0.0], [0.0, 8.0]])
-
-
-def run(*arguments: object, status: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`emalgam arguments`, which has to end with `status`."""
-    command = [sys.executable, "-m", "emalgam", *map(str, arguments)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=300, env=os.environ | environment
-    )
-    assert done.returncode == status, f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
-
-
-def run_json(*arguments: object) -> Any:
-    """The only thing on standard output, a JSON object on one line."""
-    done = run(*arguments, "--json")
-    assert done.stdout.count("\n") == 1
-    assert done.stderr == ""
-    return json.loads(done.stdout)
-
-
-def error_of(*arguments: object, status: int = 1, **environment: str) -> str:
-    """The one line on standard error."""
-    done = run(*arguments, status=status, **environment)
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert "Traceback" not in done.stderr
-    return done.stderr.removeprefix("error: ").rstrip("\n")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +44,7 @@ def folder(x: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_names_every_command_and_the_exit_codes() -> None:
     for arguments in ([], ["--help"]):
         text = run(*arguments, COLUMNS="120").stdout
-        for command in ("fit", "score", "predict", "sample", "info"):
+        for command in ("fit", "fit-many", "score", "predict", "sample", "info"):
             assert command in text
         assert "Exit codes: 0 done" in text
     assert "--covariance" in run("fit", "--help", COLUMNS="120").stdout
@@ -237,7 +209,18 @@ def test_info_times_the_numba_kernels() -> None:
     kernels = run_json("info", "--compile")["numba_kernels"]
     assert kernels["error"] is None
     seconds = kernels["compile_seconds"]
-    assert len(seconds) >= 6, "packed and direct, in three pairs of types at least"
+    blocks = {(name.split()[0], form) for name in seconds for form in ("float64", "float32") if form in name}
+    kernels_of = {
+        "mixture_block",
+        "precision_factors",
+        "kl_pairs",
+        "kl_all_pairs",
+        "uniform_block",
+        "normal_block",
+        "sample_block",
+    }
+    assert blocks >= {(name, dtype) for name in kernels_of for dtype in ("float64", "float32")}
+    assert sum(name.startswith("mixture_block") for name in seconds) >= 6, "packed and direct, in three pairs of types"
     assert all(value > 0.1 for value in seconds.values()), "a compilation that takes no time is none"
     text = run("info").stdout
     for name, value in seconds.items():
@@ -304,9 +287,21 @@ def test_weights_that_do_not_fit_are_one_line(folder: Path, tmp_path: Path) -> N
     message = error_of("fit", folder / "x.npy", "-k", 2, "--weights", tmp_path / "w.npy")
     assert "has shape (900, 2); expected one weight for each row" in message
     np.save(tmp_path / "w.npy", np.ones(N - 1))
-    assert "weight has shape (899,)" in error_of("fit", folder / "x.npy", "-k", 2, "--weights", tmp_path / "w.npy")
+    assert "sample_weight has shape (899,)" in error_of(
+        "fit", folder / "x.npy", "-k", 2, "--weights", tmp_path / "w.npy"
+    )
     np.save(tmp_path / "w.npy", np.zeros(N))
     assert "zero for every sample" in error_of("fit", folder / "x.npy", "-k", 2, "--weights", tmp_path / "w.npy")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_precision_that_the_backend_does_not_have_is_one_line(dtype: str, x: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", x.astype(dtype))
+    command = ["fit", tmp_path / "x.npy", "-k", 2, "--backend", "reference"]
+    message = error_of(*command, "--precision", "tf32")
+    assert f"precision is 'tf32', which is for float32 data on backend numba_cuda; these are {dtype} on ref" in message
+    assert "leave it at 'strict'" in message
+    assert run_json(*command, "--precision", "strict")["arithmetic"] == dtype
 
 
 def test_a_collapsed_component_is_named(tmp_path: Path) -> None:
@@ -337,6 +332,7 @@ USAGE = {
     "negative tolerance": (["fit", "x.npy", "-k", 1, "--tol", -1], "Invalid value for '--tol'"),
     "covariance": (["fit", "x.npy", "-k", 1, "--covariance", "low-rank"], "Invalid value for '--covariance'"),
     "backend": (["fit", "x.npy", "-k", 1, "--backend", "abacus"], "Invalid value for '--backend'"),
+    "precision": (["fit", "x.npy", "-k", 1, "--precision", "half"], "Invalid value for '--precision'"),
     "threads": (["fit", "x.npy", "-k", 1, "--threads", 0], "Invalid value for '--threads'"),
     "no samples": (["sample", "m.safetensors", "-o", "s.npy", "-n", 0], "Invalid value for '-n' / '--samples'"),
     "fewer samples": (["kl", "m.safetensors", "m.safetensors", "-n", -3], "Invalid value for '-n' / '--samples'"),
@@ -380,41 +376,6 @@ def test_the_reader_of_the_output_may_leave(folder: Path) -> None:
     assert done.stderr == ""
 
 
-class OnTerminal:
-    """`emalgam arguments` with its standard error on a terminal."""
-
-    def __init__(self, *arguments: object) -> None:
-        self.leader, follower = pty.openpty()
-        command = [sys.executable, "-m", "emalgam", *map(str, arguments)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower, text=True)
-        os.close(follower)
-        self.shown = ""
-
-    def read(self, until: str | None = None) -> str:
-        """What the terminal shows, up to a text or to the end."""
-        while until is None or until not in self.shown:
-            try:
-                self.shown += os.read(self.leader, 4096).decode(errors="replace")
-            except OSError:  # the process has closed its side
-                break
-        return self.shown
-
-    def __enter__(self) -> OnTerminal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        cast(IO[str], self.process.stdout).close()
-        os.close(self.leader)
-
-    def finish(self) -> tuple[int, str, str]:
-        """Wait for the end: exit status, standard output and what the terminal shows."""
-        shown = self.read()
-        out = cast(IO[str], self.process.stdout).read()
-        return self.process.wait(), out, shown
-
-
 def test_progress_is_for_terminals(folder: Path) -> None:
     with OnTerminal("fit", folder / "x.npy", "-k", 2, "--json") as terminal:
         status, out, shown = terminal.finish()
@@ -449,11 +410,24 @@ def test_a_fit_starts_without_what_it_does_not_need(folder: Path) -> None:
     assert done.stderr == "[]\n"
 
 
-@pytest.mark.parametrize("absent", ["dask", "distributed"])
-def test_a_cluster_without_dask_says_what_to_install(absent: str, folder: Path) -> None:
-    code = f"import sys\nsys.modules[{absent!r}] = None\nfrom emalgam.cli import main\nsys.exit(main(sys.argv[1:]))\n"
-    command = [sys.executable, "-c", code, "fit", str(folder / "x.parquet"), "-k", "2", "--dask", "tcp://127.0.0.1:1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: a cluster needs Dask (")
-    assert done.stderr.endswith('to install it: pip install "emalgam[dask]"\n')
+def test_kl_computes_everything_with_the_backend_that_was_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from emalgam import backends
+
+    genuine, seen = backends.kernels, set()
+
+    def kernels(name: str, *file: str) -> Any:
+        seen.add(name)
+        return genuine(name, *file)
+
+    monkeypatch.setattr(backends, "kernels", kernels)
+    monkeypatch.setattr(backends, "host_kernels", lambda file: genuine("reference", file))  # of checks
+    model = str(folder / "model.safetensors")
+    assert cli.main(["kl", model, model, "-n", "100", "--backend", "reference"]) == 0
+    assert seen == {"reference"}
+
+
+def test_sample_draws_as_it_is_told(folder: Path, tmp_path: Path) -> None:
+    how = ("-n", 1000, "--draw", "stratified", "--backend", "reference", "--labels", tmp_path / "labels.npy")
+    run_json("sample", folder / "model.safetensors", "-o", tmp_path / "x.npy", *how)
+    counts = np.bincount(np.load(tmp_path / "labels.npy"), minlength=K)
+    assert (np.abs(counts - 1000 * load_model(folder / "model.safetensors").weights) <= 1).all()

@@ -555,7 +555,7 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: kl(LINE_P, Gaussian(0.0, 1.0)), "p is a mixture of 2 components, .* no closed form; use kl_monte_carlo"),
     (lambda: kl(Gaussian(0.0, 1.0), 3.0), "q is a float; expected a Gaussian, Mixture or fitted GaussianMixture"),
     (lambda: kl(stack_of(2, 2, 1), stack_of(2, 3, 1)), "q has 3 features; p has 2"),
-    (lambda: kl(stack_of(2, 2, 1), stack_of(3, 2, 1)), r"do not broadcast: p \(2,\) and q \(3,\); .* use kl_all_pairs"),
+    (lambda: kl(stack_of(2, 2, 1), stack_of(3, 2, 1)), r"do not broadcast: p \(2,\), q \(3,\); .* use kl_all_pairs"),
     (lambda: kl([], Gaussian(0.0, 1.0)), "p is empty"),
     (lambda: kl([Gaussian(0.0, 1.0), stack_of(1, 2, 0)], Gaussian(0.0, 1.0)), r"p\[1\] has mean of shape"),
     (lambda: kl(Gaussian(0.0, 1.0), Gaussian(0.0, 1.0), arithmetic="half"), "arithmetic is 'half'"),
@@ -600,3 +600,21 @@ def test_too_far_is_infinite_not_an_error() -> None:
     assert kl_variational(near, far) == np.inf
     assert kl_monte_carlo(near, far, 100, random_state=0)[:2] == (np.inf, np.inf)
     assert kl_monte_carlo(near, far, 100, relative_error=0.1, random_state=0).n_samples == 100
+
+
+@pytest.mark.parametrize("estimator", ["plain", "control"])
+@pytest.mark.parametrize("distance", [1e2, 1e5, 1e8, 1e9])
+def test_standard_error_of_large_divergences(distance: float, estimator: str) -> None:
+    """d = log p − log q = ½ distance² − x · distance: its standard deviation is the distance."""
+    p, q = (Mixture(np.ones(1), np.array([[mean]]), np.ones(1), "spherical") for mean in (0.0, distance))
+    found = kl_monte_carlo(p, q, n_samples=10_000, estimator=estimator, random_state=0)
+    if estimator == "plain":
+        assert found.standard_error == pytest.approx(distance / 100, rel=0.05)
+    assert abs(found.value - distance**2 / 2) <= STANDARD_ERRORS * distance / 100
+
+
+def test_symmetric_divergence_of_single_components_is_the_closed_form() -> None:
+    p, q = (Mixture(np.ones(1), np.array([[mean]]), np.ones(1), "spherical") for mean in (0.0, 2.0))
+    assert symmetric_kl(p, q) == pytest.approx(4.0, rel=1e-12)
+    with pytest.raises(ValueError, match="n_samples is no argument of kl, the closed form"):
+        symmetric_kl(p, q, n_samples=10)

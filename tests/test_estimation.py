@@ -320,7 +320,7 @@ def test_blocks_of_rows(monkeypatch: pytest.MonkeyPatch, elements: int, noise: f
     X = powers(np.linspace(3, 4, 97), 5)
     y = np.stack([X @ np.arange(1.0, 7), X @ np.ones(6)], axis=1) + noise * rng.normal(size=(97, 2))
     whole = ols(X, y)
-    monkeypatch.setattr("emalgam.estimation.ELEMENTS_AT_ONCE", elements)
+    monkeypatch.setattr("emalgam.least_squares.ELEMENTS_AT_ONCE", elements)
     parts = ols(X, y)
     np.testing.assert_allclose(parts.coefficients, whole.coefficients, rtol=1e-12)
     np.testing.assert_allclose(parts.coefficients[:, 0], exact_solution(X, y[:, 0]), rtol=1e-12)
@@ -555,7 +555,8 @@ def test_gaussian_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.log_likelihood.shape == (2, 3)
     likelihood = gaussian_log_likelihood(result.mean, result.covariance, x, weight)
     np.testing.assert_allclose(likelihood, result.log_likelihood, rtol=1e-12)
-    monkeypatch.setattr("emalgam.estimation.ELEMENTS_AT_ONCE", 16)
+    for module in ("estimation", "least_squares"):
+        monkeypatch.setattr(f"emalgam.{module}.ELEMENTS_AT_ONCE", 16)
     absurd = np.where(weight[..., None] == 0, 1e250, x)
     for index in np.ndindex(2, 3):
         single = gaussian_mle(absurd[index], weight[index])
@@ -770,3 +771,8 @@ def test_nothing_is_said_when_all_is_well() -> None:
         ols(X, y, sample_weight=weight)
     for array, copy in zip((X, y, weight), before, strict=True):
         np.testing.assert_array_equal(array, copy)
+
+
+def test_a_uniform_posterior_has_no_mode() -> None:
+    with pytest.raises(ValueError, match=r"the posterior Beta\(1, 1\) has no mode: it is uniform"):
+        bernoulli_map([1, 0], 0.5, 0.5, [0.5, 0.5])

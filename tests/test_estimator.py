@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
+from typing import Any
 
 import joblib
 import numpy as np
@@ -167,15 +169,29 @@ def test_convergence_warning_is_scikit_learns() -> None:
         GaussianMixture(4, max_iter=1, tol=0.0, random_state=0).fit(x)
 
 
-def test_verbose_prints_progress(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("verbose", [1, 2])
+@pytest.mark.parametrize("tol", [0.0, 1e-2])
+def test_verbose_prints_what_scikit_learn_prints(verbose: int, tol: float, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same lines but for the times, whether EM converges or not."""
     x, centres = blobs()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        GaussianMixture(4, tol=0.0, max_iter=6, verbose=2, verbose_interval=2, **start(centres, "full")).fit(x)
+    shown = []
+    for estimator in (GaussianMixture, Peer):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            given: dict[str, Any] = {"tol": tol, "max_iter": 6, "verbose": verbose, "verbose_interval": 2}
+            estimator(4, **given, reg_covar=0.0, **start(centres, "full")).fit(x)
+        shown.append(re.sub(r"time lapse \d+\.\d+s", "time lapse", capsys.readouterr().out))
+    assert shown[0] == shown[1]
+    assert shown[0].startswith("Initialization 0\n  Iteration 2")
+    assert ("Initialization converged." if tol else "Initialization did not converge.") in shown[0]
+
+
+def test_verbose_prints_each_restart(capsys: pytest.CaptureFixture[str]) -> None:
+    x, _ = blobs()
+    GaussianMixture(2, n_init=3, verbose=1, verbose_interval=1000, random_state=0).fit(x)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "Initialization 0"
-    assert [line.split("\t")[0].strip() for line in lines[1:]] == ["Iteration 2", "Iteration 4", "Iteration 6"]
-    assert "ll change" in lines[1]
+    assert lines[::2] == [f"Initialization {restart}" for restart in range(3)]
+    assert lines[1::2] == ["Initialization converged."] * 3
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -252,6 +268,12 @@ def test_sample_has_the_moments_and_is_reproducible() -> None:
     for k in range(4):
         centred = (x[labels == k] - model.means_[k]) @ model.precisions_cholesky_[k]
         assert stats.kstest(centred.ravel(), "norm").pvalue > 1e-6
+
+
+def test_samples_come_from_the_backend_that_was_named(no_gpu: str) -> None:
+    model = GaussianMixture.from_parameters([1.0], [[0.0]], [[[1.0]]], backend="numba_cuda")
+    with pytest.raises(BackendUnavailable, match=no_gpu):
+        model.sample(3)
 
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)

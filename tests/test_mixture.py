@@ -226,3 +226,19 @@ def test_sample_checks_its_arguments() -> None:
                 sampled.sample(n_samples)
     for state in (3, np.random.default_rng(3), np.random.RandomState(3), np.random, None):
         assert mixture.sample(4, state)[0].shape == (4, 2)
+
+
+def test_antithetic_draws_mirror_each_other() -> None:
+    mixture = Mixture([0.3, 0.7], [[0.0, 1.0], [9.0, 2.0]], [[1.0, 2.0], [3.0, 0.5]], "diag")
+    x, labels = mixture.sample(1000, 3, draw="antithetic")
+    np.testing.assert_array_equal(labels[::2], labels[1::2])
+    np.testing.assert_allclose(x[::2] + x[1::2], 2 * mixture.means[labels[::2]], atol=1e-12)
+    assert len(np.unique(x[:, 0])) == 1000
+
+
+def test_stratified_draws_have_their_share_of_each_component() -> None:
+    mixture = Mixture([0.123, 0.877], [[0.0], [9.0]], [1.0, 3.0], "spherical")
+    _, labels = mixture.sample(1000, 3, draw="stratified")
+    assert abs(np.count_nonzero(labels == 0) - 123) <= 1
+    with pytest.raises(ValueError, match="draw is 'latin'; expected one of plain, antithetic, stratified"):
+        mixture.sample(10, draw="latin")

@@ -36,17 +36,17 @@ def weights() -> np.ndarray:
 
 
 def as_array(x: np.ndarray, weight: np.ndarray | None, folder: Path) -> Stream:
-    return emalgam.open_stream(x, weight=weight, chunk_rows=400)
+    return emalgam.open_stream(x, sample_weight=weight, chunk_rows=400)
 
 
 def as_memory_map(x: np.ndarray, weight: np.ndarray | None, folder: Path) -> Stream:
     np.save(folder / "x.npy", x)
-    return emalgam.open_stream(folder / "x.npy", weight=weight, chunk_rows=511)
+    return emalgam.open_stream(folder / "x.npy", sample_weight=weight, chunk_rows=511)
 
 
 def as_parquet(x: np.ndarray, weight: np.ndarray | None, folder: Path) -> Stream:
     pq.write_table(table(x, weight), folder / "x.parquet", row_group_size=170)
-    return emalgam.open_stream(folder / "x.parquet", weight=None if weight is None else "weight", chunk_rows=333)
+    return emalgam.open_stream(folder / "x.parquet", sample_weight=None if weight is None else "weight", chunk_rows=333)
 
 
 def as_folder(x: np.ndarray, weight: np.ndarray | None, folder: Path) -> Stream:
@@ -54,7 +54,7 @@ def as_folder(x: np.ndarray, weight: np.ndarray | None, folder: Path) -> Stream:
     for number, begin in enumerate(range(0, N, 600)):
         part = None if weight is None else weight[begin : begin + 600]
         pq.write_table(table(x[begin : begin + 600], part), folder / "parts" / f"{number:03}.parquet")
-    return emalgam.open_stream(folder / "parts", weight=None if weight is None else "weight", chunk_rows=450)
+    return emalgam.open_stream(folder / "parts", sample_weight=None if weight is None else "weight", chunk_rows=450)
 
 
 def as_chunks(x: np.ndarray, weight: np.ndarray | None, folder: Path) -> Stream:
@@ -297,8 +297,12 @@ def test_no_weight_and_too_few_rows() -> None:
         ([np.zeros((2, 3)), np.zeros((2, 4))], {}, "chunk 1 has 4 features; those before it have 3"),
         ([np.zeros((2, 3)), np.zeros(3)], {}, "chunk 1 has shape (3,)"),
         ([(np.zeros((2, 3)), np.ones(3))], {}, "the weights of chunk 0 have shape (3,); expected (2,)"),
-        ([np.zeros((2, 3))], {"weight": np.ones(2)}, "weight was given beside an iterable"),
-        (np.zeros((2, 3)), {"weight": np.ones(3)}, "weight has shape (3,); expected one number per row: (2,)"),
+        ([np.zeros((2, 3))], {"sample_weight": np.ones(2)}, "sample_weight was given beside an iterable"),
+        (
+            np.zeros((2, 3)),
+            {"sample_weight": np.ones(3)},
+            "sample_weight has shape (3,); expected one number per row: (2,)",
+        ),
         (np.zeros((2, 3)), {"columns": ["a"]}, "columns was given, which is for Parquet"),
         (np.zeros(3), {}, "has shape (3,)"),
         ("data.csv", {}, "data.csv: cannot be read in chunks; expected a .npy or .parquet file"),
@@ -322,9 +326,9 @@ def test_bad_parquet(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no column 'y'; there are x0, x1, x2, name"):
         emalgam.open_stream(path, columns=["y"])
     with pytest.raises(ValueError, match="has no column 'w'"):
-        emalgam.open_stream(path, columns=["x0"], weight="w")
-    with pytest.raises(ValueError, match="weight is ndarray; expected the name of a column"):
-        emalgam.open_stream(path, weight=np.ones(N))
+        emalgam.open_stream(path, columns=["x0"], sample_weight="w")
+    with pytest.raises(ValueError, match="sample_weight is ndarray; expected the name of a column"):
+        emalgam.open_stream(path, sample_weight=np.ones(N))
 
 
 def test_weights_twice() -> None:

@@ -132,6 +132,12 @@ TOLERANCES: Final[dict[tuple[str, str], Tolerance]] = {
         2,
         "of the condition number: what is left is the rounding of L⁻¹ (0.6 was measured)",
     ),
+    **_both(
+        "diagonal of precision factors",
+        2,
+        "relative, at condition numbers of a thousand: the roundings of 1 / √pivot (0.8 was measured); where plain "
+        "arithmetic suffices, times the sum of the variance inflation factors (0.8 of it was measured)",
+    ),
     ("all pairs", "float64"): Tolerance(1e-12, "relative: what the guard of all pairs lets pass"),
     ("all pairs", "float32"): Tolerance(
         1e-12 * 2**29, "relative: what the guard lets pass, eps being 2²⁹ times larger"

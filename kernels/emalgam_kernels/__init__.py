@@ -30,7 +30,7 @@ FILES: Final = {
     "sampling": ("uniforms", "normals", "sample_mixture", "kl_monte_carlo"),
     "batch": ("fit_many", "predict_many"),
 }
-_NOT_YET: Final = {"cython_cpu": ("batch",), "numba_cpu": ("batch",), "numba_cuda": ("kl", "sampling", "batch")}
+_NOT_YET: Final = {"numba_cuda": ("batch",)}
 HOMES: Final = {kernel: file for file, kernels in FILES.items() for kernel in kernels}
 KERNELS: Final = tuple(HOMES)
 

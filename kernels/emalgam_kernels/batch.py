@@ -11,6 +11,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from emalgam_kernels.blocks import FLOP_PER_BLOCK, FLOP_PER_EXPONENTIAL
+from emalgam_kernels.parameters import statistic_count
+
 COVARIANCE_TYPES: Final = ("full", "tied", "diag", "spherical")
 CRITERIA: Final = ("bic", "aic", "icl")
 
@@ -19,6 +22,12 @@ RELATIVE_FLOOR: Final = (
 )
 LIFTS: Final = (0.0, 1.0, 1e2, 1e4, 1e6)  # floors that are added until a covariance is positive definite
 NO_MASS: Final = 10 * float(np.finfo(np.float64).eps)  # share of the weight below which a component is without data
+ROUND_SHIFT: Final = 2.0**20  # the mean is rounded to that part of the deviation before it is subtracted
+ROUNDING: Final = 1e-12  # of a number: smaller differences say nothing
+EQUAL: Final = 1e-9  # nats for each unit of weight: criteria that differ by less do so by rounding
+# The guard of `emalgam.guard`: ⟨η, φ⟩ keeps its digits while 4 eps times the size of its terms is at most 1e-9 nats.
+MOST_CANCELLATION: Final = 1e-9 / (4 * float(np.finfo(np.float64).eps))
+ITERATIONS_OF_A_FIT: Final = 20  # about: what the size of a block goes by
 
 
 class Status(IntEnum):
@@ -202,3 +211,23 @@ def criterion_value(criterion: str, log_likelihood: Any, entropy: Any, n_paramet
     """
     penalty = 2.0 if criterion == "aic" else np.log(total)
     return -2.0 * log_likelihood + n_parameters * penalty + (2.0 * entropy if criterion == "icl" else 0.0)
+
+
+def problems_per_block(problems: Problems, n_components: np.ndarray, passes: float = 1.0) -> int:
+    """Problems that a thread takes at once: a third of a millisecond of work or somewhat more, and at least one.
+
+    >>> nothing = np.empty(0)
+    >>> many = Problems(np.empty((2000, 2)), np.arange(0, 2001, 200), None, None, nothing)
+    >>> problems_per_block(many, np.full(10, 3), passes=20)
+    21
+    """
+    rows = len(problems.x) / max(len(problems), 1)
+    components = float(np.mean(n_components)) if len(n_components) else 0.0
+    flop = rows * components * (4 * statistic_count("full", problems.n_features) + FLOP_PER_EXPONENTIAL) * passes
+    return max(int(FLOP_PER_BLOCK / max(flop, 1.0)), 1)
+
+
+def passes_of_a_fit(settings: Settings) -> float:
+    """Passes over the samples of a problem, about."""
+    choices = float(np.mean(settings.most - settings.fewest + 1)) if len(settings.most) else 0.0
+    return choices * settings.n_init * (min(settings.max_iter, ITERATIONS_OF_A_FIT) + 2)

@@ -8,6 +8,7 @@ schedule.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -25,6 +26,7 @@ MOST_ROWS: Final = 65536
 ROWS_PER_CONVERSION: Final = 2048
 BLOCKS_AHEAD: Final = 4  # per thread: enough that a thread which lost its processor for a while holds up no other
 SECONDS_OF_A_WAIT: Final = 0.0005
+CACHE_LINE: Final = 64
 
 _idle: list[_Worker] = []
 _local = threading.local()
@@ -52,10 +54,38 @@ def workspace(n_bytes: int) -> np.ndarray:
     return kept
 
 
+def carve(shapes: list[tuple[int, ...]], dtype: np.dtype) -> list[np.ndarray]:
+    """C-contiguous arrays in the calling thread's scratch memory, each from the beginning of a cache line on."""
+    sizes = [-(-math.prod(shape) * dtype.itemsize // CACHE_LINE) * CACHE_LINE for shape in shapes]
+    memory = workspace(sum(sizes) + CACHE_LINE)
+    start, arrays = -memory.ctypes.data % CACHE_LINE, []
+    for shape, size in zip(shapes, sizes, strict=True):
+        arrays.append(memory[start : start + size].view(dtype)[: math.prod(shape)].reshape(shape))
+        start += size
+    return arrays
+
+
 def rows_per_block(n_components: int, n_statistics: int) -> int:
     """Rows of one block: a multiple of 512, so that tiles stay whole."""
     flop = n_components * (4 * n_statistics + FLOP_PER_EXPONENTIAL)
     return min(max(FLOP_PER_BLOCK // flop // 512 * 512, FEWEST_ROWS), MOST_ROWS)
+
+
+def cuts(flop: np.ndarray) -> np.ndarray:
+    """Pieces of work [cuts[i], cuts[i + 1]) make block i, each about `FLOP_PER_BLOCK`, or one piece that is larger.
+
+    Parameters
+    ----------
+    flop : (n,) float64
+        What each piece takes.
+
+    >>> cuts(np.array([2.0**26, 2.0**23, 2.0**23, 2.0**23])).tolist()
+    [0, 1, 4]
+    """
+    ends = np.cumsum(flop)
+    n_blocks = min(int(ends[-1] // FLOP_PER_BLOCK), len(flop)) if len(flop) > 0 else 0
+    inner = np.searchsorted(ends, np.arange(1, n_blocks) * (ends[-1] / n_blocks)) if n_blocks > 1 else []
+    return np.unique(np.concatenate([[0], inner, [len(flop)]]).astype(np.int64))
 
 
 def tile_dtype(x: np.ndarray) -> np.dtype:

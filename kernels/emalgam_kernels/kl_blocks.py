@@ -33,6 +33,14 @@ ROUNDING: Final = 8.0
 # tr E + log |Σ_q| − log |Σ_p| beyond, where an eigenvalue of I + E may be so small that its factors have lost digits.
 FARTHEST: Final = 1.0
 
+# P in plain arithmetic has Pᵀ Σ P = I to eps times Σ_i Σ_ii (Σ⁻¹)_ii, the sum of the variance inflation factors (0.8 of
+# that was the largest seen for D = 2 … 16 and conditions up to 1e4). Up to these sums that is 4e-14 and 3e-6; beyond,
+# Σ is factorised in twice the precision.
+PLAIN: Final = {"float64": 256.0, "float32": 32.0}
+
+# How far, in standard deviations of i and j, Σ_ij and Σ_ji may differ by rounding.
+ASYMMETRY: Final = 1e-8
+
 
 def pairs_per_block(p: Gaussians) -> int:
     """Pairs of one block of `kl_pairs`: a multiple of `PAIRS_AT_ONCE`."""
@@ -63,6 +71,12 @@ def shift_of(p: Gaussians, q: Gaussians) -> np.ndarray:
     """
     total = p.means.sum(axis=0, dtype=np.float64) + q.means.sum(axis=0, dtype=np.float64)
     return np.ascontiguousarray(total / max(len(p) + len(q), 1), dtype=p.means.dtype)
+
+
+def require_factors(p: Gaussians, q: Gaussians) -> None:
+    """ValueError if the Gaussians came without P."""
+    if p.precisions_cholesky is None or q.precisions_cholesky is None:
+        raise ValueError("precisions_cholesky is None; kl_all_pairs needs them: compute them with precision_factors")
 
 
 def guard(dtype: np.dtype) -> float:

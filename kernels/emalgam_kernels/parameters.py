@@ -126,8 +126,9 @@ class Gaussians:
         μ_m.
     covariances : (M, D, D), or (M, D) for "diag"
         Σ_m.
-    precisions_cholesky : (M, D, D) or (M, D)
-        P_m, upper triangular with ``P Pᵀ = Σ⁻¹``; for "diag" the diagonals.
+    precisions_cholesky : (M, D, D) or (M, D), or None
+        P_m, upper triangular with ``P Pᵀ = Σ⁻¹``; for "diag" the diagonals. None leaves the factorisation to
+        `kl_pairs`, which needs no memory for it; `kl_all_pairs` wants P.
 
     Notes
     -----
@@ -137,7 +138,7 @@ class Gaussians:
     covariance_type: str
     means: np.ndarray
     covariances: np.ndarray
-    precisions_cholesky: np.ndarray
+    precisions_cholesky: np.ndarray | None = None
 
     def __len__(self) -> int:
         return int(self.means.shape[0])

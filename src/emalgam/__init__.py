@@ -23,6 +23,7 @@ _HOMES: Final = {
     "use_backend": "backends",
     "fit_many": "batch",
     "ManyFits": "batch",
+    "load_fits": "fits_file",
     "Gaussian": "gaussian",
     "kl": "divergence",
     "kl_all_pairs": "divergence",
@@ -40,6 +41,11 @@ _HOMES: Final = {
     "fit_stepwise": "stepwise",
     "open_stream": "stream",
     "Stream": "stream",
+    "Estimate": "sampling",
+    "moment_match": "gaussian",
+    "merge": "reduction",
+    "merge_costs": "reduction",
+    "reduce": "reduction",
     "save_model": "model_file",
     "load_model": "model_file",
     "ModelFileError": "model_file",
@@ -78,13 +84,19 @@ if TYPE_CHECKING:
     from emalgam.em import Iteration as Iteration
     from emalgam.em import fit as fit
     from emalgam.estimator import GaussianMixture as GaussianMixture
+    from emalgam.fits_file import load_fits as load_fits
     from emalgam.gaussian import Gaussian as Gaussian
+    from emalgam.gaussian import moment_match as moment_match
     from emalgam.m_step import DegenerateComponentError as DegenerateComponentError
     from emalgam.m_step import NumericalError as NumericalError
     from emalgam.mixture import Mixture as Mixture
     from emalgam.model_file import ModelFileError as ModelFileError
     from emalgam.model_file import load_model as load_model
     from emalgam.model_file import save_model as save_model
+    from emalgam.reduction import merge as merge
+    from emalgam.reduction import merge_costs as merge_costs
+    from emalgam.reduction import reduce as reduce
+    from emalgam.sampling import Estimate as Estimate
     from emalgam.sampling import expectation as expectation
     from emalgam.stepwise import fit_stepwise as fit_stepwise
     from emalgam.stream import Stream as Stream

@@ -109,6 +109,18 @@ def use_backend(name: str) -> Iterator[None]:
         _used.reset(token)
 
 
+def _chosen(backend: str) -> str:
+    """What the argument, `use_backend` and the environment say, in this order; "auto" if they leave it open."""
+    name = _known(backend, "backend")
+    if name == "auto":
+        name = _used.get() or _known(os.environ.get(VARIABLE) or "auto", f"environment variable {VARIABLE}")
+    return name
+
+
+def _fastest_of_the_cpu() -> str:
+    return next(candidate for candidate in emalgam_kernels.PREFERRED if _probe(candidate) is None)
+
+
 def resolve(backend: str = "auto", x: Any = None) -> str:
     """The name of the backend that runs `backend` on data `x`.
 
@@ -119,12 +131,10 @@ def resolve(backend: str = "auto", x: Any = None) -> str:
     BackendUnavailable
         If a backend that was named, or the only one that can read `x`, cannot run here.
     """
-    name = _known(backend, "backend")
-    if name == "auto":
-        name = _used.get() or _known(os.environ.get(VARIABLE) or "auto", f"environment variable {VARIABLE}")
+    name = _chosen(backend)
     gpu = x is not None and on_gpu(x)
     if name == "auto" and not gpu:
-        return next(candidate for candidate in emalgam_kernels.PREFERRED if _probe(candidate) is None)
+        return _fastest_of_the_cpu()
     if name == "auto":
         name = "numba_cuda"
     reason = _probe(name)
@@ -135,6 +145,24 @@ def resolve(backend: str = "auto", x: Any = None) -> str:
     return name
 
 
-def kernels(name: str) -> ModuleType:
-    """The kernels of a backend that `resolve` has named."""
-    return emalgam_kernels.load(name)
+def kernels(backend: str = "auto", file: str = "mixture") -> ModuleType:
+    """The kernels of one of `emalgam_kernels.FILES`, of what `resolve` says to `backend`.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name.
+    BackendUnavailable
+        If the backend cannot run here or lacks these kernels.
+    """
+    name = resolve(backend)
+    try:
+        return emalgam_kernels.load(name, file)
+    except ImportError as error:
+        raise BackendUnavailable(name, f"it has no kernels {file!r} ({error})") from None
+
+
+def host_kernels(file: str) -> ModuleType:
+    """The same for work that is done in main memory whatever comes later: of the CPU, even if numba_cuda is chosen."""
+    name = _chosen("auto")
+    return kernels(_fastest_of_the_cpu() if name == "numba_cuda" else name, file)

@@ -6,6 +6,7 @@ neighbours, on the order or on threads, and a problem that cannot be fitted gets
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, overload
 import numpy as np
 
 from emalgam import backends
-from emalgam.draws import kernel_module, philox_seed
+from emalgam.draws import philox_seed
 from emalgam.mixture import Mixture
 from emalgam.problems import Source, component_counts, problem_numbers
 from emalgam.validation import check_choice, check_integer, check_number, check_threads
@@ -136,18 +137,19 @@ def fit_many(
     )
     numbers = problem_numbers(numbers, len(source))
     name, threads = backends.resolve(backend), check_threads(n_threads)
-    kernels = kernel_module(name, "batch")
+    kernels = backends.kernels(name, "batch")
     mixtures = Mixtures.empty(covariance_type, len(source), K, source.n_features)
     outcomes = Outcomes.empty(len(source))
-    with _shown(len(source), progress) as advance:
+    with shown(len(source), progress) as advance:
         for which, _, problems in source.slices(PROBLEMS_AT_ONCE):
-            part = replace(settings, fewest=fewest[which], most=most[which])
             numbered = replace(problems, numbers=numbers[which])
+            part = replace(settings, fewest=fewest[which], most=most[which])
             kernels.fit_many(numbered, part, _part(mixtures, which), _part(outcomes, which), threads)
             advance(which.stop - which.start)
     return ManyFits(
         **{field.name: getattr(mixtures, field.name) for field in fields(Mixtures)},
         **{field.name: getattr(outcomes, field.name) for field in fields(Outcomes)},
+        n_samples=source.sizes,
         total_weight=source.total_weight(),
         criterion=criterion,
         groups=source.groups,
@@ -176,6 +178,8 @@ class ManyFits:
     converged : (B,) bool
     status : (B,) int64
         0: fine; see `emalgam_kernels.batch.Status` and `message`.
+    n_samples : (B,) int64
+        Rows of each problem.
     total_weight : (B,) float64
         Σ ω: the number of samples without weights.
     criterion : str
@@ -196,6 +200,7 @@ class ManyFits:
     n_iter: np.ndarray
     converged: np.ndarray
     status: np.ndarray
+    n_samples: np.ndarray
     total_weight: np.ndarray
     criterion: str
     groups: np.ndarray | None
@@ -272,6 +277,22 @@ class ManyFits:
         with np.errstate(divide="ignore", invalid="ignore"):
             return criterion_value(name, self.log_likelihood, self.entropy, self.n_parameters, self.total_weight)
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a Parquet table with a row for each problem, for `emalgam.load_fits`; an existing file is replaced.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+
+        See Also
+        --------
+        emalgam.fits_file : The columns.
+        """
+        from emalgam.fits_file import save_fits
+
+        save_fits(self, path)
+
     # ---- all problems at once
 
     def score_samples(
@@ -311,8 +332,7 @@ class ManyFits:
         log_prob = self._evaluate(X, groups, offsets, backend, n_threads)[0].reshape(-1)
         if source.order is not None:
             log_prob = log_prob[source.order]
-        sizes = np.diff(source.offsets)
-        return np.where(sizes > 0, source.sums(log_prob) / np.maximum(sizes, 1), np.nan)
+        return np.where(source.sizes > 0, source.sums(log_prob) / np.maximum(source.sizes, 1), np.nan)
 
     def sample(self, n_samples: int = 1, random_state: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """n samples of every mixture, in random order, and their components: (B, n, D) float64 and (B, n) int64.
@@ -320,7 +340,7 @@ class ManyFits:
         NaN and −1 where there is no mixture. An integer `random_state` gives the same samples again.
         """
         n, B, D = check_integer("n_samples", n_samples, 1), len(self), self.means.shape[2]
-        kernels, seed = kernel_module("auto", "sampling"), philox_seed(random_state)
+        kernels, seed = backends.kernels("auto", "sampling"), philox_seed(random_state)
         x, labels = np.empty((B, n, D)), np.empty((B, n), np.int64)
         step = max(NUMBERS_AT_ONCE // (n * (D + self.weights.shape[1])), 1)
         for first in range(0, B, step):
@@ -352,7 +372,7 @@ class ManyFits:
     ) -> tuple[np.ndarray, np.ndarray]:
         source, threads = Source.of(X, groups, offsets), check_threads(n_threads)
         fits = self._for(source)
-        kernels = kernel_module(backend, "batch")
+        kernels = backends.kernels(backend, "batch")
         n = int(source.offsets[-1])
         log_prob, labels = np.full(n, np.nan), np.full(n, -1, np.int64)
         mixtures = Mixtures(*(getattr(fits, field.name) for field in fields(Mixtures)))
@@ -382,7 +402,8 @@ class ManyFits:
         place = np.minimum(np.searchsorted(self.groups, source.groups), max(len(self) - 1, 0))
         unknown = np.flatnonzero(self.groups[place] != source.groups) if len(self) else np.arange(len(source))
         if len(unknown):
-            raise ValueError(f"groups contains {source.groups[unknown[0]].item()!r}, for which there was no fit")
+            label = source.groups[unknown[:1]].tolist()[0]
+            raise ValueError(f"groups contains {label!r}, for which there was no fit")
         return self[place]
 
 
@@ -401,12 +422,12 @@ def _part(values: Any, which: slice) -> Any:
 
 
 @contextmanager
-def _shown(total: int, progress: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error with fits per second and the time left."""
+def shown(total: int, progress: bool, before: int = 0) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error with fits per second and the time left; `before` were done by an earlier run."""
     if not progress:
         yield lambda done: None
         return
     from emalgam.progress import counting
 
-    with counting("fits", total) as advance:
+    with counting("fits", total, before) as advance:
         yield advance

@@ -1,4 +1,4 @@
-"""The command line: ``emalgam fit | score | predict | sample | kl | info``.
+"""The command line: ``emalgam fit | fit-many | score | predict | sample | kl | info``.
 
 Results go to standard output, as text or (``--json``) as one JSON object; progress, warnings and errors go to standard
 error, each on one line. Libraries that a command can do without are imported in the functions that use them: a short
@@ -36,11 +36,14 @@ from emalgam.backends import BackendUnavailable
 from emalgam.tables import check_suffix, read_table, write_table
 
 if TYPE_CHECKING:
+    from emalgam.checkpoint import Checkpoint
     from emalgam.em import Fit, Iteration
+    from emalgam.fit_table import Job, Summary
     from emalgam.mixture import Mixture
 
 EXIT_FAULT: Final = 1
 EXIT_BACKEND: Final = 3
+STREAMED_BYTES: Final = 2**30
 EPILOG: Final = (
     "Exit codes: 0 done (a fit that did not converge warns), 1 input, model or fit at fault, 2 command line at fault, "
     "3 backend unavailable, 130 interrupted."
@@ -53,7 +56,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-Data = Annotated[Path, typer.Argument(metavar="DATA", help="Table of numbers: .npy, .npz, .csv or .parquet.")]
+Data = Annotated[
+    Path,
+    typer.Argument(metavar="DATA", help="Table of numbers: .npy, .npz, .csv, .parquet; for fit a folder of the last."),
+]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file that `emalgam fit` wrote.")]
 Backend = Annotated[
     Literal["auto", "reference", "cython_cpu", "numba_cpu", "numba_cuda"],
@@ -64,6 +70,18 @@ Algorithm = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="All processors by default; results do not depend on it.")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed gives the same result.")]
+RegCovar = Annotated[
+    str, typer.Option(metavar="auto|FLOAT", help="Added to variances; auto: 1e-6 of each feature's variance.")
+]
+Dask = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Fit on the workers of the Dask scheduler at tcp://HOST:PORT, who read the same file under the same path; "
+        "--threads are those of a task then, one by default.",
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no report, unless --json.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -94,32 +112,39 @@ def fit(
     init: Annotated[
         Literal["kmeans", "k-means++", "random", "random_from_data"], typer.Option(help="How to start.")
     ] = "kmeans",
-    reg_covar: Annotated[
-        str, typer.Option(metavar="auto|FLOAT", help="Added to variances; auto: 1e-6 of each feature's variance.")
-    ] = "auto",
+    reg_covar: RegCovar = "auto",
     seed: Seed = 0,
-    weights: Annotated[
-        Path | None, typer.Option(help="Sample weights: a file like DATA with one column; with --dask a column.")
+    weights: Annotated[Path | None, typer.Option(help="Sample weights: a file like DATA with one column.")] = None,
+    weight_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Sample weights: this column of a Parquet file or folder.")
     ] = None,
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            "--stream/--in-memory",
+            help="Read .npy and Parquet in chunks in every pass; by default folders and files above 1 GiB.",
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Write the state to this file now and then; removed when the fit is done.")
+    ] = None,
+    checkpoint_every: Annotated[float, typer.Option(min=0.0, metavar="SECONDS", help="How often at most.")] = 30.0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from --checkpoint; begin if there is none.")] = False,
     backend: Backend = "auto",
     algorithm: Algorithm = "auto",
     threads: Threads = None,
+    precision: Annotated[
+        Literal["strict", "tf32"], typer.Option(help="tf32: a GPU's products may round float32 operands to ten bits.")
+    ] = "strict",
     on_degenerate: Annotated[
         Literal["regularize", "reseed", "error"], typer.Option(help="What to do with a component that collapses.")
     ] = "regularize",
-    dask: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS",
-            help="Fit on the workers of the Dask scheduler at tcp://HOST:PORT. They read DATA, a Parquet file or a "
-            "folder of them, under the same path; --weights names a column then, and --threads are those of a task.",
-        ),
-    ] = None,
+    dask: Dask = None,
     persist: Annotated[
         bool, typer.Option("--persist", help="With --dask: keep DATA in the workers' memory; else read in every pass.")
     ] = False,
     as_json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no report, unless --json.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Fit a mixture to the rows of DATA by expectation-maximization."""
     from emalgam import em
@@ -127,11 +152,12 @@ def fit(
 
     floor = _reg_covar(reg_covar)
     _check_folder(output)
-    with _data(data, weights, dask, persist) as (x, sample_weight):
+    saved = _checkpoint(checkpoint, checkpoint_every, resume)
+    with _data(data, weights, weight_column, stream, dask, persist) as (x, sample_weight):
         start = time.perf_counter()
-        with _progress(max_iter, quiet) as callback:
+        with _progress(max_iter, quiet, x) as (watched, callback):
             fitted = em.fit(
-                x,
+                watched,
                 components,
                 covariance_type=covariance,
                 sample_weight=sample_weight,
@@ -146,17 +172,78 @@ def fit(
                 algorithm=algorithm,
                 n_threads=threads,
                 callback=callback,
+                precision=precision,
+                checkpoint=saved,
             )
         seconds = time.perf_counter() - start
         if output is not None:
             _save(fitted, output)
+        if saved is not None:
+            saved.end()
         if as_json or not quiet:
-            report = _fit_report(fitted, len(x), seconds)
-            if weights is None:  # the criteria count rows and have no place for weights; they cost one more pass
+            report = _fit_report(fitted, watched, seconds)
+            if sample_weight is None and weight_column is None:  # the criteria count rows and have no place for weights
                 how = {"backend": backend, "algorithm": algorithm, "n_threads": threads}
-                total, _ = log_likelihood(fitted.mixture, x, **how)
-                report |= _criteria(fitted.mixture, total, len(x))
+                report |= _criteria(fitted.mixture, *log_likelihood(fitted.mixture, x, **how))
             _print_report(report | {"output": output}, as_json)
+
+
+@app.command(epilog=EPILOG)
+def fit_many(
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="Parquet file with a column that names the groups.")],
+    by: Annotated[str, typer.Option("--by", help="Column of the groups' labels.")],
+    components: Annotated[
+        str, typer.Option("-k", "--components", metavar="K|FIRST:LAST", help="Components, or a range to choose from.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Parquet file to write, a row for each group.")],
+    features: Annotated[str | None, typer.Option(help="Columns, between commas; all others by default.")] = None,
+    covariance: Annotated[Literal["full", "tied", "diag", "spherical"], typer.Option(help="Covariance type.")] = "full",
+    criterion: Annotated[
+        Literal["bic", "aic", "icl"], typer.Option(help="Chooses between numbers of components and restarts.")
+    ] = "bic",
+    n_init: Annotated[int, typer.Option(min=1, help="Restarts; the best one is kept.")] = 1,
+    max_iter: Annotated[int, typer.Option(min=1, help="Most iterations of EM.")] = 100,
+    tol: Annotated[float, typer.Option(min=0.0, help="Stop below this change of the mean log-likelihood.")] = 1e-3,
+    reg_covar: RegCovar = "auto",
+    weights: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of sample weights.")] = None,
+    seed: Seed = 0,
+    backend: Backend = "auto",
+    threads: Threads = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run; begin if there is none.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit a mixture to each group of rows of TABLE, and write them as a table.
+
+    A run that is killed or finds the disk full goes on with --resume and ends with the same rows.
+    """
+    from emalgam.backends import resolve
+    from emalgam.fit_table import Job, fit_table
+
+    settings: dict[str, Any] = {
+        "covariance_type": covariance,
+        "criterion": criterion,
+        "n_init": n_init,
+        "max_iter": max_iter,
+        "tol": tol,
+    }
+    job = Job(
+        table=table,
+        output=output,
+        by=by,
+        features=None if features is None else tuple(features.split(",")),
+        weights=weights,
+        n_components=_component_range(components),
+        settings=settings | {"reg_covar": _reg_covar(reg_covar), "random_state": seed, "backend": resolve(backend)},
+    )
+    _check_folder(output)
+    start = time.perf_counter()
+    summary = fit_table(job, resume=resume, n_threads=threads, progress=not quiet and sys.stderr.isatty())
+    seconds = time.perf_counter() - start
+    if as_json or not quiet:
+        _print_report(_many_report(job, summary, seconds), as_json)
 
 
 @app.command(epilog=EPILOG)
@@ -211,7 +298,13 @@ def sample(
     output: Annotated[Path, typer.Option("-o", "--output", help="Table to write: .npy, .npz, .csv or .parquet.")],
     n_samples: Annotated[int, typer.Option("-n", "--samples", min=1, help="Rows to draw.")] = 1000,
     labels: Annotated[Path | None, typer.Option(help="Write the component of each row to this table.")] = None,
+    draw: Annotated[
+        Literal["plain", "antithetic", "stratified"],
+        typer.Option(help="antithetic: rows in mirrored pairs; stratified: labels in proportion to the weights."),
+    ] = "plain",
     seed: Seed = 0,
+    backend: Backend = "auto",
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Draw rows from MODEL, in random order."""
@@ -219,7 +312,7 @@ def sample(
 
     _check_table(output)
     _check_table(labels)
-    x, drawn = load_model(model).sample(n_samples, seed)
+    x, drawn = load_model(model).sample(n_samples, seed, draw=draw, backend=backend, n_threads=threads)
     write_table(output, x)
     if labels is not None:
         write_table(labels, drawn, name="label")
@@ -241,17 +334,17 @@ def kl(
     from emalgam.model_file import load_model
 
     pair = load_model(p), load_model(q)
+    how: dict[str, Any] = {"backend": backend, "n_threads": threads}
     report: dict[str, Any] = {}
     if all(mixture.n_components == 1 for mixture in pair):
-        report["closed_form"] = float(divergence.kl(*pair))
+        report["closed_form"] = float(divergence.kl(*pair, **how))
     for name, estimator in (("monte_carlo", "plain"), ("control_variate", "control")):
-        found = divergence.kl_monte_carlo(
-            *pair, n_samples=n_samples, estimator=estimator, random_state=seed, backend=backend, n_threads=threads
-        )
+        found = divergence.kl_monte_carlo(*pair, n_samples=n_samples, estimator=estimator, random_state=seed, **how)
         report |= {name: float(found.value), f"{name}_error": float(found.standard_error)}
-    for name in ("variational", "matched", "unscented", "product"):
-        report[name] = float(getattr(divergence, f"kl_{name}")(*pair))
-    bounds = divergence.kl_bounds(*pair)
+    for name in ("variational", "matched", "unscented"):
+        report[name] = float(getattr(divergence, f"kl_{name}")(*pair, **how))
+    report["product"] = float(divergence.kl_product(*pair, n_threads=threads))  # NumPy, whatever the backend
+    bounds = divergence.kl_bounds(*pair, **how)
     _print_report(report | {"lower_bound": float(bounds.lower), "upper_bound": float(bounds.upper)}, as_json)
 
 
@@ -306,6 +399,16 @@ def _reg_covar(text: str) -> float | Literal["auto"]:
     return value
 
 
+def _component_range(text: str) -> range:
+    """``3``, or ``1:6`` for 1 to 6, both included."""
+    first, colon, last = text.partition(":")
+    ends = [int(end) if end.isascii() and end.isdigit() else 0 for end in (first, last if colon else first)]
+    if not 1 <= ends[0] <= ends[1]:
+        expected = "expected a number >= 1, or FIRST:LAST with 1 <= FIRST <= LAST"
+        raise typer.BadParameter(f"{text!r} is no number of components; {expected}", param_hint="-k")
+    return range(ends[0], ends[1] + 1)
+
+
 def _check_folder(path: Path | None) -> None:
     """Say before the work, not after it, that a result could not be written."""
     if path is not None and not path.parent.is_dir():
@@ -320,23 +423,6 @@ def _check_table(path: Path | None) -> None:
         _check_folder(path)
 
 
-@contextmanager
-def _data(data: Path, weights: Path | None, dask: str | None, persist: bool) -> Iterator[tuple[Any, np.ndarray | None]]:
-    """The rows of a file and their weights: in this process, or as parts on a cluster, which carry their own."""
-    if dask is None:
-        if persist:
-            raise typer.BadParameter("is for --dask, which was not given", param_hint="--persist")
-        yield read_table(data), None if weights is None else _column(weights)
-        return
-    from emalgam import distributed
-    from emalgam.dask_parts import DaskParts
-
-    with distributed.connected(dask) as client:
-        frame = distributed.read_parquet(data)
-        frame = frame.persist() if persist else frame
-        yield DaskParts(frame, None if weights is None else str(weights), client=client), None
-
-
 def _column(path: Path) -> np.ndarray:
     """A file's only column, (N,)."""
     array = read_table(path, names=("weights", "sample_weight"))
@@ -348,24 +434,70 @@ def _column(path: Path) -> np.ndarray:
 
 
 @contextmanager
-def _progress(max_iter: int, quiet: bool) -> Iterator[Callable[[Iteration], bool] | None]:
-    """A callback that shows each iteration on standard error; None if nobody is looking."""
-    if quiet or not sys.stderr.isatty():
-        yield None
+def _data(
+    data: Path, weights: Path | None, weight_column: str | None, stream: bool | None, dask: str | None, persist: bool
+) -> Iterator[tuple[Any, Any]]:
+    """The rows to fit and their weights: in memory, as a stream, or on the workers of a cluster."""
+    if weights is not None and weight_column is not None:
+        raise typer.BadParameter("give --weights or --weight-column, not both", param_hint="--weight-column")
+    if dask is None:
+        if persist:
+            raise typer.BadParameter("is for --dask, which was not given", param_hint="--persist")
+        yield _data_here(data, weights, weight_column, stream)
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    if weights is not None or stream is not None:
+        problem = "workers read DATA and its weights from Parquet: name a column with --weight-column, and leave out"
+        raise typer.BadParameter(f"{problem} --weights, --stream and --in-memory", param_hint="--dask")
+    from emalgam import distributed
+    from emalgam.dask_parts import DaskParts
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("starting", total=max_iter)
+    with distributed.connected(dask) as client:
+        frame = distributed.read_parquet(data)
+        yield DaskParts(frame.persist() if persist else frame, weight_column, client=client), None
 
-        def show(step: Iteration) -> bool:
-            text = f"restart {step.restart}  log-likelihood {step.lower_bound:.6f}  change {step.change:.1e}"
-            progress.update(task, completed=step.iteration, description=text)
-            return False
 
-        yield show
+def _data_here(data: Path, weights: Path | None, weight_column: str | None, stream: bool | None) -> tuple[Any, Any]:
+    """In memory or as a stream."""
+    from emalgam.stream import open_stream
+
+    large = data.is_dir() or (data.suffix.lower() in (".npy", ".parquet") and _size(data) > STREAMED_BYTES)
+    if stream is None:
+        stream = large or weight_column is not None
+    if not stream and (data.is_dir() or weight_column is not None):
+        raise typer.BadParameter("a folder, or a weight column, is read with --stream", param_hint="--in-memory")
+    sample_weight = None if weights is None else _column(weights)
+    if stream:
+        return open_stream(data, sample_weight=weight_column if sample_weight is None else sample_weight), None
+    return read_table(data), sample_weight
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _checkpoint(path: Path | None, seconds: float, resume: bool) -> Checkpoint | None:
+    if path is None:
+        if resume:
+            raise typer.BadParameter("give the file to go on from with --checkpoint", param_hint="--resume")
+        return None
+    from emalgam.checkpoint import Checkpoint
+
+    _check_folder(path)
+    return Checkpoint(path, seconds=seconds, resume=resume)
+
+
+@contextmanager
+def _progress(max_iter: int, quiet: bool, x: Any) -> Iterator[tuple[Any, Callable[[Iteration], bool] | None]]:
+    """The data, watched if they are a stream, and a callback: both show on standard error if somebody is looking."""
+    from emalgam.stream import Stream, WatchedStream
+
+    if quiet or not sys.stderr.isatty():
+        yield (WatchedStream(x) if isinstance(x, Stream) else x), None
+        return
+    from emalgam.progress import fitting
+
+    with fitting(max_iter) as (seen, show):
+        yield (WatchedStream(x, seen) if isinstance(x, Stream) else x), show
 
 
 def _save(fitted: Fit, path: Path) -> None:
@@ -380,10 +512,12 @@ def _save(fitted: Fit, path: Path) -> None:
     save_model(fitted.mixture, path, metadata=metadata)
 
 
-def _fit_report(fitted: Fit, n_samples: int, seconds: float) -> dict[str, Any]:
+def _fit_report(fitted: Fit, x: Any, seconds: float) -> dict[str, Any]:
+    passes = getattr(x, "passes", None)
+    streamed = {} if passes is None else {"passes": passes, "rows_per_second": x.rows / seconds}
     return {
-        "n_samples": n_samples,
-        "n_features": fitted.mixture.n_features,
+        "n_samples": x.rows // x.passes if streamed else x.shape[0],
+        "n_features": x.n_features if streamed else x.shape[1],
         "n_components": fitted.mixture.n_components,
         "covariance_type": fitted.mixture.covariance_type,
         "backend": fitted.backend,
@@ -393,13 +527,31 @@ def _fit_report(fitted: Fit, n_samples: int, seconds: float) -> dict[str, Any]:
         "converged": fitted.converged,
         "n_iter": fitted.n_iter,
         "seconds": seconds,
+        **streamed,
         "effective_components": fitted.effective_components,
         "lower_bound": fitted.lower_bound,
     }
 
 
-def _criteria(mixture: Mixture, total: float, n_samples: int) -> dict[str, float]:
-    """Log-likelihood, AIC and BIC of rows from the sum of their log-densities, in nats."""
+def _many_report(job: Job, summary: Summary, seconds: float) -> dict[str, Any]:
+    fitted = summary.n_groups - summary.resumed
+    return {
+        "n_groups": summary.n_groups,
+        "n_samples": summary.n_samples,
+        "n_features": len(summary.features),
+        "covariance_type": job.settings["covariance_type"],
+        "criterion": job.settings["criterion"],
+        "backend": job.settings["backend"],
+        "resumed": summary.resumed,
+        "seconds": seconds,
+        "fits_per_second": fitted / seconds,
+        "status": {status.name.lower(): count for status, count in summary.statuses.items()},
+        "output": job.output,
+    }
+
+
+def _criteria(mixture: Mixture, total: float, n_samples: float) -> dict[str, float]:
+    """Log-likelihood, AIC and BIC, in nats."""
     return {
         "mean_log_likelihood": total / n_samples,
         "log_likelihood": total,
@@ -428,6 +580,8 @@ def _plain(value: Any) -> Any:
 def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in value.items())
     if isinstance(value, list):
         return " ".join(map(str, value))
     return f"{value:.9g}" if isinstance(value, float) else str(value)

@@ -15,10 +15,10 @@ import numpy as np
 
 from emalgam.blas import one_blas_thread
 from emalgam.covariance import COVARIANCES
-from emalgam.gaussian import Gaussian, as_mixture, broadcast
+from emalgam.gaussian import Gaussian, as_mixture
 from emalgam.mixture import Mixture
 from emalgam.packing import LOG_2_PI, power_of_two
-from emalgam.validation import check_threads
+from emalgam.validation import broadcast, check_threads
 from emalgam_kernels import Gaussians
 from emalgam_kernels.blocks import for_each_block
 
@@ -74,13 +74,13 @@ def common(p: Gaussian, q: Gaussian) -> tuple[tuple[int, ...], str]:
     """The broadcast shape and the common type."""
     kind = common_type(p, q)
     try:
-        return broadcast({"p": p.batch_shape, "q": q.batch_shape}), kind
+        return broadcast("the stacks", p=p.batch_shape, q=q.batch_shape), kind
     except ValueError as error:
         raise ValueError(f"{error}; for each with each use kl_all_pairs") from None
 
 
-def flattened(gaussian: Gaussian, kind: str, dtype: np.dtype) -> Gaussians:
-    """A stack of M Gaussians as kernels take it."""
+def flattened(gaussian: Gaussian, kind: str, dtype: np.dtype, factors: bool = False) -> Gaussians:
+    """A stack of M Gaussians as kernels take it, with `factors` or without."""
     D = gaussian.n_features
 
     def arranged(values: np.ndarray) -> np.ndarray:
@@ -92,7 +92,8 @@ def flattened(gaussian: Gaussian, kind: str, dtype: np.dtype) -> Gaussians:
         return diagonal if kind == "diag" else diagonal[:, :, None] * np.eye(D, dtype=dtype)
 
     means = gaussian.mean.reshape(-1, D).astype(dtype, copy=False)
-    return Gaussians(kind, means, arranged(gaussian.covariance), arranged(gaussian.precision_cholesky))
+    P = arranged(gaussian.precision_cholesky) if factors else None
+    return Gaussians(kind, means, arranged(gaussian.covariance), P)
 
 
 def members_of(gaussian: Gaussian, shape: tuple[int, ...], kind: str, dtype: np.dtype) -> Callable[[slice], Gaussians]:
@@ -100,13 +101,11 @@ def members_of(gaussian: Gaussian, shape: tuple[int, ...], kind: str, dtype: np.
     flat, count = flattened(gaussian, kind, dtype), math.prod(shape)
     if len(flat) not in (1, count):
         index = np.broadcast_to(np.arange(len(flat)).reshape(gaussian.batch_shape), shape).ravel()
-        return lambda rows: _each(flat, lambda values: values[index[rows]])
-    return lambda rows: _each(flat, lambda values: np.broadcast_to(values, (count, *values.shape[1:]))[rows])
-
-
-def _each(gaussians: Gaussians, change: Callable[[np.ndarray], np.ndarray]) -> Gaussians:
-    parts = (gaussians.means, gaussians.covariances, gaussians.precisions_cholesky)
-    return Gaussians(gaussians.covariance_type, *map(change, parts))
+        return lambda rows: Gaussians(kind, flat.means[index[rows]], flat.covariances[index[rows]])
+    means, covariances = (
+        np.broadcast_to(values, (count, *values.shape[1:])) for values in (flat.means, flat.covariances)
+    )
+    return lambda rows: Gaussians(kind, means[rows], covariances[rows])
 
 
 # ---- stacks of mixtures
@@ -197,7 +196,10 @@ def shaped(mixture: Mixture, values: np.ndarray, kind: str) -> np.ndarray:
     return np.broadcast_to(values.reshape(len(mixture.means), -1), mixture.means.shape)
 
 
-def as_mixtures(name: str, value: Any) -> tuple[tuple[int, ...], list[Mixture]]:
+StackOfMixtures = tuple[tuple[int, ...], list[Mixture]]
+
+
+def as_mixtures(name: str, value: Any) -> StackOfMixtures:
     """Shape of a stack, () for one mixture, and its members."""
     if isinstance(value, Gaussian) and value.batch_shape:
         flat = flattened(value, "full" if value.covariance_type == "full" else "diag", np.dtype(np.float64))
@@ -213,7 +215,14 @@ def as_mixtures(name: str, value: Any) -> tuple[tuple[int, ...], list[Mixture]]:
     return (), [as_mixture(name, value)]
 
 
-def check_same_features(**stacks: tuple[tuple[int, ...], list[Mixture]]) -> None:
+def both_as_mixtures(p: Any, q: Any) -> tuple[StackOfMixtures, StackOfMixtures]:
+    """Shapes and members of two stacks; ValueError if their numbers of features differ."""
+    stacks = as_mixtures("p", p), as_mixtures("q", q)
+    check_same_features(p=stacks[0], q=stacks[1])
+    return stacks
+
+
+def check_same_features(**stacks: StackOfMixtures) -> None:
     """ValueError naming the first mixture whose number of features differs from the first one's."""
     (first, (_, (reference, *_))), *_ = stacks.items()
     for name, (shape, members) in stacks.items():
@@ -321,8 +330,7 @@ class Comparison:
     @classmethod
     def of(cls, p: Any, q: Any, all_pairs: bool, n_threads: int | None) -> Comparison:
         """Of two arguments that users give."""
-        (shape_p, left), (shape_q, right) = stack_p, stack_q = as_mixtures("p", p), as_mixtures("q", q)
-        check_same_features(p=stack_p, q=stack_q)
+        (shape_p, left), (shape_q, right) = both_as_mixtures(p, q)
         result_shape(shape_p, shape_q, all_pairs)
         own, other = in_common_units(left, right)[1]
         return cls(own, other, shape_p, shape_q, all_pairs, check_threads(n_threads))
@@ -388,7 +396,7 @@ def result_shape(shape_p: tuple[int, ...], shape_q: tuple[int, ...], all_pairs: 
     if all_pairs:
         return shape_p + shape_q
     try:
-        return broadcast({"p": shape_p, "q": shape_q})
+        return broadcast("the stacks", p=shape_p, q=shape_q)
     except ValueError as error:
         raise ValueError(f"{error}; for each with each use all_pairs=True") from None
 

@@ -22,7 +22,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from emalgam import arrays
+from emalgam import arrays, backends
 from emalgam.parts import Part, Parts, Share
 from emalgam.tables import number_columns, pyarrow_module
 from emalgam.validation import check_data, check_threads
@@ -159,17 +159,24 @@ class DaskParts(Parts):
         self.partitions = Partitions(partitions.graph, list(compress(partitions.keys, lengths)), partitions.get)
         self._places = [(first, length) for first, length in zip(firsts, lengths, strict=True) if length]
 
-    def __len__(self) -> int:
-        return self.n_rows
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, D)."""
+        return self.n_rows, self.n_features
 
     def threads(self, n_threads: int | None) -> int:
         """One for each task unless told otherwise: a worker runs as many tasks at once as it has threads."""
-        return 1 if n_threads is None else check_threads(n_threads)
+        return threads_of_a_task(n_threads)
 
     def fold(self, task: Callable[[Part], Share], combine: Callable[[Share, Share], Share]) -> Share:
         """`task` of every partition, combined through a tree."""
         arguments = [(*place, self.dtype) for place in self._places]
         return self.partitions.fold(_share, combine, task, arguments)
+
+
+def threads_of_a_task(n_threads: int | None) -> int:
+    """A number of threads; None means one."""
+    return 1 if n_threads is None else check_threads(n_threads)
 
 
 def _share(
@@ -298,8 +305,8 @@ def _few(lengths: Sequence[float]) -> str:
 # ---- answers row by row
 
 
-def map_rows(function: Callable[[np.ndarray], np.ndarray], x: Any) -> Any:
-    """``function`` of the rows of each partition: a dask array cut like x, computed when it is asked for.
+def map_rows(function: Callable[..., np.ndarray], x: Any, *, n_threads: int | None = None, **how: Any) -> Any:
+    """``function(rows, **how)`` of each partition: a dask array cut like x, computed when it is asked for.
 
     Raises
     ------
@@ -307,6 +314,8 @@ def map_rows(function: Callable[[np.ndarray], np.ndarray], x: Any) -> Any:
         As `function` does for data of the width and type of x.
     """
     rows, _, _ = rows_and_weights(x, None)
+    backend = backends.resolve(how.pop("backend", "auto"))
+    function = partial(function, backend=backend, n_threads=threads_of_a_task(n_threads), **how)
     nothing = function(np.zeros((1, rows.shape[1]), rows.dtype))[:0]
     shape: dict[str, Any] = {"drop_axis": 1} if nothing.ndim == 1 else {"chunks": (rows.chunks[0], nothing.shape[1:])}
     answer = partial(_answer, function, nothing)

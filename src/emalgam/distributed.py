@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from emalgam import batch, em
+from emalgam import backends, batch, em
 from emalgam.batch import ManyFits
 from emalgam.dask_parts import (
     DaskParts,
@@ -31,10 +31,10 @@ from emalgam.dask_parts import (
     feature_columns,
     is_array,
     is_frame,
+    threads_of_a_task,
 )
 from emalgam.draws import philox_seed
 from emalgam.problems import component_counts
-from emalgam.validation import check_threads
 
 __all__ = ["connected", "fit", "fit_many", "read_parquet"]
 
@@ -158,7 +158,8 @@ def fit_many(
             raise ValueError(f"{name} is for data in memory; leave it out, or call emalgam.fit_many")
     how |= {
         "random_state": philox_seed(random_state),
-        "n_threads": 1 if n_threads is None else check_threads(n_threads),
+        "backend": backends.resolve(how.get("backend", "auto")),
+        "n_threads": threads_of_a_task(n_threads),
     }
     if is_frame(X):
         with client.as_current() if client is not None else nullcontext():  # shuffles ask which one is

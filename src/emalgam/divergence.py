@@ -29,12 +29,15 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from emalgam import backends
 from emalgam.blas import one_blas_thread
 from emalgam.comparison import (
     ELEMENTS_AT_ONCE,
     Comparison,
+    Table,
     as_gaussians,
     as_mixtures,
+    both_as_mixtures,
     check_same_features,
     common,
     common_type,
@@ -46,7 +49,6 @@ from emalgam.comparison import (
     members_of,
     overlaps,
 )
-from emalgam.draws import kernel_module
 from emalgam.gaussian import Gaussian
 from emalgam.mixture import Mixture
 from emalgam.monte_carlo import DEFAULT_SAMPLES, MOST_SAMPLES, Sampling, average, sum_of
@@ -77,7 +79,8 @@ def kl(
     p, q : Gaussian, or a sequence of them
         Their stacks are broadcast. Mixtures of one component count as Gaussians.
     arithmetic : {"float64", "float32"}
-        float32 halves the memory; its relative error is about 1e-6 times the condition number.
+        float32 halves the memory; its relative error is about 1e-6 times the condition number, and the result NaN for
+        a covariance that rounding makes singular.
     backend : str
         See `emalgam.backends`.
     n_threads : int, optional
@@ -110,7 +113,7 @@ def kl(
     """
     p, q = as_gaussians("p", p), as_gaussians("q", q)
     shape, kind, dtype, threads = *common(p, q), _dtype(arithmetic), check_threads(n_threads)
-    kernels = kernel_module(backend, "kl")
+    kernels = backends.kernels(backend, "kl")
     out = np.empty(math.prod(shape))
     take_p, take_q = members_of(p, shape, kind, dtype), members_of(q, shape, kind, dtype)
     gathered = not {len(out), 1}.issuperset((math.prod(p.batch_shape), math.prod(q.batch_shape)))
@@ -146,8 +149,8 @@ def kl_all_pairs(
     """
     p, q = as_gaussians("p", p), as_gaussians("q", q)
     kind, dtype, threads = common_type(p, q), _dtype(arithmetic), check_threads(n_threads)
-    kernels = kernel_module(backend, "kl")
-    left, right = flattened(p, kind, dtype), flattened(q, kind, dtype)
+    kernels = backends.kernels(backend, "kl")
+    left, right = (flattened(each, kind, dtype, factors=True) for each in (p, q))
     out = np.empty((len(left), len(right)))
     with one_blas_thread():
         kernels.kl_all_pairs(left, right, out, n_threads=threads)
@@ -227,9 +230,13 @@ def kl_variational(
     >>> kl_variational(p, [p, q]).round(6)
     array([0.      , 0.780187])
     """
-    comparison = Comparison.of(p, q, all_pairs, n_threads)
-    table = divergences(kernel_module(backend, "kl"))
+    comparison, table = _compared(p, q, all_pairs, backend, n_threads)
     return plain(comparison.own(table) - comparison.cross(table))
+
+
+def _compared(p: Any, q: Any, all_pairs: bool, backend: str, n_threads: int | None) -> tuple[Comparison, Table]:
+    """The stacks of mixtures, and the closed-form divergences of their components."""
+    return Comparison.of(p, q, all_pairs, n_threads), divergences(backends.kernels(backend, "kl"))
 
 
 def kl_matched(
@@ -237,7 +244,8 @@ def kl_matched(
 ) -> np.ndarray | float:
     """The matched bound (Goldberger's) approximation of KL(p ‖ q): each component of p has one partner in q.
 
-    Σ_a π_a min_b [KL(f_a ‖ g_b) + log (π_a / ω_b)], in nats; arguments and result as in `kl_variational`.
+    Σ_a π_a min_b [KL(f_a ‖ g_b) + log (π_a / ω_b)], in nats; arguments and result as in `kl_variational`. Good where
+    the components of p do not overlap; where they do it may be below zero, for p = q too.
 
     References
     ----------
@@ -251,8 +259,7 @@ def kl_matched(
     >>> round(kl_matched(p, q), 6)
     0.25
     """
-    comparison = Comparison.of(p, q, all_pairs, n_threads)
-    table = divergences(kernel_module(backend, "kl"))
+    comparison, table = _compared(p, q, all_pairs, backend, n_threads)
     weights = comparison.p.weights
     log_weights = np.log(weights, where=weights > 0, out=np.zeros_like(weights))
     own = comparison.of_p(np.einsum("ba,ba->b", weights, log_weights))
@@ -310,8 +317,7 @@ def kl_bounds(
     >>> lower < kl_monte_carlo(p, q, random_state=0).value < upper
     True
     """
-    comparison = Comparison.of(p, q, all_pairs, n_threads)
-    table = divergences(kernel_module(backend, "kl"))
+    comparison, table = _compared(p, q, all_pairs, backend, n_threads)
     entropies = comparison.entropies()
     lower = comparison.own(table) - comparison.cross(overlaps) - entropies
     upper = comparison.own(overlaps) - comparison.cross(table) + entropies
@@ -372,8 +378,7 @@ def kl_unscented(
     >>> round(kl_unscented(Gaussian(1.0, 1.0), Gaussian(0.0, 4.0)), 6)
     0.443147
     """
-    (shape_p, left), (shape_q, right) = stack_p, stack_q = as_mixtures("p", p), as_mixtures("q", q)
-    check_same_features(p=stack_p, q=stack_q)
+    (shape_p, left), (shape_q, right) = both_as_mixtures(p, q)
     shape, rows, columns = meetings(shape_p, shape_q, all_pairs)
     threads = check_threads(n_threads)
 
@@ -490,8 +495,7 @@ def kl_monte_carlo(
 
 def over_pairs(p: Any, q: Any, all_pairs: bool, estimate: Callable[[Mixture, Mixture], Estimate]) -> Estimate:
     """An estimate for each pair, one after the other."""
-    (shape_p, left), (shape_q, right) = stack_p, stack_q = as_mixtures("p", p), as_mixtures("q", q)
-    check_same_features(p=stack_p, q=stack_q)
+    (shape_p, left), (shape_q, right) = both_as_mixtures(p, q)
     shape, rows, columns = meetings(shape_p, shape_q, all_pairs)
     found = [estimate(left[i], right[j]) for i, j in zip(rows, columns, strict=True)]
     if not shape:
@@ -511,7 +515,9 @@ def jensen_shannon(
     backend: str = "auto",
     n_threads: int | None = None,
 ) -> Estimate:
-    """Jensen-Shannon divergence ½ KL(p ‖ m) + ½ KL(q ‖ m) with m = ½ (p + q), by Monte Carlo; from 0 to log 2.
+    """Jensen-Shannon divergence ½ KL(p ‖ m) + ½ KL(q ‖ m) with m = ½ (p + q), by Monte Carlo.
+
+    From 0 to log 2, but for the noise of the estimate.
 
     Parameters
     ----------
@@ -574,6 +580,12 @@ def symmetric_kl(p: Any, q: Any, divergence: Callable[..., Any] | None = None, *
     """
     if divergence is None:
         divergence = kl if _all_gaussian(p) and _all_gaussian(q) else kl_monte_carlo
+        unknown = sorted(set(arguments) - {"arithmetic", "backend", "n_threads"}) if divergence is kl else []
+        if unknown:
+            raise ValueError(
+                f"{unknown[0]} is no argument of kl, the closed form that these Gaussians have; pass "
+                "divergence=kl_monte_carlo for an estimate"
+            )
     if divergence is kl_monte_carlo:
         return _symmetric_monte_carlo(p, q, **arguments)
     forth: Any = divergence(p, q, **arguments)
@@ -588,7 +600,7 @@ def symmetric_kl(p: Any, q: Any, divergence: Callable[..., Any] | None = None, *
 
 def _all_gaussian(value: Any) -> bool:
     members = value if isinstance(value, list | tuple) else [value]
-    return all(isinstance(each, Gaussian) for each in members)
+    return all(isinstance(each, Gaussian) or getattr(each, "n_components", 0) == 1 for each in members)
 
 
 def _symmetric_monte_carlo(p: Any, q: Any, all_pairs: bool = False, **arguments: Any) -> Estimate:

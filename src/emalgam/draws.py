@@ -1,15 +1,12 @@
-"""What the sampling kernels are given: the mixture, the key of the random numbers, and which backend's they are."""
+"""What the sampling kernels are given: the mixture, and the key of the random numbers."""
 
 from __future__ import annotations
 
 import numbers
-from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
 
-import emalgam_kernels
-from emalgam import backends
 from emalgam.mixture import Mixture
 from emalgam.namespace import invert_triangular
 from emalgam.validation import generator
@@ -39,12 +36,3 @@ def philox_seed(random_state: Any) -> int:
             raise ValueError(f"random_state is {seed}; expected an integer from 0 to 2**64 - 1")
         return seed
     return int(generator(random_state).integers(0, LARGEST_SEED, dtype=np.uint64, endpoint=True))
-
-
-def kernel_module(backend: str, file: str) -> ModuleType:
-    """The kernels of one file of a backend for arrays on the host; BackendUnavailable if it lacks them."""
-    name = backends.resolve(backend)
-    try:
-        return emalgam_kernels.load(name, file)
-    except ImportError as error:
-        raise backends.BackendUnavailable(name, f"it has no kernels {file!r} ({error})") from None

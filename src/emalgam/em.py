@@ -16,6 +16,7 @@ import numpy as np
 
 from emalgam import arrays
 from emalgam.blas import one_blas_thread
+from emalgam.checkpoint import Best, Checkpoint, State
 from emalgam.covariance import COVARIANCES, Covariance
 from emalgam.guard import ALGORITHMS, PRECISIONS, Cancellation, Evaluation, choose_evaluation, parameters_of
 from emalgam.initialization import INITIALIZATIONS, Given
@@ -36,12 +37,13 @@ class ConvergenceWarning(UserWarning):
 
 @dataclass(frozen=True, slots=True)
 class Iteration:
-    """What a callback sees after each iteration: the mean log-likelihood in nats and its change."""
+    """What a callback sees after each iteration: the mean log-likelihood in nats, its change, whether that ends EM."""
 
     restart: int
     iteration: int
     lower_bound: float
     change: float
+    converged: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,21 +87,30 @@ class Fit:
         return self.n_iter > 0 and not (self.converged or self.stopped)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Settings:
-    """How to fit; checked. See `fit`."""
+    """What to fit and how; checked, but for the initial parameters, which wait for the data. See `fit`."""
 
+    n_components: int = 1
+    covariance_type: str = "full"
     tol: float = 1e-3
     reg_covar: float | str = "auto"
     max_iter: int = 100
     n_init: int = 1
     init_params: str = "kmeans"
+    weights_init: Any = None
+    means_init: Any = None
+    precisions_init: Any = None
+    random_state: Any = None
     on_degenerate: str = "regularize"
     algorithm: str = "auto"
     callback: Callable[[Iteration], Any] | None = None
     precision: str = "strict"
+    checkpoint: Checkpoint | None = None
 
     def __post_init__(self) -> None:
+        check_choice("covariance_type", self.covariance_type, tuple(COVARIANCES))
+        check_integer("n_components", self.n_components, 1)
         check_number("tol", self.tol)
         check_integer("max_iter", self.max_iter, 0)
         check_integer("n_init", self.n_init, 1)
@@ -111,6 +122,16 @@ class Settings:
             check_number("reg_covar (unless it is 'auto')", self.reg_covar)
         if self.callback is not None and not callable(self.callback):
             raise ValueError(f"callback is {self.callback!r}; expected a function of one Iteration")
+
+    @property
+    def covariance(self) -> Covariance:
+        """The algebra of the covariance type."""
+        return COVARIANCES[self.covariance_type]
+
+    def given(self, frame: Frame) -> Given:
+        """The initial parameters, checked and brought into the frame; ValueError naming the argument."""
+        initial = self.weights_init, self.means_init, self.precisions_init
+        return given_parameters(self.covariance, self.n_components, frame, *initial)
 
 
 def fit(
@@ -134,6 +155,7 @@ def fit(
     n_threads: int | None = None,
     callback: Callable[[Iteration], Any] | None = None,
     precision: str = "strict",
+    checkpoint: Checkpoint | None = None,
 ) -> Fit:
     """Fit a Gaussian mixture by expectation maximization.
 
@@ -172,6 +194,9 @@ def fit(
     precision : {"strict", "tf32"}
         "tf32" lets the matrix products of a GPU round float32 operands to ten bits; `Fit.error_bound` says what that
         costs.
+    checkpoint : emalgam.checkpoint.Checkpoint, optional
+        Where the state is written between iterations, and read to go on after an interruption: on the same machine and
+        backend to the same bits. Of data on the host, and with an integer `random_state`.
 
     Returns
     -------
@@ -199,13 +224,13 @@ def fit(
     >>> result.converged, sorted(result.mixture.means[:, 0].round().tolist())
     (True, [-5.0, 5.0])
     """
-    covariance = COVARIANCES[check_choice("covariance_type", covariance_type, tuple(COVARIANCES))]
-    settings = Settings(tol, reg_covar, max_iter, n_init, init_params, on_degenerate, algorithm, callback, precision)
-    K = check_integer("n_components", n_components, 1)
+    settings = Settings(
+        n_components, covariance_type, tol, reg_covar, max_iter, n_init, init_params, weights_init, means_init,
+        precisions_init, random_state, on_degenerate, algorithm, callback, precision, checkpoint,
+    )  # fmt: skip
     with arrays.callers_stream(x):
-        data = observe(*for_many_passes(x, sample_weight), covariance, backend, n_threads)
-        given = given_parameters(covariance, K, data.frame, weights_init, means_init, precisions_init)
-        result = fit_observations(data, covariance, K, settings, given, generator(random_state))
+        data = observe(*for_many_passes(x, sample_weight, backend), settings.covariance, backend, n_threads)
+        result = fit_observations(data, settings)
     if result.short_of_convergence:
         warnings.warn(not_converged(result, settings), ConvergenceWarning, stacklevel=2)
     return result
@@ -246,16 +271,10 @@ class Start:
     lower_bound: float
 
 
-def fit_observations(
-    data: Data,
-    covariance: Covariance,
-    K: int,
-    settings: Settings,
-    given: Given,
-    rng: np.random.Generator,
-    start: Start | None = None,
-) -> Fit:
+def fit_observations(data: Data, settings: Settings, start: Start | None = None) -> Fit:
     """`fit` on checked data: the best of the restarts. A restart that meets NaN loses; ValueError if all do."""
+    given, rng = settings.given(data.frame), generator(settings.random_state)
+    covariance, K = settings.covariance, settings.n_components
     if data.rows_with_weight() < K:
         raise ValueError(
             f"there are {data.rows_with_weight()} samples (with positive weight) for n_components={K}; "
@@ -263,16 +282,19 @@ def fit_observations(
         )
     check_precision(settings.precision, data)
     run = _RestartOnGpu if is_tensor(data.sample.x) else _Restart
-    best: Fit | None = None
+    state = _resumed(data, covariance, K, settings, rng)
+    best = None if state is None or state.best is None else _fit_of(state.best, data, covariance)
     failures: list[str] = []
     # On a GPU no thread of ours competes with BLAS.
     with nullcontext() if is_tensor(data.sample.x) else one_blas_thread():
-        for restart in range(1 if start is not None else settings.n_init):
+        for restart in range(0 if state is None else state.restart, 1 if start is not None else settings.n_init):
             try:
-                result = run(data, covariance, K, settings, rng, restart).run(given, start)
+                result = run(data, covariance, K, settings, rng, restart, best).run(given, start, state)
             except NumericalError as error:
                 failures.append(f"restart {restart}: {error}")
                 continue
+            finally:
+                state = None
             if best is None or result.lower_bound > best.lower_bound:
                 best = result
             if result.stopped:
@@ -280,6 +302,51 @@ def fit_observations(
     if best is None:
         raise NumericalError("no restart gave a finite likelihood; " + "; ".join(failures))
     return best
+
+
+def _resumed(data: Data, covariance: Covariance, K: int, settings: Settings, rng: np.random.Generator) -> State | None:
+    """What a checkpoint holds; None without one, or before the first."""
+    if settings.checkpoint is None:
+        return None
+    if is_tensor(data.sample.x):
+        raise ValueError("checkpoint was given for data on a GPU; give them from the host, or leave it out")
+    identity = {
+        "n_features": data.n_features,
+        "n_samples_with_weight": data.rows_with_weight(),
+        "total_weight": data.total_weight,
+        "shift": data.frame.shift.tolist(),
+        "scale": data.frame.scale.tolist(),
+        "n_components": K,
+        "covariance_type": covariance.name,
+        "tol": settings.tol,
+        "reg_covar": settings.reg_covar,
+        "n_init": settings.n_init,
+        "init_params": settings.init_params,
+        "on_degenerate": settings.on_degenerate,
+        "algorithm": settings.algorithm,
+        "random_state": rng.bit_generator.state,
+    }
+    state = settings.checkpoint.begin(identity, covariance.name)
+    if state is not None:
+        rng.bit_generator.state = state.rng
+    return state
+
+
+def _fit_of(best: Best, data: Data, covariance: Covariance) -> Fit:
+    """The fit that a checkpoint remembers."""
+    D = data.n_features
+    return Fit(
+        mixture=Mixture.from_components(best.components, Frame(np.zeros(D), np.ones(D)), covariance),
+        converged=best.converged,
+        n_iter=len(best.lower_bounds),
+        lower_bound=best.lower_bounds[-1],
+        lower_bounds=best.lower_bounds,
+        effective_components=best.effective_components,
+        backend=data.backend,
+        algorithm=best.algorithm,
+        arithmetic=best.arithmetic,
+        error_bound=best.error_bound,
+    )
 
 
 def check_precision(precision: str, data: Data) -> None:
@@ -302,20 +369,25 @@ class _Restart:
         settings: Settings,
         rng: np.random.Generator,
         number: int,
+        best: Fit | None = None,
     ) -> None:
         self.data, self.covariance, self.K, self.settings, self.rng = data, covariance, K, settings, rng
-        self.number = number
+        self.number, self.best = number, best
         self.m_step = MStep(data, covariance, K, settings.reg_covar, settings.on_degenerate, rng)
         self.frame = data.frame
 
-    def run(self, given: Given, start: Start | None) -> Fit:
-        components = start.mixture.components(self.data.frame) if start is not None else self.first(given)
+    def run(self, given: Given, start: Start | None, state: State | None = None) -> Fit:
         lower_bound = start.lower_bound if start is not None else -np.inf
         trace: list[float] = []
+        if state is not None:
+            components, trace, self.m_step.reseeds_left = state.components, state.lower_bounds, state.reseeds_left
+            lower_bound = trace[-1] if trace else lower_bound
+        else:
+            components = start.mixture.components(self.data.frame) if start is not None else self.first(given)
         converged = stopped = False
         how = following = self.evaluation(Cancellation.of(self.covariance, components))
         components = components.beside(self.frame.shift)
-        for iteration in range(1, self.settings.max_iter + 1):
+        for iteration in range(len(trace) + 1, self.settings.max_iter + 1):
             how = following
             parameters = parameters_of(self.covariance, components, self.frame, how)
             statistics, bound = self.data.statistics(parameters)
@@ -323,10 +395,11 @@ class _Restart:
             components, bound, following = self.maximize(moments, components, bound, how, iteration)
             change, lower_bound = bound - lower_bound, bound
             trace.append(bound)
-            stopped = self.report(iteration, bound, change)
             converged = abs(change) < self.settings.tol and not self.m_step.reseeded
+            stopped = self.report(Iteration(self.number, iteration, bound, change, converged))
             if converged or stopped:
                 break
+            self.record(components, trace)
         components = components.on_host()
         return Fit(
             mixture=Mixture.from_components(components, self.data.frame, self.covariance),
@@ -357,9 +430,25 @@ class _Restart:
         dtype = self.data.dtype if self.data.largest < LARGEST_FLOAT32 else np.dtype(np.float64)
         return choose_evaluation(self.settings.algorithm, dtype, cancellation, self.settings.precision)
 
-    def report(self, iteration: int, lower_bound: float, change: float) -> bool:
+    def report(self, iteration: Iteration) -> bool:
         callback = self.settings.callback
-        return callback is not None and bool(callback(Iteration(self.number, iteration, lower_bound, change)))
+        return callback is not None and bool(callback(iteration))
+
+    def record(self, components: Components, trace: list[float]) -> None:
+        """Let the checkpoint have the state, if there is one."""
+        if self.settings.checkpoint is not None:
+            rng: Any = self.rng.bit_generator.state
+            state = State(self.number, len(trace), components, trace, self.m_step.reseeds_left, rng, self._so_far())
+            self.settings.checkpoint.record(state)
+
+    def _so_far(self) -> Best | None:
+        """The best of the restarts before this one."""
+        if self.best is None:
+            return None
+        best, mixture = self.best, self.best.mixture
+        parts = (mixture.weights, mixture.means, mixture.covariances, mixture.precisions_cholesky)
+        facts = (best.converged, best.effective_components, best.algorithm, best.arithmetic, best.error_bound)
+        return Best(Components(*parts), best.lower_bounds, *facts)
 
     def first(self, given: Given) -> Components:
         """The components to begin with: given, or the M-step of the initialization's responsibilities."""
@@ -386,7 +475,8 @@ class _RestartOnGpu(_Restart):
     """The same where the data lie on a GPU: the M-step and the guard's sums too.
 
     An iteration waits for the device once, to learn four numbers: the lower bound, whether the M-step met anything out
-    of the ordinary (then the host does it again, and applies the policy), and what the guard needs.
+    of the ordinary (then the host does it again, and applies the policy), and what the guard needs. Policies other than
+    "regularize" look at every component: there the M-step is the host's.
     """
 
     def __init__(self, *arguments: Any) -> None:
@@ -397,12 +487,19 @@ class _RestartOnGpu(_Restart):
     def maximize(
         self, moments: Moments, old: Components, bound: Any, how: Evaluation, iteration: int
     ) -> tuple[Components, float, Evaluation]:
+        if self.settings.on_degenerate != "regularize":
+            return self._maximize_on_host(moments, old, float(bound), how, iteration)
         components, sound = self.m_step.update_where_it_lies(moments, old, how.algorithm)
         numbers = [bound, sound, *(scalar() for scalar in Cancellation.scalars(self.covariance, components))]
         xp = namespace(bound)
         bound, sound, packed, own = to_host(xp.stack([number.to(xp.float64) for number in numbers])).tolist()
-        if sound and np.isfinite(bound) and self.settings.on_degenerate == "regularize":
+        if sound and np.isfinite(bound):
             self.m_step.reseeded = False
             return components, bound, self.evaluation(Cancellation(packed, lambda: own))
+        return self._maximize_on_host(moments, old, bound, how, iteration)
+
+    def _maximize_on_host(
+        self, moments: Moments, old: Components, bound: float, how: Evaluation, iteration: int
+    ) -> tuple[Components, float, Evaluation]:
         components, bound, following = super().maximize(moments.on_host(), old.on_host(), bound, how, iteration)
         return components.beside(self.frame.shift), bound, following

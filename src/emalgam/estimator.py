@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from time import perf_counter
 from typing import Any, Self
 
@@ -14,22 +15,14 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from emalgam import arrays, backends
-from emalgam.covariance import COVARIANCES, Covariance
-from emalgam.em import Fit, Iteration, Settings, Start, fit_observations, given_parameters, not_converged
+from emalgam.covariance import COVARIANCES
+from emalgam.em import Fit, Iteration, Settings, Start, fit_observations, not_converged
 from emalgam.mixture import Mixture, log_likelihood
 from emalgam.namespace import to_host
 from emalgam.parts import Parts, observe
 from emalgam.stepwise import Running
 from emalgam.stream import as_stream, for_many_passes
-from emalgam.validation import (
-    check_choice,
-    check_data,
-    check_finite,
-    check_integer,
-    check_threads,
-    check_weight,
-    generator,
-)
+from emalgam.validation import check_data, check_finite, check_integer, check_threads, check_weight
 
 PARAMETERS = ("weights_", "means_", "precisions_cholesky_")
 
@@ -56,7 +49,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
     warm_start : bool, default=False
         Begin from the last fit's parameters.
     verbose : int, default=0
-        1 prints each restart and every `verbose_interval`-th iteration, 2 the change and the time too.
+        1 prints each restart, every `verbose_interval`-th iteration and how the restart ended, 2 changes, times and
+        the lower bound too.
     verbose_interval : int, default=10
     backend : str, default="auto"
         See `emalgam.backends`.
@@ -193,29 +187,27 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         BackendUnavailable
             If `backend` cannot run here.
         """
-        covariance = COVARIANCES[check_choice("covariance_type", self.covariance_type, tuple(COVARIANCES))]
-        K = check_integer("n_components", self.n_components, 1)
         settings = self._settings()
         with arrays.callers_stream(X):
-            return self._fit(X, sample_weight, covariance, K, settings)
+            X, sample_weight = for_many_passes(X, sample_weight, self.backend)
+            rows = self._read(X, reset=True)
+            data = observe(rows, sample_weight, settings.covariance, self.backend, self.n_threads)
+            result = fit_observations(data, settings, self._start((settings.n_components, data.n_features)))
+            if result.short_of_convergence:
+                warnings.warn(not_converged(result, settings), ConvergenceWarning, stacklevel=2)
+            return self._adopt(result.mixture, data.dtype, result)
 
-    def _fit(self, X: Any, sample_weight: Any, covariance: Covariance, K: int, settings: Settings) -> Self:
-        X, sample_weight = for_many_passes(X, sample_weight)
-        data = observe(self._read(X, reset=True), sample_weight, covariance, self.backend, self.n_threads)
-        given = given_parameters(covariance, K, data.frame, self.weights_init, self.means_init, self.precisions_init)
-        start = None
-        if self.warm_start and hasattr(self, "mixture_"):
-            if self.mixture_.means.shape != (K, data.n_features) or self.mixture_.covariance_type != covariance.name:
-                raise ValueError(
-                    f"warm_start: the last fit has means of shape {self.mixture_.means.shape} and type "
-                    f"{self.mixture_.covariance_type!r}; this one wants ({K}, {data.n_features}) and "
-                    f"{covariance.name!r}; set warm_start=False or clone the estimator"
-                )
-            start = Start(self.mixture_, self.lower_bound_)
-        result = fit_observations(data, covariance, K, settings, given, generator(self.random_state), start)
-        if result.short_of_convergence:
-            warnings.warn(not_converged(result, settings), ConvergenceWarning, stacklevel=3)
-        return self._adopt(result.mixture, data.dtype, result)
+    def _start(self, shape: tuple[int, int]) -> Start | None:
+        """Where a warm start begins; ValueError if the last fit was of another shape (K, D) or type."""
+        if not (self.warm_start and hasattr(self, "mixture_")):
+            return None
+        if self.mixture_.means.shape != shape or self.mixture_.covariance_type != self.covariance_type:
+            raise ValueError(
+                f"warm_start: the last fit has means of shape {self.mixture_.means.shape} and type "
+                f"{self.mixture_.covariance_type!r}; this one wants {shape} and {self.covariance_type!r}; set "
+                "warm_start=False or clone the estimator"
+            )
+        return Start(self.mixture_, self.lower_bound_)
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """One step of stepwise EM, for streams that pass once; see `emalgam.fit_stepwise`, which does them all.
@@ -237,20 +229,22 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         BackendUnavailable
             If `backend` cannot run here.
         """
-        K, fitted = check_integer("n_components", self.n_components, 1), hasattr(self, "mixture_")
-        if fitted and self.mixture_.n_components != K:
-            raise ValueError(f"n_components is {K}; the batches before had {self.mixture_.n_components}")
+        settings, fitted = self._settings(), hasattr(self, "mixture_")
+        if fitted and self.mixture_.n_components != settings.n_components:
+            raise ValueError(
+                f"n_components is {settings.n_components}; the batches before had {self.mixture_.n_components}"
+            )
+        if arrays.on_gpu(X):
+            raise ValueError("X is on a GPU, and partial_fit takes batches from the host; move it first: X.cpu()")
         data = arrays.to_numpy(self._read(X, reset=not fitted), "X")
         check_finite(check_data(data))
         weight, threads = check_weight(sample_weight, len(data)), check_threads(self.n_threads)
         running: Running | None = getattr(self, "_running", None)
         if not fitted:
-            covariance = COVARIANCES[check_choice("covariance_type", self.covariance_type, tuple(COVARIANCES))]
-            how = self._settings(), generator(self.random_state), self.backend, threads
-            running, result = Running.begin(data, weight, covariance, K, *how)
+            running, result = Running.begin(data, weight, settings, self.backend, threads)
             self._adopt(result.mixture, data.dtype, result)
         else:
-            running = running or Running.of(self._mixture(), self._settings().reg_covar)
+            running = running or Running.of(self._mixture(), settings.reg_covar)
             running, bound = running.step(data, weight, backends.resolve(self.backend), threads)
             self._adopt(running.mixture, self.means_.dtype)
             self.lower_bound_, self.n_iter_ = bound, running.steps
@@ -262,20 +256,12 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         return self.fit(X, sample_weight=sample_weight).predict(X)
 
     def _settings(self) -> Settings:
-        return Settings(
-            tol=self.tol,
-            reg_covar=self.reg_covar,
-            max_iter=self.max_iter,
-            n_init=self.n_init,
-            init_params=self.init_params,
-            on_degenerate=self.on_degenerate,
-            algorithm=self.algorithm,
-            precision=self.precision,
-            callback=_printer(
-                check_integer("verbose", int(self.verbose) if isinstance(self.verbose, bool) else self.verbose, 0),
-                check_integer("verbose_interval", self.verbose_interval, 1),
-            ),
-        )
+        """Those of the constructor's arguments that `emalgam.fit` has, under the same names."""
+        verbose = int(self.verbose) if isinstance(self.verbose, bool) else self.verbose
+        interval = check_integer("verbose_interval", self.verbose_interval, 1)
+        named = {field.name: getattr(self, field.name) for field in fields(Settings) if hasattr(self, field.name)}
+        callback = _printer(check_integer("verbose", verbose, 0), interval, self.max_iter)
+        return Settings(**named, callback=callback)
 
     def _adopt(self, mixture: Mixture, dtype: np.dtype, result: Fit | None = None) -> Self:
         """Take over a mixture, and what a fit says of it."""
@@ -365,7 +351,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
 
     def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """n_samples points of the mixture in random order, and their components; see `Mixture.sample`."""
-        return self._mixture().sample(n_samples, self.random_state, n_threads=self.n_threads)
+        return self._mixture().sample(n_samples, self.random_state, backend=self.backend, n_threads=self.n_threads)
 
     def bic(self, X: Any) -> float:
         """Schwarz's criterion −2 Σ log p + parameters · log N: the lower the better."""
@@ -396,23 +382,25 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         return derived
 
 
-def _printer(verbose: int, interval: int) -> Callable[[Iteration], None] | None:
+def _printer(verbose: int, interval: int, max_iter: int) -> Callable[[Iteration], None] | None:
     """scikit-learn's verbose output, as a callback."""
     if not verbose:
         return None
-    last = perf_counter()
+    began = last = perf_counter()
 
     def show(event: Iteration) -> None:
-        nonlocal last
+        nonlocal began, last
+        now = perf_counter()
         if event.iteration == 1:
             print(f"Initialization {event.restart}", file=sys.stdout)
-        if event.iteration % interval:
-            return
-        line = f"  Iteration {event.iteration}"
-        if verbose > 1:
-            now = perf_counter()
-            line += f"\t time lapse {now - last:.5f}s\t ll change {event.change:.5f}"
+        if event.iteration % interval == 0:
+            details = f"\t time lapse {now - last:.5f}s\t ll change {event.change:.5f}" if verbose > 1 else ""
+            print(f"  Iteration {event.iteration}{details}", file=sys.stdout)
             last = now
-        print(line, file=sys.stdout)
+        if event.converged or event.iteration == max_iter:
+            ending = "converged" if event.converged else "did not converge"
+            details = f" time lapse {now - began:.5f}s\t lower bound {event.lower_bound:.5f}." if verbose > 1 else ""
+            print(f"Initialization {ending}.{details}", file=sys.stdout)
+            began = last = now
 
     return show

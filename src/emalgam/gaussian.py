@@ -7,30 +7,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
 
-from emalgam import arrays
-from emalgam.covariance import COVARIANCES
-from emalgam.draws import kernel_module, philox_seed, sampler_of
+from emalgam import arrays, backends
+from emalgam.draws import philox_seed, sampler_of
 from emalgam.mixture import Mixture
 from emalgam.namespace import invert_triangular
 from emalgam.packing import LOG_2_PI
 from emalgam.validation import (
-    asymmetric,
+    broadcast,
     check_array,
     check_choice,
+    check_features,
     check_integer,
+    check_symmetric,
     check_threads,
     first_index,
     in_words,
-    indefinite,
+    not_positive_definite,
+    real_array,
 )
+from emalgam_kernels.blocks import default_threads, for_each_block
+from emalgam_kernels.kl_blocks import PAIRS_AT_ONCE
 from emalgam_kernels.philox import NORMALS
 
 COVARIANCE_TYPES: Final = ("full", "diag", "spherical")
+ELEMENTS_AT_ONCE: Final = 2**19  # checked as they are copied, 4 MB: smaller parts cost more hand-overs than they save
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +53,15 @@ class Gaussian:
         The leading axes of mean and covariance are broadcast: one covariance can serve many means.
     covariance_type : {"full", "diag", "spherical"}
 
+    Both are copied, unless they cannot change: ``array.setflags(write=False)`` lets a Gaussian share a float64 array
+    that owns its memory.
+
     Attributes
     ----------
     mean : (*batch_shape, D) float64
     covariance : (*batch_shape, D, D), (*batch_shape, D) or batch_shape, float64
     precision_cholesky : float64, shape of the covariance
-        P with ``P Pᵀ = Σ⁻¹``, upper triangular (or its diagonal).
+        P with ``P Pᵀ = Σ⁻¹``, upper triangular (or its diagonal); computed when it is first asked for.
 
     Raises
     ------
@@ -73,13 +82,12 @@ class Gaussian:
     mean: np.ndarray
     covariance: np.ndarray
     covariance_type: str = "full"
-    precision_cholesky: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         kind = check_choice("covariance_type", self.covariance_type, COVARIANCE_TYPES)
-        mean = np.atleast_1d(finite_numbers("mean", self.mean))
+        mean = np.atleast_1d(check_array("mean", self.mean))
         D, rank = mean.shape[-1], _rank(kind)
-        given = finite_numbers("covariance", self.covariance)
+        given = real_array("covariance", self.covariance)
         covariance = given.reshape((1,) * rank) if given.ndim == 0 and D == 1 else given
         expected = (D,) * rank
         if D == 0 or covariance.shape[max(covariance.ndim - rank, 0) :] != expected:
@@ -87,15 +95,25 @@ class Gaussian:
             raise ValueError(
                 f"covariance has shape {given.shape} and mean {mean.shape}; expected ({sizes}) for type {kind!r}"
             )
-        batch_shape = broadcast({"mean": mean.shape[:-1], "covariance": covariance.shape[: covariance.ndim - rank]})
-        self._set("mean", mean, (*batch_shape, D))
-        self._set("covariance", covariance, (*batch_shape, *expected))
-        self._set("precision_cholesky", _factor(kind, covariance), (*batch_shape, *expected))
+        stack = covariance.shape[: covariance.ndim - rank]
+        batch_shape = broadcast("the stacks", mean=mean.shape[:-1], covariance=stack)
+        own = _own_matrices(covariance) if kind == "full" else _own_variances(covariance)
+        self._set("mean", _own(mean), (*batch_shape, D))
+        self._set("covariance", own, (*batch_shape, *expected))
 
-    def _set(self, name: str, values: np.ndarray, shape: tuple[int, ...]) -> None:
-        own = np.array(values, dtype=np.float64)
+    def _set(self, name: str, own: np.ndarray, shape: tuple[int, ...]) -> None:
         own.setflags(write=False)
         object.__setattr__(self, name, np.broadcast_to(own, shape))
+
+    @cached_property
+    def precision_cholesky(self) -> np.ndarray:
+        """P with ``P Pᵀ = Σ⁻¹``, upper triangular (or its diagonal)."""
+        # Axes that broadcasting has repeated are taken once.
+        strides = self.covariance.strides
+        own = self.covariance[tuple(slice(None) if stride else slice(1) for stride in strides)]
+        P = _factors(own) if self.covariance_type == "full" else 1.0 / np.sqrt(own)
+        P.setflags(write=False)
+        return np.broadcast_to(P, self.covariance.shape)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickled arrays are writeable; a Gaussian's are not."""
@@ -173,12 +191,12 @@ class Gaussian:
         return np.log(diagonal).sum(axis=-1)
 
     def _points(self, name: str, x: Any) -> np.ndarray:
-        points = finite_numbers(name, x)
+        points = check_array(name, x).astype(np.float64, copy=False)
         points = points[None] if points.ndim == 0 and self.n_features == 1 else points
         if points.ndim == 0 or points.shape[-1] != self.n_features:
             hint = f" (for one feature: {name}[..., None])" if self.n_features == 1 else ""
             raise ValueError(f"{name} has shape {points.shape}; expected (..., {self.n_features}){hint}")
-        broadcast({name: points.shape[:-1], "the Gaussians": self.batch_shape})
+        broadcast("the stacks", **{name: points.shape[:-1], "the Gaussians": self.batch_shape})
         return points
 
     # ---- sampling
@@ -208,7 +226,7 @@ class Gaussian:
         (3, 2)
         """
         n, threads = check_integer("n_samples", n_samples, 1), check_threads(n_threads)
-        kernels, seed = kernel_module(backend, "sampling"), philox_seed(random_state)
+        kernels, seed = backends.kernels(backend, "sampling"), philox_seed(random_state)
         if not self.batch_shape:
             x = np.empty((n, self.n_features))
             sampler = sampler_of(as_mixture("the Gaussian", self))
@@ -259,16 +277,17 @@ class Gaussian:
         >>> line.mean, line.covariance
         (array([31.]), array([[36.]]))
         """
-        matrix, offset = finite_numbers("A", A), finite_numbers("b", b)
+        matrix, offset = (check_array(name, value).astype(np.float64) for name, value in (("A", A), ("b", b)))
         if matrix.ndim == 0:
             if matrix == 0:
                 raise ValueError("A is 0; expected a number that is not, as a constant has no density")
             return self._moved(matrix * self.mean, offset, matrix**2 * self.covariance, self.covariance_type)
         if matrix.ndim < 2 or matrix.shape[-1] != self.n_features or 0 in matrix.shape:
             raise ValueError(f"A has shape {matrix.shape}; expected (..., rows, {self.n_features}) or a number")
-        broadcast({"A": matrix.shape[:-2], "the Gaussians": self.batch_shape})
+        broadcast("the stacks", **{"A": matrix.shape[:-2], "the Gaussians": self.batch_shape})
         lower = matrix @ as_full(self)._lower()
-        if (np.linalg.matrix_rank(lower) < matrix.shape[-2]).any():
+        size = np.linalg.norm(lower, axis=-1, keepdims=True)  # of each row: units do not make it dependent on others
+        if (np.linalg.matrix_rank(lower / np.where(size > 0, size, 1.0)) < matrix.shape[-2]).any():
             raise ValueError(f"A of shape {matrix.shape} has too small a rank: A x has no density; leave out rows")
         mean = (matrix @ self.mean[..., None])[..., 0]
         return self._moved(mean, offset, lower @ lower.swapaxes(-1, -2), "full")
@@ -277,7 +296,7 @@ class Gaussian:
     def _moved(mean: np.ndarray, offset: np.ndarray, covariance: np.ndarray, kind: str) -> Gaussian:
         if offset.ndim > 0 and offset.shape[-1] != mean.shape[-1]:
             raise ValueError(f"b has shape {offset.shape}; expected (..., {mean.shape[-1]}) or a number")
-        broadcast({"b": offset.shape[:-1], "A x": mean.shape[:-1]})
+        broadcast("the stacks", **{"b": offset.shape[:-1], "A x": mean.shape[:-1]})
         if kind == "full":
             covariance = 0.5 * (covariance + covariance.swapaxes(-1, -2))
         return Gaussian(mean + offset, covariance, kind)
@@ -294,7 +313,7 @@ class Gaussian:
         >>> Gaussian([1.0, 2.0], [[1.0, 0.5], [0.5, 2.0]]).marginal([1])
         Gaussian(mean=array([2.]), covariance=array([[2.]]), covariance_type='full')
         """
-        return self._select(self._features(features))
+        return self._select(check_features(features, self.n_features))
 
     def _select(self, kept: np.ndarray) -> Gaussian:
         covariance = self.covariance
@@ -325,7 +344,7 @@ class Gaussian:
         >>> Gaussian([0.0, 0.0], [[1.0, 0.5], [0.5, 1.0]]).conditional([1], [2.0])
         Gaussian(mean=array([1.]), covariance=array([[0.75]]), covariance_type='full')
         """
-        given = self._features(features)
+        given = check_features(features, self.n_features)
         rest = np.setdiff1d(np.arange(self.n_features), given)
         if len(rest) == 0:
             raise ValueError(f"features is {list(features)}, all {self.n_features} of them; leave at least one unknown")
@@ -340,29 +359,8 @@ class Gaussian:
         covariance = unknown.covariance - gain @ across.swapaxes(-1, -2)
         return Gaussian(mean, 0.5 * (covariance + covariance.swapaxes(-1, -2)), "full")
 
-    def _features(self, features: Sequence[int]) -> np.ndarray:
-        chosen = np.asarray(features)
-        legal = chosen.ndim == 1 and chosen.dtype.kind in "iu" and len(chosen) > 0
-        if not legal or len(set(chosen.tolist())) < len(chosen) or chosen.min() < 0 or chosen.max() >= self.n_features:
-            raise ValueError(f"features is {features!r}; expected different integers from 0 to {self.n_features - 1}")
-        return chosen.astype(np.int64)
 
-
-# ---- checks
-
-
-def finite_numbers(name: str, values: Any) -> np.ndarray:
-    """`values` as finite float64 numbers of any shape; ValueError naming the first index that is not."""
-    return check_array(name, values).astype(np.float64)
-
-
-def broadcast(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """The common shape of stacks; ValueError naming them if there is none."""
-    try:
-        return np.broadcast_shapes(*shapes.values())
-    except ValueError:
-        found = " and ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise ValueError(f"the stacks do not broadcast: {found}") from None
+# ---- covariances
 
 
 def _rank(kind: str) -> int:
@@ -370,27 +368,73 @@ def _rank(kind: str) -> int:
     return {"full": 2, "diag": 1, "spherical": 0}[kind]
 
 
-def _factor(kind: str, covariance: np.ndarray) -> np.ndarray:
-    """P of each covariance; ValueError naming the first that is not symmetric and positive definite."""
-    if kind != "full":
-        if (covariance <= 0).any():
-            index = first_index(covariance <= 0)
-            raise ValueError(
-                f"covariance{in_words(index)} is not positive definite: a variance is {covariance[index]:g}"
-            )
-        return 1.0 / np.sqrt(covariance)
-    skew = asymmetric(covariance)
-    if skew.any():
-        raise ValueError(f"covariance{in_words(first_index(skew))} is not symmetric; pass 0.5 * (c + c.T)")
-    matrices = covariance.reshape(-1, *covariance.shape[-2:])
-    try:
-        return COVARIANCES["full"].factor(matrices).reshape(covariance.shape)
-    except np.linalg.LinAlgError:
-        index = first_index(indefinite(covariance))
-        raise ValueError(
-            f"covariance{in_words(index)} is not positive definite (smallest eigenvalue "
-            f"{np.linalg.eigvalsh(covariance[index])[0]:g}); add to its diagonal"
-        ) from None
+def _own_variances(given: np.ndarray) -> np.ndarray:
+    """A copy in float64; ValueError naming the first that is not a positive number."""
+    variances = _own(check_array("covariance", given))
+    if (variances <= 0).any():
+        index = first_index(variances <= 0)
+        raise ValueError(f"covariance is not positive definite{in_words(index)}: a variance is {variances[index]:g}")
+    return variances
+
+
+def _can_be_shared(array: np.ndarray) -> bool:
+    """Whether an array is in float64 and C order, and neither it nor any that it is a view of may be written to."""
+    if array.dtype != np.float64 or not array.flags.c_contiguous:
+        return False
+    owner: Any = array
+    while isinstance(owner, np.ndarray) and not owner.flags.writeable:
+        owner = owner.base
+    return owner is None
+
+
+def _own(given: np.ndarray) -> np.ndarray:
+    """A copy in float64, or the same numbers if they are in float64, in C order, and cannot change."""
+    return given[...] if _can_be_shared(given) else np.array(given, dtype=np.float64)
+
+
+def _own_matrices(given: np.ndarray) -> np.ndarray:
+    """What `_own` gives of (..., D, D).
+
+    ValueError naming the first that is not finite, symmetric and positive definite.
+    """
+    matrices = given.reshape(-1, *given.shape[-2:])
+    if _can_be_shared(given):
+        own, failed = matrices, backends.host_kernels("kl").check_covariances(matrices, default_threads())
+    else:
+        own, failed = _checked_copy(matrices)
+    own = own.reshape(given.shape)
+    if failed >= 0:
+        check_array("covariance", own)
+        check_symmetric("covariance", own)
+        raise not_positive_definite("covariance", own, tuple(map(int, np.unravel_index(failed, own.shape[:-2]))))
+    return own
+
+
+def _checked_copy(matrices: np.ndarray) -> tuple[np.ndarray, int]:
+    """A copy of (M, D, D), checked part by part while the processor's caches hold it; the first that is no covariance,
+    or −1."""
+    own = np.empty(matrices.shape)
+    kernels = backends.host_kernels("kl")
+    failed: list[int] = []
+
+    def block(start: int, stop: int) -> None:
+        with np.errstate(over="ignore"):
+            own[start:stop] = matrices[start:stop]
+        first = kernels.check_covariances(own[start:stop])
+        if first >= 0:
+            failed.append(start + first)
+
+    rows = max(ELEMENTS_AT_ONCE // matrices.shape[-1] ** 2 // PAIRS_AT_ONCE, 1) * PAIRS_AT_ONCE
+    for_each_block(block, len(own), rows, default_threads())
+    return own, min(failed, default=-1)
+
+
+def _factors(covariance: np.ndarray) -> np.ndarray:
+    """P (..., D, D) of matrices that have been checked."""
+    P = np.empty(covariance.shape)
+    shape = (-1, *covariance.shape[-2:])
+    backends.host_kernels("kl").precision_factors(covariance.reshape(shape), P.reshape(shape), default_threads())
+    return P
 
 
 # ---- conversions

@@ -14,7 +14,15 @@ import numpy as np
 from emalgam import arrays
 from emalgam.mixture import WEIGHT_SUM_TOLERANCE, Mixture
 from emalgam.packing import LOG_2_PI
-from emalgam.validation import asymmetric, check_array, check_data, check_finite, first_index, in_words, indefinite
+from emalgam.validation import (
+    check_array,
+    check_data,
+    check_finite,
+    factor_covariances,
+    first_index,
+    in_words,
+    real_array,
+)
 from emalgam_kernels import Direct
 
 ELEMENTS_AT_ONCE: Final = 2**18
@@ -406,10 +414,7 @@ def _divergence_terms(p: np.ndarray, q: np.ndarray, log_ratio: np.ndarray) -> np
 
 def check_probabilities(name: str, values: Any) -> np.ndarray:
     """`values` as float64 numbers from 0 to 1; ValueError naming the first index that is not."""
-    array = arrays.to_numpy(values, name)
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"{name} has dtype {array.dtype}; expected probabilities (real numbers)")
-    array = array.astype(np.float64, copy=False)
+    array = real_array(name, values, "probabilities (real numbers)").astype(np.float64, copy=False)
     wrong = ~((array >= 0) & (array <= 1))
     if wrong.any():
         index = first_index(wrong)
@@ -422,9 +427,7 @@ def check_distributions(name: str, values: Any) -> np.ndarray:
 
     They are divided by their sum unless that is one but for rounding.
     """
-    array = arrays.to_numpy(values, name)
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"{name} has dtype {array.dtype}; expected probabilities (real numbers)")
+    array = real_array(name, values, "probabilities (real numbers)")
     if array.ndim == 0 or array.shape[-1] == 0:
         raise ValueError(f"{name} has shape {array.shape}; expected the probabilities of outcomes along the last axis")
     array = array.astype(np.float64, copy=False)
@@ -440,25 +443,6 @@ def check_distributions(name: str, values: Any) -> np.ndarray:
         )
     rounding = np.abs(total - 1) <= array.shape[-1] * np.finfo(np.float64).eps
     return array / np.where(rounding, 1.0, total)[..., None]
-
-
-def factor_covariances(name: str, values: Any) -> np.ndarray:
-    """L with L Lᵀ = Σ, (..., D, D) float64; ValueError naming the first Σ without one."""
-    matrices = check_array(name, values).astype(np.float64)
-    if matrices.ndim < 2 or matrices.shape[-1] != matrices.shape[-2] or matrices.shape[-1] == 0:
-        raise ValueError(f"{name} has shape {matrices.shape}; expected square matrices: (..., features, features)")
-    skew = asymmetric(matrices)
-    if skew.any():
-        raise ValueError(f"{name}{in_words(first_index(skew))} is not symmetric; pass 0.5 * (c + c.T)")
-    try:
-        return np.linalg.cholesky(matrices)
-    except np.linalg.LinAlgError:
-        index = first_index(indefinite(matrices))
-        smallest = np.linalg.eigvalsh(matrices[index])[0]
-        raise ValueError(
-            f"{name}{in_words(index)} is not positive definite (smallest eigenvalue {smallest:.9g}); "
-            "add to its diagonal"
-        ) from None
 
 
 def _same_outcomes(p: Any, q: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -59,33 +59,37 @@ def unit_components(centres: np.ndarray) -> Components:
 # ---- seeds
 
 
-def draw(mass: Any, u: np.ndarray) -> np.ndarray:
+def draw(mass: Any, u: np.ndarray, ends: np.ndarray | None = None) -> np.ndarray:
     """Indices i with probability proportional to mass_i ≥ 0, from uniforms u: the inverse of the cumulative sum.
 
-    An index without mass is never drawn, and leaving it out changes no draw. Memory: a block beyond the arguments.
+    An index without mass is never drawn, and leaving it out changes no draw. `ends` are `block_ends(mass)`, if they are
+    known. Memory: a block for each of `u` beyond the arguments.
     """
-    ends = np.cumsum(_block_sums(mass))
+    ends = block_ends(mass) if ends is None else ends
     targets = u * ends[-1]
     last = int(np.searchsorted(ends, ends[-1]))  # the last block that holds any mass
     blocks = np.minimum(np.searchsorted(ends, targets, side="right"), last)
     chosen = np.empty(len(u), np.int64)
-    for block in np.unique(blocks):
+    numbers = np.unique(blocks)
+    parts = [mass[block * ROWS_AT_ONCE : (block + 1) * ROWS_AT_ONCE] for block in numbers.tolist()]
+    # One copy from a GPU, however many blocks.
+    on_host = to_host(namespace(mass).concatenate(parts))
+    for block, part in zip(numbers, np.split(on_host, np.cumsum([len(part) for part in parts[:-1]])), strict=True):
         drawn = blocks == block
         start = int(block) * ROWS_AT_ONCE
-        part = to_host(mass[start : start + ROWS_AT_ONCE])
         rest = targets[drawn] - (ends[block - 1] if block else 0.0)
         inside = np.searchsorted(np.cumsum(part), rest, side="right")
         chosen[drawn] = start + np.minimum(inside, np.flatnonzero(part)[-1])
     return chosen
 
 
-def _block_sums(mass: Any) -> np.ndarray:
-    """Sums of ROWS_AT_ONCE elements each, on the host."""
+def block_ends(mass: Any) -> np.ndarray:
+    """Cumulative sums of `mass` at the end of each ROWS_AT_ONCE elements and at the end of all, on the host."""
     if not is_tensor(mass):
-        return np.add.reduceat(mass, np.arange(0, len(mass), ROWS_AT_ONCE))
+        return np.cumsum(np.add.reduceat(mass, np.arange(0, len(mass), ROWS_AT_ONCE)))
     whole = len(mass) // ROWS_AT_ONCE * ROWS_AT_ONCE
-    sums = to_host(mass[:whole].reshape(-1, ROWS_AT_ONCE).sum(axis=1))
-    return sums if whole == len(mass) else np.append(sums, float(mass[whole:].sum()))
+    sums = [mass[:whole].reshape(-1, ROWS_AT_ONCE).sum(axis=1), mass[whole:].sum()[None]]
+    return np.cumsum(to_host(namespace(mass).concatenate(sums[: 1 if whole == len(mass) else 2])))
 
 
 def draw_by_weight(data: Observations, u: np.ndarray) -> np.ndarray:
@@ -103,16 +107,19 @@ class _Distances:
     """Squared distances of rows to points, in the metric frame, by the direct kernel."""
 
     def __init__(self, data: Observations, frame: Frame) -> None:
-        self.data, self.frame = data, frame
+        self.data = data
+        # Where the rows lie: to send them with every point would wait for the device.
+        D = data.n_features
+        numbers = frame.shift, frame.scale, np.ones((1, D)), np.zeros(1)
+        self.shift, self.scale, self.ones, self.zero = (beside(each, data.x) for each in numbers)
 
     def empty(self) -> Any:
         """A number for each row, where the rows lie."""
         return empty((len(self.data.x),), np.float64, self.data.x)
 
-    def to(self, point: np.ndarray, out: Any) -> Any:
-        """‖z_n − z‖² = −2 log N(z_n; z, 1) but for a constant; `out` (N,) float64."""
-        D = len(point)
-        unit = Direct("diag", self.frame.shift, self.frame.scale, point[None], np.ones((1, D)), np.zeros(1))
+    def to(self, point: Any, out: Any) -> Any:
+        """‖z_n − z‖² = −2 log N(z_n; z, 1) but for a constant; `point` (D,) and `out` (N,) float64, beside the rows."""
+        unit = Direct("diag", self.shift, self.scale, point[None], self.ones, self.zero)
         self.data.kernels.log_prob(self.data.x, unit, out, n_threads=self.data.n_threads)
         out *= -2.0
         return out
@@ -122,7 +129,8 @@ def plus_plus_rows(data: Observations, frame: Frame, n_seeds: int, rng: np.rando
     """Rows chosen by greedy k-means++: each next one with probability ω d², the best of 2 + log K candidates.
 
     Candidates are compared by the potential they leave on all rows, or on 256 rows per seed, drawn by weight, if there
-    are more.
+    are more. On a GPU the host learns of a seed, in turn: the sums of ω d², the blocks that are drawn from, the
+    candidates and their potentials.
 
     References
     ----------
@@ -137,22 +145,24 @@ def plus_plus_rows(data: Observations, frame: Frame, n_seeds: int, rng: np.rando
     xp = namespace(data.x)
 
     seeds = draw_by_weight(data, rng.random(1))
-    nearest = all_rows.to(_points(data, frame, seeds)[0], all_rows.empty())
+    nearest = all_rows.to(beside(_points(data, frame, seeds), data.x)[0], all_rows.empty())
     if data.weight is not None:
         nearest[data.weight == 0] = 0.0
-    spare, trial = all_rows.empty(), trial_rows.empty()
+    spare, trial, trial_places = all_rows.empty(), trial_rows.empty(), beside(sample, data.x)
     while len(seeds) < n_seeds:
         mass = nearest if data.weight is None else xp.multiply(nearest, data.weight, out=spare)
         u = rng.random(2 + int(np.log(n_seeds)))
-        candidates = draw(mass, u) if bool(mass.any()) else draw_by_weight(data, u)
-        so_far = nearest[beside(sample, nearest)] if sampled else nearest
+        ends = block_ends(mass)
+        candidates = draw(mass, u, ends) if ends[-1] > 0 else draw_by_weight(data, u)
+        points = beside(_points(data, frame, candidates), data.x)
+        so_far = nearest[trial_places] if sampled else nearest
         potentials = []
-        for point in _points(data, frame, candidates):
+        for point in points:
             xp.fmin(so_far, trial_rows.to(point, trial), out=trial)
-            potentials.append(float(trial.sum() if trial_weight is None else trial @ trial_weight))
-        best = candidates[[int(np.argmin(potentials))]]
-        xp.fmin(nearest, all_rows.to(_points(data, frame, best)[0], spare), out=nearest)
-        seeds = np.append(seeds, best)
+            potentials.append(trial.sum() if trial_weight is None else trial @ trial_weight)
+        best = int(np.argmin(to_host(xp.stack(potentials))))
+        xp.fmin(nearest, all_rows.to(points[best], spare), out=nearest)
+        seeds = np.append(seeds, candidates[best])
     return seeds
 
 

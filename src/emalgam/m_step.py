@@ -122,9 +122,9 @@ class MStep:
         return empty, weights, means, estimate, covariances
 
     def update_where_it_lies(self, moments: Moments, old: Components, algorithm: str) -> tuple[Components, Any]:
-        """`update` on a GPU, waiting for nothing, and whether nothing was out of the ordinary, a bool () there.
+        """`update` under "regularize" on a GPU, waiting for nothing, and whether all was in order, a bool () there.
 
-        If it was not, or if `on_degenerate` has to look at every component, `update` has to decide on the host.
+        If it was not, `update` has to decide on the host.
         """
         _, weights, means, _, covariances = self.estimate(moments, old, algorithm, self.added_there, self.scatter_there)
         factors = self.covariance.factor(covariances)

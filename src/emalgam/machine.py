@@ -7,15 +7,17 @@ import platform
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 import numpy as np
 
 import emalgam_kernels
 from emalgam import __version__, backends
-from emalgam_kernels import Direct, Packed
+from emalgam_kernels import Direct, Gaussians, Packed, Sampler
 from emalgam_kernels.blocks import default_threads
 from emalgam_kernels.numba_cpu import compile_times
+from emalgam_kernels.parameters import ARITHMETICS
 
 PACKAGES: Final = ("numpy", "numba", "numba-cuda", "scipy", "scikit-learn", "pyarrow", "safetensors", "torch", "dask")
 NVIDIA_DRIVER: Final = Path("/proc/driver/nvidia/gpus")
@@ -91,13 +93,37 @@ def _numba_kernels(compile_kernels: bool) -> dict[str, Any]:
 
 def _compile() -> dict[str, float]:
     """Have every form of the kernels compiled, by running each on one number; seconds, 0 for what was on disk."""
-    kernels = emalgam_kernels.load("numba_cpu")
+    for file, run in {"mixture": _run_mixture, "kl": _run_kl, "sampling": _run_sampling}.items():
+        run(emalgam_kernels.load("numba_cpu", file))
+    from emalgam_kernels.numba_cpu.compilation import compile_seconds  # imports Numba
+
+    return compile_seconds()
+
+
+def _run_mixture(kernels: ModuleType) -> None:
     for dtype, arithmetic in (("float64", "float64"), ("float32", "float32"), ("float32", "float64")):
         zero, one, x = np.zeros(1), np.ones(1), np.zeros((1, 1), dtype)
         kernels.log_prob(x, Packed("diag", zero, one, None, np.zeros((1, 3)), arithmetic), np.empty(1))
         direct = Direct("diag", zero, one, np.zeros((1, 1)), np.ones((1, 1)), zero, arithmetic)
         kernels.log_prob(x, direct, np.empty(1))
-    return dict(kernels.compile_seconds())
+
+
+def _run_kl(kernels: ModuleType) -> None:
+    for dtype in ARITHMETICS:
+        one = np.ones((1, 1, 1), dtype)
+        kernels.precision_factors(one, np.empty_like(one))
+        gaussian = Gaussians("full", np.zeros((1, 1), dtype), one, one)
+        kernels.kl_pairs(gaussian, gaussian, np.empty(1))
+        kernels.kl_all_pairs(gaussian, gaussian, np.empty((1, 1)))
+
+
+def _run_sampling(kernels: ModuleType) -> None:
+    sampler = Sampler(np.zeros((1, 1)), np.ones((1, 1)), np.ones(1))
+    for dtype in ARITHMETICS:
+        out = np.empty((1, 1), dtype)
+        kernels.uniforms(0, 0, 0, out[0])
+        kernels.normals(0, 0, 0, out)
+        kernels.sample_mixture(sampler, 0, 0, out, np.empty(1, np.int64))
 
 
 def _numba_cache() -> str | None:
@@ -106,8 +132,9 @@ def _numba_cache() -> str | None:
     beside = Path(emalgam_kernels.__file__).parent / "numba_cpu" / "__pycache__"
     user = Path(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))) / "numba"
     for folder in (Path(named),) if named else (beside, user):
-        for index in folder.rglob("mixture.*.nbi"):
-            return str(index.parent)
+        for record in folder.rglob(compile_times.FILE_NAME):
+            if any(record.parent.glob("*.nbi")):
+                return str(record.parent)
     return None
 
 

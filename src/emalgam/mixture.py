@@ -20,6 +20,7 @@ from emalgam.validation import (
     check_array,
     check_choice,
     check_data,
+    check_features,
     check_finite,
     check_integer,
     check_threads,
@@ -232,7 +233,13 @@ class Mixture:
     # ---- sampling, marginals, conditionals
 
     def sample(
-        self, n_samples: int = 1, random_state: Any = None, *, backend: str = "auto", n_threads: int | None = None
+        self,
+        n_samples: int = 1,
+        random_state: Any = None,
+        *,
+        draw: str = "plain",
+        backend: str = "auto",
+        n_threads: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Draw x ~ Σ_k w_k N(μ_k, Σ_k).
 
@@ -241,7 +248,11 @@ class Mixture:
         n_samples : int
         random_state : None, int or NumPy generator
             The same integer gives the same rows, to rounding on every backend; the first rows do not depend on
-            `n_samples`.
+            `n_samples`, but of a stratified draw.
+        draw : {"plain", "antithetic", "stratified"}
+            "antithetic": rows 2 j and 2 j + 1 have one component and opposite deviations from its mean. "stratified":
+            as many rows of each component as its weight says, to less than one row. Both make means over the rows more
+            accurate than those of independent rows, whose standard error they have not.
         backend : str
             See `emalgam.backends`.
         n_threads : int, optional
@@ -250,28 +261,31 @@ class Mixture:
         Returns
         -------
         x : (n_samples, D) float64
-            In random order.
+            In random order; antithetic rows in pairs.
         labels : (n_samples,) int64
             The component of each row.
 
         Raises
         ------
         ValueError
-            If `n_samples` is not positive.
+            If `n_samples` is not positive, or there is no such draw.
         BackendUnavailable
             If the backend cannot run here.
         """
-        from emalgam.draws import kernel_module, philox_seed, sampler_of
+        from emalgam.draws import philox_seed, sampler_of
+        from emalgam_kernels.philox import DRAWS
 
+        check_choice("draw", draw, DRAWS)
         N, threads = check_integer("n_samples", n_samples, 1), check_threads(n_threads)
         x, labels = np.empty((N, self.n_features)), np.empty(N, np.int64)
-        kernels = kernel_module(backend, "sampling")
-        kernels.sample_mixture(sampler_of(self), philox_seed(random_state), 0, x, labels, n_threads=threads)
+        kernels = backends.kernels(backend, "sampling")
+        sampler = sampler_of(self, N if draw == "stratified" else 0)
+        kernels.sample_mixture(sampler, philox_seed(random_state), 0, x, labels, draw, n_threads=threads)
         return x, labels
 
     def marginal(self, features: Sequence[int]) -> Mixture:
         """The mixture of some of the features, in the order given; ValueError for a feature that is not there."""
-        kept = self._features(features)
+        kept = check_features(features, self.n_features)
         kind = self.covariance_type
         return Mixture(self.weights, self.means[:, kept], self.covariance.select(self.covariances, kept), kind)
 
@@ -291,7 +305,7 @@ class Mixture:
         ----------
         Bishop (2006), eq. 2.81-2.82.
         """
-        given = self._features(features)
+        given = check_features(features, self.n_features)
         point = check_numbers("values", values, (len(given),))
         rest = np.setdiff1d(np.arange(self.n_features), given)
         if len(rest) == 0:
@@ -307,13 +321,6 @@ class Mixture:
         covariances = 0.5 * (covariances + covariances.swapaxes(-1, -2))
         return Mixture(weights / weights.sum(), means, covariances, self.covariance_type)
 
-    def _features(self, features: Sequence[int]) -> np.ndarray:
-        chosen = np.asarray(features)
-        legal = chosen.ndim == 1 and chosen.dtype.kind in "iu" and len(chosen) > 0
-        if not legal or len(set(chosen.tolist())) < len(chosen) or chosen.min() < 0 or chosen.max() >= self.n_features:
-            raise ValueError(f"features is {features!r}; expected different integers from 0 to {self.n_features - 1}")
-        return chosen.astype(np.int64)
-
     def _factor_matrices(self) -> np.ndarray:
         return self.covariance.matrices(self.precisions_cholesky, self.n_components, self.n_features)
 
@@ -324,11 +331,11 @@ def log_likelihood(mixture: Mixture, x: Any, sample_weight: Any = None, **how: A
     Of streams and of Dask's collections in memory that does not grow with N.
     """
     if arrays.on_dask(x):
-        x, sample_weight = for_many_passes(x, sample_weight)
+        x, sample_weight = for_many_passes(x, sample_weight, how.get("backend", "auto"))
     x = as_stream(x) or x
     if isinstance(x, Parts):
-        task = LogLikelihoodOf(mixture, how | {"n_threads": x.threads(how.get("n_threads"))})
-        return x.fold(task, LogLikelihoodOf.combine)
+        here = {"backend": backends.resolve(how.get("backend", "auto")), "n_threads": x.threads(how.get("n_threads"))}
+        return x.fold(LogLikelihoodOf(mixture, how | here), LogLikelihoodOf.combine)
     return LogLikelihoodOf(mixture, how)(Part(0, x, sample_weight))
 
 

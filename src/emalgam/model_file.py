@@ -80,7 +80,7 @@ def save_model(mixture: Mixture, path: str | os.PathLike[str], *, metadata: Mapp
     tensors = {name: np.ascontiguousarray(getattr(mixture, name), np.float64) for name in TENSORS}
     for name, values in tensors.items():
         if not np.isfinite(values).all():
-            _fail(path, name, "holds values that are not finite and cannot be saved; scale the data and fit again")
+            fail(path, name, "holds values that are not finite and cannot be saved; scale the data and fit again")
     try:  # a covariance may have lost to rounding, or underflow, what its factor still has
         Mixture(**tensors, covariance_type=mixture.covariance_type)
     except ValueError as error:
@@ -88,7 +88,7 @@ def save_model(mixture: Mixture, path: str | os.PathLike[str], *, metadata: Mapp
     described = {"format": FORMAT, "format_version": FORMAT_VERSION, "covariance_type": mixture.covariance_type}
     content = _in_order(save(tensors, described | _checked_metadata(metadata or {}, path)))
     if _header_length(content) > LONGEST_HEADER:
-        _fail(path, "metadata", f"is too long: a header may have {LONGEST_HEADER} bytes")
+        fail(path, "metadata", f"is too long: a header may have {LONGEST_HEADER} bytes")
     with replacing(path) as file:
         file.write(content)
 
@@ -132,16 +132,17 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     return _read(path)[1]
 
 
-def _fail(path: str | os.PathLike[str], field: str, problem: str) -> NoReturn:
+def fail(path: str | os.PathLike[str], field: str, problem: str) -> NoReturn:
+    """ModelFileError that names the file and the field."""
     raise ModelFileError(f"{os.fspath(path)}: {field} {problem}")
 
 
 def _checked_metadata(metadata: Mapping[str, str], path: str | os.PathLike[str]) -> dict[str, str]:
     for key, value in metadata.items():
         if not (isinstance(key, str) and isinstance(value, str)):
-            _fail(path, "metadata", f"holds {key!r}: {value!r}; expected a string under a string")
+            fail(path, "metadata", f"holds {key!r}: {value!r}; expected a string under a string")
         if key in RESERVED:
-            _fail(path, "metadata", f"holds {key!r}, which the format itself uses; choose another name")
+            fail(path, "metadata", f"holds {key!r}, which the format itself uses; choose another name")
     return dict(metadata)
 
 
@@ -168,8 +169,8 @@ def _read(path: str | os.PathLike[str]) -> tuple[bytes, dict[str, str]]:
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            header, data_bytes = _read_header(file, size, path)
-            metadata = _check_metadata(header, path)
+            header, data_bytes = read_header(file, size, path)
+            metadata = _metadata(header, path)
             _check_tensors(header, metadata["covariance_type"], data_bytes, path)
             file.seek(0)
             return file.read(size), metadata
@@ -177,19 +178,19 @@ def _read(path: str | os.PathLike[str]) -> tuple[bytes, dict[str, str]]:
         raise ModelFileError(f"{os.fspath(path)}: cannot be read ({error.strerror})") from error
 
 
-def _read_header(file: BinaryIO, size: int, path: str | os.PathLike[str]) -> tuple[dict[str, Any], int]:
+def read_header(file: BinaryIO, size: int, path: str | os.PathLike[str]) -> tuple[dict[str, Any], int]:
     """The header, and how many bytes of tensor data follow it."""
     if size < LENGTH_BYTES:
-        _fail(path, "header", f"is cut short: the file has {size} bytes")
+        fail(path, "header", f"is cut short: the file has {size} bytes")
     length = _header_length(file.read(LENGTH_BYTES))
     if not 2 <= length <= min(size - LENGTH_BYTES, LONGEST_HEADER):
-        _fail(path, "header", f"has {length} bytes by its own account, in a file of {size} (cut short, forged?)")
+        fail(path, "header", f"has {length} bytes by its own account, in a file of {size} (cut short, forged?)")
     try:
         header = json.loads(file.read(length).decode(), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{os.fspath(path)}: header is not valid JSON ({error})") from error
     if not isinstance(header, dict):
-        _fail(path, "header", f"is {type(header).__name__}, expected a JSON object")
+        fail(path, "header", f"is {type(header).__name__}, expected a JSON object")
     return header, size - LENGTH_BYTES - length
 
 
@@ -201,44 +202,49 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _check_metadata(header: dict[str, Any], path: str | os.PathLike[str]) -> dict[str, str]:
+def _metadata(header: dict[str, Any], path: str | os.PathLike[str]) -> dict[str, str]:
     metadata = header.get("__metadata__")
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        _fail(path, "__metadata__", "is missing or not an object of strings")
-    if metadata.get("format") != FORMAT:
-        _fail(path, "format", f"is {reprlib.repr(metadata.get('format'))}, expected {FORMAT!r}")
-    if metadata.get("format_version") != FORMAT_VERSION:
-        _fail(
+        fail(path, "__metadata__", "is missing or not an object of strings")
+    check_description(metadata, FORMAT, FORMAT_VERSION, path)
+    return metadata
+
+
+def check_description(metadata: Mapping[str, str], name: str, version: str, path: str | os.PathLike[str]) -> None:
+    """Format, version and covariance type, which every file of ours has in its metadata."""
+    if metadata.get("format") != name:
+        fail(path, "format", f"is {reprlib.repr(metadata.get('format'))}, expected {name!r}")
+    if metadata.get("format_version") != version:
+        fail(
             path,
             "format_version",
-            f"is {reprlib.repr(metadata.get('format_version'))}; this version of emalgam reads {FORMAT_VERSION!r}",
+            f"is {reprlib.repr(metadata.get('format_version'))}; this version of emalgam reads {version!r}",
         )
     if metadata.get("covariance_type") not in COVARIANCES:
-        _fail(
+        fail(
             path,
             "covariance_type",
             f"is {reprlib.repr(metadata.get('covariance_type'))}, expected one of {', '.join(COVARIANCES)}",
         )
-    return metadata
 
 
 def _check_tensors(header: dict[str, Any], covariance_type: str, data_bytes: int, path: str | os.PathLike[str]) -> None:
     """Exactly the three tensors, shapes that fit each other, and data that fills the rest of the file."""
     names = sorted(name for name in header if name != "__metadata__")
     if names != sorted(TENSORS):
-        _fail(path, "tensors", f"are {reprlib.repr(names)}, expected {sorted(TENSORS)}")
+        fail(path, "tensors", f"are {reprlib.repr(names)}, expected {sorted(TENSORS)}")
     for name in TENSORS:
         _check_entry(name, header[name], path)
     shapes = {name: tuple(header[name]["shape"]) for name in TENSORS}
     if len(shapes["means"]) != 2 or 0 in shapes["means"]:
-        _fail(path, "means", f"has shape {reprlib.repr(shapes['means'])}, expected (K, D)")
+        fail(path, "means", f"has shape {reprlib.repr(shapes['means'])}, expected (K, D)")
     K, D = shapes["means"]
     if shapes["weights"] != (K,):
-        _fail(path, "weights", f"has shape {reprlib.repr(shapes['weights'])}, expected {(K,)}")
+        fail(path, "weights", f"has shape {reprlib.repr(shapes['weights'])}, expected {(K,)}")
     expected = COVARIANCES[covariance_type].shape(K, D)
     if shapes["covariances"] != expected:
         received = reprlib.repr(shapes["covariances"])
-        _fail(path, "covariances", f"has shape {received}, expected {expected} for {covariance_type!r}")
+        fail(path, "covariances", f"has shape {received}, expected {expected} for {covariance_type!r}")
     _check_offsets(header, data_bytes, path)
 
 
@@ -249,23 +255,23 @@ def _check_offsets(header: dict[str, Any], data_bytes: int, path: str | os.PathL
         expected = end + 8 * math.prod(header[name]["shape"])
         if (start, stop) != (end, expected) or stop > data_bytes:
             problem = f"lies at bytes {start} to {stop} of the data, expected {end} to {expected} of {data_bytes}"
-            _fail(path, name, f"{problem} (cut short, forged?)")
+            fail(path, name, f"{problem} (cut short, forged?)")
         end = stop
     if end != data_bytes:
-        _fail(path, "data", f"has {data_bytes} bytes, expected {end}")
+        fail(path, "data", f"has {data_bytes} bytes, expected {end}")
 
 
 def _check_entry(name: str, entry: Any, path: str | os.PathLike[str]) -> None:
     """One tensor's entry in the header: its dtype, a shape and two offsets, nothing else."""
     if not isinstance(entry, dict) or sorted(entry) != ["data_offsets", "dtype", "shape"]:
-        _fail(path, name, "is not described by dtype, shape and data_offsets")
+        fail(path, name, "is not described by dtype, shape and data_offsets")
     if entry["dtype"] != "F64":
-        _fail(path, name, f"has dtype {reprlib.repr(entry['dtype'])}, expected 'F64'")
+        fail(path, name, f"has dtype {reprlib.repr(entry['dtype'])}, expected 'F64'")
     for key in ("shape", "data_offsets"):
         numbers = entry[key]
         if not isinstance(numbers, list) or not all(
             type(number) is int and 0 <= number <= LARGEST_NUMBER for number in numbers
         ):
-            _fail(path, name, f"has {key} {reprlib.repr(numbers)}, expected whole numbers")
+            fail(path, name, f"has {key} {reprlib.repr(numbers)}, expected whole numbers")
     if len(entry["data_offsets"]) != 2:
-        _fail(path, name, f"has data_offsets {reprlib.repr(entry['data_offsets'])}, expected two")
+        fail(path, name, f"has data_offsets {reprlib.repr(entry['data_offsets'])}, expected two")

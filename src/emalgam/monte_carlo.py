@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import wraps
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from emalgam import backends
 from emalgam.comparison import flattened, shaped
 from emalgam.covariance import COVARIANCES
-from emalgam.draws import kernel_module, philox_seed, sampler_of
+from emalgam.draws import philox_seed, sampler_of
 from emalgam.gaussian import Gaussian, as_mixture, moment_match
 from emalgam.guard import Cancellation, choose_evaluation, packed_reach, parameters_of
 from emalgam.mixture import Mixture
 from emalgam.packing import Components, Frame
 from emalgam.sampling import Estimate
 from emalgam.validation import check_choice, check_integer, check_number, check_threads
-from emalgam_kernels import Parameters
+from emalgam_kernels import Direct, Parameters
 
 ESTIMATORS: Final = ("plain", "control")
 DEFAULT_SAMPLES: Final = 100_000
 MOST_SAMPLES: Final = 2**26
 OTHER_SAMPLES: Final = 2**62  # the first row of a second, independent set of samples of one seed
+LARGE: Final = 1e4  # nats: the first log ratio beyond which sums are taken about it
 LEAST_CONTROL: Final = 1e-7  # a control whose standard deviation is smaller (in nats) is mostly rounding
 
 
@@ -37,7 +42,7 @@ class Sampling:
     seed: int
     max_samples: int
     kernels: ModuleType
-    kernels_of_kl: ModuleType
+    backend: str
     n_threads: int
     first: int = 0
 
@@ -58,8 +63,8 @@ class Sampling:
         if relative_error is not None and check_number("relative_error", relative_error) == 0:
             raise ValueError("relative_error is 0; expected a number > 0")
         control = check_choice("estimator", estimator, ESTIMATORS) == "control"
-        kernels = kernel_module(backend, "sampling"), kernel_module(backend, "kl")
-        return cls(n, relative_error, control, philox_seed(random_state), most, *kernels, check_threads(n_threads))
+        kernels, seed = backends.kernels(backend, "sampling"), philox_seed(random_state)
+        return cls(n, relative_error, control, seed, most, kernels, backend, check_threads(n_threads))
 
     def other(self) -> Sampling:
         """The same with samples that are independent of these."""
@@ -68,7 +73,8 @@ class Sampling:
     def closed_form(self, p: Gaussian, q: Gaussian) -> float:
         """KL(p ‖ q) of two full Gaussians."""
         out = np.empty(1)
-        self.kernels_of_kl.kl_pairs(*(flattened(each, "full", np.dtype(np.float64)) for each in (p, q)), out)
+        stacks = (flattened(each, "full", np.dtype(np.float64)) for each in (p, q))
+        backends.kernels(self.backend, "kl").kl_pairs(*stacks, out)
         return float(out[0])
 
     def estimate(self, p: Mixture, q: Mixture) -> Estimate:
@@ -87,7 +93,7 @@ class _Run:
     """Sums over the samples of one pair of mixtures."""
 
     def __init__(self, settings: Sampling, p: Mixture, q: Mixture) -> None:
-        self.settings, self.sampler, self.count = settings, sampler_of(p), 0
+        self.settings, self.sampler, self.count = settings, _sampler(p), 0
         self.densities = density(p, p), density(q, p)
         self.control: tuple[Parameters, Parameters] | None = None
         self.expected_control = 0.0
@@ -96,6 +102,19 @@ class _Run:
             self.expected_control = settings.closed_form(g_p, g_q)
             self.control = packed(as_mixture("p", g_p)), packed(as_mixture("q", g_q))
         self.sums = np.zeros(5 if settings.control else 2)
+        self.pivot = self.control_pivot = 0.0
+        self._take_pivots()
+
+    def _take_pivots(self) -> None:
+        """Let the sums be of d − pivot, where d is large: Σ d² would hide how d varies."""
+        self.draw(1)
+        found, self.sums, self.count = self.sums, np.zeros_like(self.sums), 0
+        if LARGE < abs(found[0]) < math.inf:
+            self.pivot = float(found[0])
+            self.densities = _lowered(self.densities[0], self.pivot), self.densities[1]
+        if self.control is not None and LARGE < abs(found[2]) < math.inf:
+            self.control_pivot = float(found[2])
+            self.control = _lowered(self.control[0], self.control_pivot), self.control[1]
 
     def draw(self, n: int) -> None:
         """Add the next n samples."""
@@ -112,36 +131,80 @@ class _Run:
         """Mean and standard error of the samples so far."""
         n, (d, dd) = self.count, self.sums[:2]
         if n == 1:
-            return Estimate(float(d), math.nan, 1)
+            return Estimate(self.pivot + float(d), math.nan, 1)
         if not math.isfinite(dd):
-            return Estimate(float(d) / n, math.inf, n)
-        value, residual, freedom = d / n, dd - d * d / n, n - 1
+            return Estimate(self.pivot + float(d) / n, math.inf, n)
+        value, residual, freedom = self.pivot + d / n, dd - d * d / n, n - 1
         if self.control is not None and n > 2:
             c, cc, dc = self.sums[2:]
             spread, shared = cc - c * c / n, dc - d * c / n
             if spread > n * LEAST_CONTROL**2:
                 # d̄ − β (c̄ − E c) with β = cov(d, c) / var(c), which leaves (1 − ρ²) of the variance
                 slope = shared / spread
-                value -= slope * (c / n - self.expected_control)
+                value -= slope * (c / n + self.control_pivot - self.expected_control)
                 residual, freedom = residual - slope * shared, n - 2
         return Estimate(float(value), math.sqrt(max(residual, 0.0) / freedom / n), n)
 
 
-def density(mixture: Mixture, source: Mixture) -> Parameters:
-    """What kernels need for log-densities at samples of `source`: packed while that keeps `emalgam.guard`'s promise."""
+def _lowered(parameters: Parameters, by: float) -> Parameters:
+    """Of log p − `by`."""
+    if isinstance(parameters, Direct):
+        return replace(parameters, log_constants=parameters.log_constants - by)
+    natural = parameters.natural.copy()
+    natural[:, -1] -= by
+    return replace(parameters, natural=natural)
+
+
+Value = TypeVar("Value")
+
+
+def _remembered(function: Callable[[Mixture], Value]) -> Callable[[Mixture], Value]:
+    """`function`, once for each mixture as long as that lives: a stack of pairs asks for the same ones again."""
+    known: WeakKeyDictionary[Mixture, Value] = WeakKeyDictionary()
+
+    @wraps(function)
+    def look_up(mixture: Mixture) -> Value:
+        if mixture not in known:
+            known[mixture] = function(mixture)
+        return known[mixture]
+
+    return look_up
+
+
+_sampler = _remembered(sampler_of)
+
+
+class _Own(NamedTuple):
+    """What the density of a mixture is evaluated with."""
+
+    frame: Frame
+    components: Components
+    factors: np.ndarray
+    reach: float
+    parameters: Parameters
+
+
+@_remembered
+def _own(mixture: Mixture) -> _Own:
     frame = mixture.own_frame()
     components = mixture.components(frame)
     cancellation = Cancellation.of(mixture.covariance, components)
     how = choose_evaluation("auto", np.dtype(np.float64), cancellation)
-    if how.algorithm == "packed":
-        # ½ ‖P_kᵀ (μ_a − μ_k)‖² to the nearest component k, for the farthest component a of the source
-        factors = mixture.covariance.matrices(components.precisions_cholesky, *mixture.means.shape)
-        offsets = frame.apply(source.means[source.weights > 0])[:, None] - components.means
-        with np.errstate(over="ignore"):
-            distances = 0.5 * (np.einsum("akd,kde->ake", offsets, factors) ** 2).sum(axis=2)
-        if distances[:, mixture.weights > 0].min(axis=1).max() > packed_reach(how, cancellation, mixture.n_features):
-            return mixture.covariance.direct(components, frame, "float64")
-    return parameters_of(mixture.covariance, components, frame, how)
+    factors = mixture.covariance.matrices(components.precisions_cholesky, *mixture.means.shape)
+    reach = packed_reach(how, cancellation, mixture.n_features) if how.algorithm == "packed" else math.inf
+    return _Own(frame, components, factors, reach, parameters_of(mixture.covariance, components, frame, how))
+
+
+def density(mixture: Mixture, source: Mixture) -> Parameters:
+    """What kernels need for log-densities at samples of `source`: packed while that keeps `emalgam.guard`'s promise."""
+    own = _own(mixture)
+    # ½ ‖P_kᵀ (μ_a − μ_k)‖² to the nearest component k, for the farthest component a of the source
+    offsets = own.frame.apply(source.means[source.weights > 0])[:, None] - own.components.means
+    with np.errstate(over="ignore"):
+        distances = 0.5 * (np.einsum("akd,kde->ake", offsets, own.factors) ** 2).sum(axis=2)
+    if distances[:, mixture.weights > 0].min(axis=1).max() > own.reach:
+        return mixture.covariance.direct(own.components, own.frame, "float64")
+    return own.parameters
 
 
 def packed(mixture: Mixture) -> Any:

@@ -27,6 +27,7 @@ from emalgam_kernels.reference.sampling import uniforms
 
 ELEMENTS_OF_A_SAMPLE: Final = 2**20  # numbers that a sample has at least if the data have as many, twice that at most
 FEWEST_ROWS_OF_A_SAMPLE: Final = 8192
+ROWS_AT_ONCE: Final = 2**16
 
 Share = TypeVar("Share")
 
@@ -94,30 +95,31 @@ class Sample:
     weight: np.ndarray
 
     @classmethod
-    def of(cls, part: Part, weight: np.ndarray, seed: int, wanted: int) -> Sample:
-        """Of the rows with weight of one part."""
+    def of(cls, part: Part, weight: np.ndarray | None, seed: int, wanted: int) -> Sample:
+        """Of the rows with weight of one part; only the chosen ones are copied."""
         keys = np.empty(len(part.x))
-        uniforms(seed, SAMPLE_STREAM, part.first, keys)
-        numbers = part.first + np.arange(len(keys))
-        return cls(wanted, 1.0, numbers, keys, part.x, weight)._where(weight > 0)._few()
+        for start in range(0, len(keys), ROWS_AT_ONCE):
+            uniforms(seed, SAMPLE_STREAM, part.first + start, keys[start : start + ROWS_AT_ONCE])
+        if weight is not None:
+            keys[weight == 0] = 1.0
+        threshold = _threshold(keys, 1.0, wanted)
+        chosen = np.flatnonzero(keys < threshold)
+        weights = np.ones(len(chosen)) if weight is None else weight[chosen]
+        return cls(wanted, threshold, part.first + chosen, keys[chosen], part.x[chosen], weights)
 
     def __add__(self, other: Sample) -> Sample:
-        threshold = min(self.threshold, other.threshold)
-        mine, others = (each._where(each.keys < threshold) for each in (self, other))
         names = ("numbers", "keys", "x", "weight")
-        joined = (np.concatenate([getattr(mine, name), getattr(others, name)]) for name in names)
-        return Sample(self.wanted, threshold, *joined)._few()
+        joined = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in names}
+        threshold = _threshold(joined["keys"], min(self.threshold, other.threshold), self.wanted)
+        kept = joined["keys"] < threshold
+        return Sample(self.wanted, threshold, *(joined[name][kept] for name in names))
 
-    def _where(self, kept: np.ndarray) -> Sample:
-        return Sample(self.wanted, self.threshold, self.numbers[kept], self.keys[kept], self.x[kept], self.weight[kept])
 
-    def _few(self) -> Sample:
-        """With as small a threshold as it takes."""
-        threshold = self.threshold
-        while np.count_nonzero(self.keys < threshold) > 2 * self.wanted:
-            threshold /= 2
-        kept = self._where(self.keys < threshold) if threshold < self.threshold else self
-        return Sample(self.wanted, threshold, kept.numbers, kept.keys, kept.x, kept.weight)
+def _threshold(keys: np.ndarray, threshold: float, wanted: int) -> float:
+    """The largest of `threshold`, its half, its quarter … that leaves at most twice `wanted` keys below it."""
+    while np.count_nonzero(keys < threshold) > 2 * wanted:
+        threshold /= 2
+    return threshold
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,10 +156,10 @@ class SurveyOf:
         check_finite(part.x, first=part.first)
         weight = _weight(part)
         low, high = ranges_of(part.x, weight, self.n_threads)
-        weights = np.ones(len(part.x)) if weight is None else weight
-        sample = Sample.of(part, weights, self.seed, self.wanted)
-        largest = float(weights.max(initial=0.0))
-        return Survey(len(part.x), int(np.count_nonzero(weights)), largest, low, high, sample)
+        sample = Sample.of(part, weight, self.seed, self.wanted)
+        count = len(part.x) if weight is None else int(np.count_nonzero(weight))
+        largest = float(len(part.x) > 0) if weight is None else float(weight.max(initial=0.0))
+        return Survey(len(part.x), count, largest, low, high, sample)
 
 
 def _weight(part: Part) -> np.ndarray | None:

@@ -72,23 +72,12 @@ def ellipses(
     4
     """
     pyplot = _pyplot()
-    from matplotlib.patches import Ellipse
-    from matplotlib.patheffects import withStroke
-
     means, covariances = _two_features(mixture, features)
     colors = _colors(mixture, colors)
     if not all(distance > 0 for distance in n_std):
         raise ValueError(f"n_std is {tuple(n_std)}; expected positive distances in standard deviations")
     ax = pyplot.subplots()[1] if ax is None else ax
-    variances, axes = np.linalg.eigh(covariances)  # Σ = V diag(variances) Vᵀ, ascending
-    angles = np.degrees(np.arctan2(axes[:, 1, 1], axes[:, 0, 1]))
-    halo = [withStroke(linewidth=3.5, foreground="white")]  # seen on points of the same colour, too
-    for mean, spread, angle, color in zip(means, np.sqrt(variances), angles, colors, strict=True):
-        for distance in sorted(n_std, reverse=True):
-            width, height = 2 * distance * spread[::-1]
-            shape = Ellipse(tuple(mean), width, height, angle=angle, linewidth=1.5)
-            shape.set(facecolor=(*_rgb(color), 0.12), edgecolor=color, path_effects=halo)
-            ax.add_patch(shape)
+    _add_ellipses(ax, means, covariances, n_std, colors)
     if labels:
         _label(ax, means)
     _frame(ax, features)
@@ -366,6 +355,24 @@ def _two_features(mixture: Mixture, features: tuple[int, int]) -> tuple[np.ndarr
         raise ValueError(f"features is {features!r}; expected two of the {mixture.n_features} features")
     pair = mixture.marginal(features)
     return pair.means, pair.covariance.matrices(pair.covariances, pair.n_components, 2)
+
+
+def _add_ellipses(
+    ax: Axes, means: np.ndarray, covariances: np.ndarray, n_std: Sequence[float], colors: Sequence[Any]
+) -> None:
+    """The ellipses of each component, the largest first."""
+    from matplotlib.patches import Ellipse
+    from matplotlib.patheffects import withStroke
+
+    variances, axes = np.linalg.eigh(covariances)  # Σ = V diag(variances) Vᵀ, ascending
+    angles = np.degrees(np.arctan2(axes[:, 1, 1], axes[:, 0, 1]))
+    halo = [withStroke(linewidth=3.5, foreground="white")]  # seen on points of the same colour, too
+    for mean, spread, angle, color in zip(means, np.sqrt(variances), angles, colors, strict=True):
+        for distance in sorted(n_std, reverse=True):
+            width, height = 2 * distance * spread[::-1]
+            shape = Ellipse(tuple(mean), width, height, angle=angle, linewidth=1.5)
+            shape.set(facecolor=(*_rgb(color), 0.12), edgecolor=color, path_effects=halo)
+            ax.add_patch(shape)
 
 
 def _label(ax: Axes, means: np.ndarray) -> None:

@@ -96,6 +96,11 @@ class Source:
         return len(self.offsets) - 1
 
     @property
+    def sizes(self) -> np.ndarray:
+        """Samples of each problem, (B,)."""
+        return np.diff(self.offsets)
+
+    @property
     def n_features(self) -> int:
         first = self.parts[0] if isinstance(self.parts, list) else self.parts
         return int(first.shape[1])
@@ -108,16 +113,11 @@ class Source:
         in_place = not isinstance(self.parts, list) and self.parts.dtype in (np.float32, np.float64)
         first = 0
         while first < len(self):
-            last = min(first + most, len(self)) if in_place else self._joined(first, most)
+            rows = int(self.offsets[-1]) if in_place else ELEMENTS_OF_A_SLICE // self.n_features
+            last = end_of_slice(self.offsets, first, most, rows)
             chosen = slice(int(self.offsets[first]), int(self.offsets[last]))
             yield slice(first, last), chosen, self._problems(first, last, chosen, in_place)
             first = last
-
-    def _joined(self, first: int, most: int) -> int:
-        """The end of a slice whose samples may be copied: one problem at least."""
-        limit = self.offsets[first] + ELEMENTS_OF_A_SLICE // self.n_features
-        last = int(np.searchsorted(self.offsets, limit, side="right")) - 1
-        return min(max(last, first + 1), first + most, len(self))
 
     def _problems(self, first: int, last: int, chosen: slice, in_place: bool) -> Problems:
         offsets, numbers = self.offsets[first : last + 1], np.arange(first, last, dtype=np.uint64)
@@ -137,13 +137,23 @@ class Source:
     def total_weight(self) -> np.ndarray:
         """Σ ω of each problem, (B,): the number of its samples without weights."""
         if self.sample_weight is None:
-            return np.diff(self.offsets).astype(np.float64)
+            return self.sizes.astype(np.float64)
         return self.sums(self.sample_weight if self.order is None else self.sample_weight[self.order])
 
     def sums(self, values: np.ndarray) -> np.ndarray:
         """Σ over each problem of numbers in the order of `offsets`, (B,); each of its own numbers alone."""
         totals = np.add.reduceat(np.append(values, 0.0), self.offsets[:-1]) if len(self) else np.empty(0)
-        return np.where(np.diff(self.offsets) > 0, totals, 0.0)
+        return np.where(self.sizes > 0, totals, 0.0)
+
+
+def end_of_slice(offsets: np.ndarray, first: int, most: int, rows: int) -> int:
+    """The end of the problems from `first` on that are at most so many and have at most so many rows; one at least.
+
+    >>> end_of_slice(np.array([0, 10, 20, 100, 110]), 0, most=3, rows=50)
+    2
+    """
+    last = int(np.searchsorted(offsets, offsets[first] + rows, side="right")) - 1
+    return min(max(last, first + 1), first + most, len(offsets) - 1)
 
 
 def _numbers(X: Any, name: str) -> np.ndarray:

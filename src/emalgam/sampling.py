@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from emalgam import arrays
-from emalgam.draws import kernel_module, philox_seed, sampler_of
+from emalgam import arrays, backends
+from emalgam.draws import philox_seed, sampler_of
 from emalgam.gaussian import Gaussian, as_mixture, moment_match
 from emalgam.reduction import merge, merge_costs, reduce
 from emalgam.validation import check_integer, check_threads
@@ -74,7 +74,7 @@ def expectation(
     True
     """
     n, threads = check_integer("n (n_samples)", n, 1), check_threads(n_threads)
-    mixture, kernels, key = as_mixture("p", p), kernel_module(backend, "sampling"), philox_seed(seed)
+    mixture, kernels, key = as_mixture("p", p), backends.kernels(backend, "sampling"), philox_seed(seed)
     sampler, rows = sampler_of(mixture), max(ELEMENTS_AT_ONCE // mixture.n_features, 1)
     mean, squares = np.zeros(()), np.zeros(())
     for first in range(0, n, rows):

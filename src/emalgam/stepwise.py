@@ -20,7 +20,6 @@ from emalgam import backends
 from emalgam.covariance import COVARIANCES, Covariance
 from emalgam.em import Fit, Settings, fit_observations
 from emalgam.guard import Cancellation, choose_evaluation, parameters_of
-from emalgam.initialization import Given
 from emalgam.m_step import MStep, NumericalError, effective_components
 from emalgam.mixture import Mixture
 from emalgam.observations import Observations
@@ -28,7 +27,6 @@ from emalgam.packing import Components, Frame, Moments
 from emalgam.parts import Data
 from emalgam.stream import Chunk, Stream, checked_chunks, read_ahead, rejoined
 from emalgam.validation import (
-    check_choice,
     check_data,
     check_finite,
     check_integer,
@@ -90,23 +88,20 @@ class Running:
         cls,
         x: np.ndarray,
         weight: np.ndarray | None,
-        covariance: Covariance,
-        K: int,
         settings: Settings,
-        rng: np.random.Generator,
         backend: str,
         n_threads: int,
         kappa: float = KAPPA,
         t_0: float = T_0,
     ) -> tuple[Running, Fit]:
         """The state after a fit of the first batch, and that fit; errors as in `emalgam.fit`."""
-        data = Observations.of(x, weight, covariance, backend, n_threads)
-        fitted = fit_observations(data, covariance, K, settings, Given(), rng)
+        data = Observations.of(x, weight, settings.covariance, backend, n_threads)
+        fitted = fit_observations(data, settings)
         scatter = None if data.scatter is None else data.scatter / data.total_weight
         origin = _Origin(data.frame, data.variance, scatter)
         components = fitted.mixture.components(data.frame)
-        nothing = np.empty((K, 0))
-        first = cls(covariance.name, origin, nothing, components, 0, settings.reg_covar, kappa, t_0)
+        nothing = np.empty((settings.n_components, 0))
+        first = cls(settings.covariance_type, origin, nothing, components, 0, settings.reg_covar, kappa, t_0)
         statistics, _ = first._expect(data.x, data.weight, data.backend, n_threads)
         return replace(first, statistics=statistics / data.total_weight), fitted
 
@@ -242,9 +237,16 @@ def fit_stepwise(
     >>> sorted(result.mixture.means[:, 0].round().astype(int).tolist())
     [0, 9]
     """
-    covariance = COVARIANCES[check_choice("covariance_type", covariance_type, tuple(COVARIANCES))]
-    K = check_integer("n_components", n_components, 1)
-    settings = Settings(tol, reg_covar, max_iter, n_init, init_params)
+    settings = Settings(
+        n_components,
+        covariance_type,
+        tol=tol,
+        reg_covar=reg_covar,
+        max_iter=max_iter,
+        n_init=n_init,
+        init_params=init_params,
+        random_state=random_state,
+    )
     if not 0.5 < check_number("kappa", kappa) <= 1:
         raise ValueError(f"kappa is {kappa}; expected a number above 0.5, up to 1")
     check_number("t_0", t_0)
@@ -252,15 +254,13 @@ def fit_stepwise(
     rows = ROWS_OF_A_BATCH if batch_rows is None else check_integer("batch_rows", batch_rows, 1)
     state: Running | None = None
     row = 0
-    for x, weight in batches(chunks, rows, max(rows, ROWS_OF_THE_FIRST * K)):
+    for x, weight in batches(chunks, rows, max(rows, ROWS_OF_THE_FIRST * settings.n_components)):
         check_finite(check_data(x), first=row)
         omega = check_weight(weight, len(x), first=row)
         row += len(x)
         if state is None:
-            rng = generator(random_state)
-            state, fitted = Running.begin(
-                x, omega, covariance, K, settings, rng, name, threads, float(kappa), float(t_0)
-            )
+            steps = float(kappa), float(t_0)
+            state, fitted = Running.begin(x, omega, settings, name, threads, *steps)
             trace = [fitted.lower_bound]
         else:
             state, bound = state.step(x, omega, name, threads)
@@ -274,7 +274,7 @@ def fit_stepwise(
         n_iter=state.steps,
         lower_bound=trace[-1],
         lower_bounds=trace,
-        effective_components=effective_components(state.components, covariance),
+        effective_components=effective_components(state.components, settings.covariance),
         stopped=True,
     )
 

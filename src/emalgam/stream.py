@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 
+from emalgam import backends
 from emalgam.arrays import on_dask, to_numpy
 from emalgam.parts import Part, Parts, Share
 from emalgam.tables import number_columns, numbers_of, pyarrow_module, read_table
@@ -27,7 +28,7 @@ from emalgam.validation import check_data
 from emalgam_kernels.blocks import tile_dtype
 
 ELEMENTS_OF_A_CHUNK: Final = 2**22  # numbers that are copied at once
-ELEMENTS_OF_A_VIEW: Final = 2**25  # numbers that are looked at at once where they lie
+ELEMENTS_OF_A_VIEW: Final = 2**24  # numbers that are looked at at once where they lie
 CHUNKS_AHEAD: Final = 2
 SECONDS_OF_A_WAIT: Final = 0.1
 
@@ -35,7 +36,7 @@ Chunk = tuple[np.ndarray, np.ndarray | None]
 
 
 def open_stream(
-    source: Any, *, columns: Sequence[str] | None = None, weight: Any = None, chunk_rows: int | None = None
+    source: Any, *, columns: Sequence[str] | None = None, sample_weight: Any = None, chunk_rows: int | None = None
 ) -> Stream:
     """A `Stream` of what `source` says.
 
@@ -46,9 +47,9 @@ def open_stream(
         memory map; a list or other re-iterable object of chunks, or a function that returns an iterator of them: each
         chunk an (n, D) array, or a pair of one and its (n,) weights.
     columns : sequence of str, optional
-        Parquet: which columns, in which order; all others than `weight` if it is not given.
-    weight : str or (N,) array, optional
-        The sample weights: the name of a Parquet column, or with an array or ``.npy`` an array.
+        Parquet: which columns, in which order; all others than the weights' if it is not given.
+    sample_weight : str or (N,) array, optional
+        The name of a Parquet column; for an array or ``.npy`` an array.
     chunk_rows : int, optional
         How many rows go to the kernels at once; the default suits them.
 
@@ -72,7 +73,7 @@ def open_stream(
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if path.is_dir() or path.suffix.lower() == ".parquet":
-            return ParquetStream(path, columns, weight, chunk_rows)
+            return ParquetStream(path, columns, sample_weight, chunk_rows)
         if path.suffix.lower() != ".npy":
             raise ValueError(
                 f"{path}: cannot be read in chunks; expected a .npy or .parquet file, or a folder of the latter"
@@ -81,9 +82,9 @@ def open_stream(
     if columns is not None:
         raise ValueError("columns was given, which is for Parquet; leave it out")
     if isinstance(source, np.ndarray):
-        return ArrayStream(source, weight, chunk_rows)
-    if weight is not None:
-        raise ValueError("weight was given beside an iterable; let it yield pairs of chunks and weights instead")
+        return ArrayStream(source, sample_weight, chunk_rows)
+    if sample_weight is not None:
+        raise ValueError("sample_weight was given beside an iterable; let it yield pairs of chunks and weights instead")
     return IterableStream(source, chunk_rows)
 
 
@@ -94,15 +95,19 @@ def as_stream(x: Any) -> Stream | None:
     return open_stream(x) if isinstance(x, str | os.PathLike) else None
 
 
-def for_many_passes(x: Any, sample_weight: Any) -> tuple[Any, Any]:
-    """`x` and its weights, or the parts that hold both: of Dask, of a path, of a memory map (which is not copied)."""
+def for_many_passes(x: Any, sample_weight: Any, backend: str) -> tuple[Any, Any]:
+    """`x` and its weights, or the parts that hold both: of a path, of a memory map (nothing is kept), and of Dask.
+
+    A memory map for a GPU stays as it is: it is sent there once if it fits, else in pieces that overlap the compute.
+    """
     if on_dask(x):
         from emalgam.dask_parts import DaskParts
 
         return DaskParts(x, sample_weight), None
-    if not isinstance(x, np.memmap | str | os.PathLike):
+    mapped = isinstance(x, np.memmap) and backends.resolve(backend) != "numba_cuda"
+    if not (mapped or isinstance(x, str | os.PathLike)):
         return x, sample_weight
-    return open_stream(x, weight=sample_weight), None
+    return open_stream(x, sample_weight=sample_weight), None
 
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -116,8 +121,7 @@ def over_chunks(method: Method) -> Method:
         if on_dask(x):
             from emalgam.dask_parts import map_rows
 
-            n_threads = how.pop("n_threads", None)
-            return map_rows(partial(method, self, n_threads=1 if n_threads is None else n_threads, **how), x)
+            return map_rows(partial(method, self), x, **how)
         stream = as_stream(x)
         return method(self, x, **how) if stream is None else np.concatenate([*stream.map(partial(method, self, **how))])
 
@@ -171,14 +175,41 @@ class Stream(Parts):
                     raise ValueError(f"{error} (rows are counted from row {part.first} of the stream)") from error
 
 
+class WatchedStream(Stream):
+    """A stream that counts its passes and rows, and tells somebody of each chunk that was computed.
+
+    Parameters
+    ----------
+    stream : Stream
+    seen : function of two integers
+        The pass, from 1 on, and how many of its rows are done.
+    """
+
+    def __init__(self, stream: Stream, seen: Callable[[int, int], None] = lambda number, rows: None) -> None:
+        self.stream, self.seen = stream, seen
+        self.n_features, self.dtype = stream.n_features, stream.dtype
+        self.passes = self.rows = 0
+
+    def chunks(self) -> Iterator[Chunk]:
+        return self.stream.chunks()
+
+    def parts(self) -> Generator[Part]:
+        self.passes += 1
+        with closing(self.stream.parts()) as parts:
+            for part in parts:
+                yield part
+                self.rows += len(part.x)
+                self.seen(self.passes, part.first + len(part.x))
+
+
 class ArrayStream(Stream):
     """An array, looked at where it lies; of a memory map, the system is asked to read ahead."""
 
-    def __init__(self, x: np.ndarray, weight: Any = None, chunk_rows: int | None = None) -> None:
+    def __init__(self, x: np.ndarray, sample_weight: Any = None, chunk_rows: int | None = None) -> None:
         self.x = check_data(x)
-        self.weight = None if weight is None else to_numpy(weight, "weight")
+        self.weight = None if sample_weight is None else to_numpy(sample_weight, "sample_weight")
         if self.weight is not None and self.weight.shape != (len(x),):
-            raise ValueError(f"weight has shape {self.weight.shape}; expected one number per row: ({len(x)},)")
+            raise ValueError(f"sample_weight has shape {self.weight.shape}; expected one number per row: ({len(x)},)")
         self.n_features, self.dtype = self.x.shape[1], tile_dtype(self.x)
         self.rows = chunk_rows or max(ELEMENTS_OF_A_VIEW // self.n_features, 1)
 
@@ -208,18 +239,22 @@ class ParquetStream(Stream):
     """The rows of a Parquet file, or of all files of a folder in the order of their names."""
 
     def __init__(
-        self, path: Path, columns: Sequence[str] | None = None, weight: Any = None, chunk_rows: int | None = None
+        self, path: Path, columns: Sequence[str] | None = None, sample_weight: Any = None, chunk_rows: int | None = None
     ) -> None:
         if not path.exists():
             raise ValueError(f"{path}: there is no such file or folder")
-        if weight is not None and not isinstance(weight, str):
-            raise ValueError(f"weight is {type(weight).__name__}; expected the name of a column of {path}")
-        self.path, self.weight = path, weight
+        if sample_weight is not None and not isinstance(sample_weight, str):
+            raise ValueError(
+                f"sample_weight is {type(sample_weight).__name__}; expected the name of a column of {path}"
+            )
+        self.path, self.weight = path, sample_weight
         try:
             self.dataset = pyarrow_module("pyarrow.dataset").dataset(path, format="parquet")
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
-        self.columns = number_columns(self.dataset.schema, columns, [] if weight is None else [weight], str(path))
+        self.columns = number_columns(
+            self.dataset.schema, columns, [] if self.weight is None else [self.weight], str(path)
+        )
         self.n_features = len(self.columns)
         arrow = pyarrow_module("pyarrow")
         single = all(self.dataset.schema.field(name).type == arrow.float32() for name in self.columns)

@@ -11,7 +11,8 @@ import importlib
 import math
 import os
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Final
 
@@ -23,7 +24,7 @@ LONGEST_LINE: Final = 2**24
 DEFLATE_RATIO: Final = 1032  # a byte of a deflate stream stands for no more bytes than this
 INDEX_COLUMN: Final = "__index_level_"  # where pandas keeps a row index in Parquet
 
-__all__ = ["check_suffix", "read_table", "write_table"]
+__all__ = ["check_suffix", "numbers_of", "pyarrow_module", "read_table", "reading", "write_table"]
 
 
 def read_table(path: str | os.PathLike[str], *, names: Sequence[str] = ("x", "X")) -> np.ndarray:
@@ -62,19 +63,32 @@ def read_table(path: str | os.PathLike[str], *, names: Sequence[str] = ("x", "X"
     """
     file = Path(path)
     read, _ = FORMATS[check_suffix(file)]
-    if not file.exists():
-        raise ValueError(f"{file}: there is no such file")
-    if not file.is_file():  # a pipe would block, a device may never end
-        raise ValueError(f"{file}: is not a regular file")
-    try:
+    with reading(file):
         array = read(file, names)
-    except ImportError:
-        raise
-    except Exception as error:  # a damaged file makes zipfile, NumPy and pyarrow raise a dozen types
-        raise ValueError(f"{file}: {' '.join(str(error).split()) or type(error).__name__}") from error
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{file}: has dtype {array.dtype}; expected real numbers")
     return array
+
+
+@contextmanager
+def reading(path: Path, error_type: type[ValueError] = ValueError) -> Iterator[None]:
+    """Whatever goes wrong in the block is an error of one type that names the file; there has to be one.
+
+    Errors of a type of their own are expected to name it already.
+    """
+    if not path.exists():
+        raise error_type(f"{path}: there is no such file")
+    if not path.is_file():  # a pipe would block, a device may never end
+        raise error_type(f"{path}: is not a regular file")
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:
+        if error_type is not ValueError and isinstance(error, error_type):
+            raise
+        # a damaged file makes zipfile, NumPy and pyarrow raise a dozen types
+        raise error_type(f"{path}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 def write_table(path: str | os.PathLike[str], array: np.ndarray, *, name: str = "x") -> None:
@@ -227,6 +241,7 @@ def _first_not_number(column: Any) -> str:
 
 
 def pyarrow_module(module: str) -> Any:
+    """pyarrow or a part of it; ImportError says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from emalgam import arrays
 from emalgam.namespace import is_tensor, namespace, to_host
 from emalgam_kernels.blocks import default_threads
+from emalgam_kernels.kl_blocks import ASYMMETRY
 
 ROWS_AT_ONCE = 16384
 ROWS_ON_A_GPU = 2**22
@@ -100,6 +102,127 @@ def check_weight(sample_weight: Any, n_samples: int, first: int = 0, some: bool 
     return weight
 
 
+# ---- arrays of any shape, and stacks
+
+
+def real_array(name: str, values: Any, expected: str = "real numbers (float, int or bool)") -> np.ndarray:
+    """`values` as a NumPy array of real numbers, in whatever dtype; ValueError for anything else."""
+    array = arrays.to_numpy(values, name)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} has dtype {array.dtype}; expected {expected}")
+    return array
+
+
+def check_array(name: str, values: Any) -> np.ndarray:
+    """`values` as a NumPy array of finite real numbers; ValueError naming the first index that is not."""
+    array = real_array(name, values)
+    if array.dtype.kind != "f" or _all_finite(array):
+        return array
+    with np.errstate(over="ignore"):
+        index = first_index(~np.isfinite(array.astype(np.float64, copy=False)))
+    value = "NaN" if np.isnan(array[index]) else "inf"
+    raise ValueError(f"{name} contains {value}{in_words(index)}; expected finite numbers: remove or impute it first")
+
+
+def check_weight_of(sample_weight: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """ω as float64 of the samples' shape (..., N); finite, not negative, in no problem all zero."""
+    if sample_weight is None:
+        return np.broadcast_to(1.0, shape)
+    given = check_array("sample_weight", sample_weight)
+    given = np.broadcast_to(given, shape[-1:]) if given.ndim == 0 else given
+    if given.shape not in {shape, shape[-1:]}:
+        raise ValueError(f"sample_weight has shape {given.shape}; expected one number per sample: {shape}")
+    weight = given.astype(np.float64, copy=False)
+    if weight.min() < 0:
+        index = first_index(weight < 0)
+        raise ValueError(f"sample_weight is {weight[index]:g}{in_words(index)}; expected weights >= 0")
+    empty = weight.max(axis=-1) == 0
+    if empty.any():
+        where = in_words(first_index(empty))
+        raise ValueError(f"sample_weight is zero for every sample{where}; expected at least one positive weight")
+    return np.broadcast_to(weight, shape)
+
+
+def broadcast(what: str, **shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """The common shape of `what`; ValueError naming all shapes if there is none."""
+    try:
+        return np.broadcast_shapes(*shapes.values())
+    except ValueError:
+        found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"{what} do not broadcast: {found}; expected equal lengths, or lengths of 1") from None
+
+
+def asymmetric(matrices: np.ndarray) -> np.ndarray:
+    """Which matrices of (..., D, D) are not symmetric but for rounding, (...) bool."""
+    size = np.sqrt(np.abs(np.einsum("...ii->...i", matrices)))
+    skew = np.abs(matrices - matrices.swapaxes(-1, -2)) > ASYMMETRY * size[..., None] * size[..., None, :]
+    wrong: np.ndarray = skew.any(axis=(-1, -2))
+    return wrong
+
+
+def check_symmetric(name: str, matrices: np.ndarray) -> None:
+    """ValueError naming the first matrix of (..., D, D) that is not symmetric but for rounding."""
+    wrong = asymmetric(matrices)
+    if wrong.any():
+        raise ValueError(f"{name}{in_words(first_index(wrong))} is not symmetric; pass 0.5 * (c + c.T)")
+
+
+def factor_covariances(name: str, values: Any) -> np.ndarray:
+    """L with L Lᵀ = Σ, (..., D, D) float64; ValueError naming the first Σ without one."""
+    matrices = check_array(name, values).astype(np.float64)
+    if matrices.ndim < 2 or matrices.shape[-1] != matrices.shape[-2] or matrices.shape[-1] == 0:
+        raise ValueError(f"{name} has shape {matrices.shape}; expected square matrices: (..., features, features)")
+    check_symmetric(name, matrices)
+    try:
+        return np.linalg.cholesky(matrices)
+    except np.linalg.LinAlgError:
+        raise not_positive_definite(name, matrices, first_index(indefinite(matrices))) from None
+
+
+def indefinite(matrices: np.ndarray) -> np.ndarray:
+    """Which symmetric matrices (..., D, D) have no Cholesky factor; (...) bool."""
+    flat = matrices.reshape(-1, *matrices.shape[-2:])
+    return np.reshape([not _has_cholesky_factor(matrix) for matrix in flat], matrices.shape[:-2])
+
+
+def _has_cholesky_factor(matrix: np.ndarray) -> bool:
+    try:
+        np.linalg.cholesky(matrix)
+    except np.linalg.LinAlgError:
+        return False
+    return True
+
+
+def not_positive_definite(name: str, matrices: np.ndarray, index: tuple[int, ...]) -> ValueError:
+    """The error for one matrix of (..., D, D)."""
+    return ValueError(
+        f"{name}{in_words(index)} is not positive definite (smallest eigenvalue "
+        f"{np.linalg.eigvalsh(matrices[index])[0]:.9g}); add to its diagonal"
+    )
+
+
+def first_index(wrong: np.ndarray) -> tuple[int, ...]:
+    """Index of the first true entry."""
+    return tuple(int(i) for i in np.argwhere(wrong)[0])
+
+
+def in_words(index: tuple[int, ...]) -> str:
+    """An index in words; nothing for a lone number."""
+    return f" at [{', '.join(map(str, index))}]" if index else ""
+
+
+def check_features(features: Sequence[int], n_features: int) -> np.ndarray:
+    """Indices of some of the features, all different, as int64; ValueError for one that is not there."""
+    chosen = np.asarray(features)
+    legal = chosen.ndim == 1 and chosen.dtype.kind in "iu" and len(chosen) > 0
+    if not legal or len(set(chosen.tolist())) < len(chosen) or chosen.min() < 0 or chosen.max() >= n_features:
+        raise ValueError(f"features is {features!r}; expected different integers from 0 to {n_features - 1}")
+    return chosen.astype(np.int64)
+
+
+# ---- single values
+
+
 def check_threads(n_threads: int | None) -> int:
     """A number of threads; None means every processor that this process may use."""
     if n_threads is None:
@@ -140,52 +263,3 @@ def generator(random_state: Any) -> np.random.Generator:
         raise ValueError(
             f"random_state is {random_state!r}; expected None, an integer >= 0, or a NumPy random generator ({error})"
         ) from None
-
-
-def check_array(name: str, values: Any) -> np.ndarray:
-    """`values` as a NumPy array of finite real numbers; ValueError naming the first index that is not."""
-    array = arrays.to_numpy(values, name)
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"{name} has dtype {array.dtype}; expected real numbers (float, int or bool)")
-    if array.dtype.kind != "f":
-        return array
-    with np.errstate(over="ignore", invalid="ignore"):  # mostly one sum, which needs no memory
-        if array.sum(dtype=np.float64) * 0.0 == 0.0:
-            return array
-        wrong = ~np.isfinite(array.astype(np.float64, copy=False))
-    if wrong.any():
-        index = first_index(wrong)
-        value = "NaN" if np.isnan(array[index]) else "inf"
-        raise ValueError(f"{name} contains {value}{in_words(index)}; expected finite numbers: remove or replace it")
-    return array
-
-
-def asymmetric(matrices: np.ndarray) -> np.ndarray:
-    """Which matrices (..., D, D) are not symmetric but for rounding; (...) bool."""
-    size = np.sqrt(np.abs(np.einsum("...ii->...i", matrices)))
-    skew = np.abs(matrices - matrices.swapaxes(-1, -2)) > 1e-8 * size[..., None] * size[..., None, :]
-    return np.asarray(skew.any(axis=(-1, -2)))
-
-
-def indefinite(matrices: np.ndarray) -> np.ndarray:
-    """Which symmetric matrices (..., D, D) have no Cholesky factor; (...) bool."""
-    flat = matrices.reshape(-1, *matrices.shape[-2:])
-    return np.reshape([not _has_cholesky_factor(matrix) for matrix in flat], matrices.shape[:-2])
-
-
-def _has_cholesky_factor(matrix: np.ndarray) -> bool:
-    try:
-        np.linalg.cholesky(matrix)
-    except np.linalg.LinAlgError:
-        return False
-    return True
-
-
-def first_index(wrong: np.ndarray) -> tuple[int, ...]:
-    """Index of the first true entry."""
-    return tuple(int(i) for i in np.argwhere(wrong)[0])
-
-
-def in_words(index: tuple[int, ...]) -> str:
-    """An index in words; nothing for a lone number."""
-    return f" at [{', '.join(map(str, index))}]" if index else ""

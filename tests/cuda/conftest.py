@@ -6,6 +6,8 @@ EMALGAM_REQUIRED_BACKENDS=numba_cuda makes it an error that the kernels cannot r
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,3 +27,23 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     if collection_path.name == COMPILE_GATE:
         return True if SIMULATED or missing_packages() or missing_compiler() else None
     return True if reason is not None and collection_path.suffix == ".py" else None
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _switch_often() -> Iterator[None]:
+    """The simulator polls its threads: the less they wait for the interpreter, the sooner it is done."""
+    interval = sys.getswitchinterval()
+    if SIMULATED:
+        sys.setswitchinterval(interval / 10)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So few blocks that each has several tiles, and chunks of two sums."""
+    from emalgam_kernels.numba_cuda import fused, products
+
+    monkeypatch.setattr(fused, "multiprocessors", lambda _: 1)
+    monkeypatch.setattr(products, "ROWS_OF_A_SUM", products.COLUMN_STEP)
+    monkeypatch.setattr(products, "MOST_ROWS", 2 * products.COLUMN_STEP)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from emalgam_kernels import Direct, Packed
-from emalgam_kernels.numba_cuda import device
-from emalgam_kernels.numba_cuda.problem import DirectProblem, Frame, PackedProblem, Results
+from emalgam_kernels.numba_cuda import device, direct, fused, products
+from emalgam_kernels.numba_cuda.problem import DirectProblem, Frame, PackedProblem, Results, Sums
 from tests import oracles
 from tests.kernels.problems import Problem, assert_within, random_mixture, sample
 from tests.tolerances import EPS, tolerance
@@ -20,6 +20,25 @@ ARITHMETICS = [("float64", "float64"), ("float32", "float32"), ("float32", "floa
 SMALLEST = {"float64": 1e-300, "float32": 1e-36}  # below this a responsibility may be zero instead
 
 Run = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to compute a pass; with the fixture `small`, `rows` are several tiles or chunks and a rest, `fewer` two."""
+
+    run: Run
+    algorithm: str
+    rows: int
+    fewer: int
+
+
+TILES = fused.BLOCKS_PER_MULTIPROCESSOR * fused.ROWS_OF_A_TILE[0] + 5
+CHUNKS = 5 * products.COLUMN_STEP - 10, 3 * products.COLUMN_STEP - 10
+WAYS = {
+    "fused": Way(fused.run, "packed", TILES, TILES),
+    "products": Way(products.run, "packed", *CHUNKS),
+    "direct": Way(direct.run, "direct", *CHUNKS),
+}
 
 
 @contextmanager
@@ -79,22 +98,17 @@ def one_pass(
     real, K, F = device.REALS[parameters.arithmetic], parameters.n_components, parameters.n_statistics
     with current_device() as place:
 
-        def result(
-            name: str, *shape: int, dtype: torch.dtype = real, fill: float = float("nan")
-        ) -> torch.Tensor | None:
-            return torch.full(shape, fill, dtype=dtype, device=place) if name in wanted.split() else None
+        def result(name: str, *shape: int) -> torch.Tensor | None:
+            return torch.full(shape, float("nan"), dtype=real, device=place) if name in wanted.split() else None
 
         n = len(x)
-        results = Results(
-            result("log_prob", n),
-            result("responsibilities", n, K),
-            result("statistics", K, F, dtype=torch.float64, fill=start),
-            result("statistics", 1, dtype=torch.float64, fill=start),
-        )
+        begun = Sums(*(torch.full(shape, start, dtype=torch.float64, device=place) for shape in ((K, F), (1,))))
+        sums = begun if "statistics" in wanted.split() else None
+        results = Results(result("log_prob", n), result("responsibilities", n, K), sums)
         rows = x if isinstance(x, torch.Tensor) else torch.from_numpy(x).to(place)
         omega = None if weight is None else torch.from_numpy(weight).to(place, real)
         run(rows, omega, on_device(parameters, hard), results)
-    found = (results.log_prob, results.responsibilities, results.statistics, results.total)
+    found = (results.log_prob, results.responsibilities, sums and sums.statistics, sums and sums.total)
     return Found(*(None if each is None else each.cpu().numpy() for each in found))
 
 

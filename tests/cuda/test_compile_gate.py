@@ -5,19 +5,28 @@ NVIDIA's compiler runs, on kernels made for these tests; no GPU is needed. Not i
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numba
+import numpy as np
 import pytest
+import torch
+from cuda.core.utils import StridedMemoryView
 from numba import cuda
+from numba.cuda import codegen, dispatcher
 
 from bench import cuda_resources
 from bench.cuda_resources import ARCHITECTURES, Resources, differences, measure, render, violations
-from emalgam_kernels.numba_cuda.device import Kernel, flat
+from emalgam_kernels.numba_cuda import device, fused
+from emalgam_kernels.numba_cuda.device import Kernel, allow_shared_bytes, flat, view
+from emalgam_kernels.numba_cuda.fused import plan
+from emalgam_kernels.numba_cuda.kl_kernels import factor_kernel
 
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 float32, float64 = numba.types.float32, numba.types.float64
@@ -112,11 +121,141 @@ def test_device_functions_need_no_gpu() -> None:
         assert found.registers <= 32, "the function was not inlined"
 
 
+@every_architecture
+@pytest.mark.parametrize("arithmetic", ["float32", "float64"])
+def test_products_whose_rounding_is_taken_apart(arithmetic: str, architecture: str) -> None:
+    """The factorisation needs each product rounded by itself: no mul that ptxas could join with a sum, but an fma."""
+    factors = factor_kernel(arithmetic, in_shared=True)
+    with cuda_resources.compiling_for(ARCHITECTURES[architecture]):
+        ptx = cuda_resources.compiled(factors, architecture, "ptx")
+    products = re.findall(r"fma\.rn\.f\d\d\s+(%\w+), (%\w+), (%\w+), 0[fd]0+;", ptx)
+    assert products, "none"
+    for product, m, n in products:
+        assert not re.search(rf"mul\S*\.f\d\d\s+%\w+, ({m}, {n}|{n}, {m});", ptx), f"{m} {n} is a mul too"
+        negative = re.search(rf"neg\.f\d\d\s+(%\w+), {product};", ptx)
+        assert negative, f"{product} is not subtracted from the exact product"
+        assert re.search(rf"fma\.rn\.f\d\d\s+%\w+, {m}, {n}, {negative[1]};", ptx)
+
+
 def test_more_registers_than_a_multiprocessor_has() -> None:
     found = Resources("toy", "float32", 1024, "sm_90", 65, 0, 0, 0, 0, 0)
     assert violations(found) == ["toy (sm_90) cannot be launched: 1024 threads of 65 registers are too many"]
     assert [replace(found, registers=r).blocks for r in (64, 33, 32, 10)] == [1, 1, 2, 2]
     assert [replace(found, threads=256, registers=r).blocks for r in (128, 80, 64, 255)] == [2, 3, 4, 1]
+
+
+@pytest.mark.parametrize("kilobytes", [163, 227])
+@pytest.mark.parametrize("arithmetic", ["float32", "float64"])
+def test_a_hundred_statistics_of_a_hundred_components_fit_the_fused_kernel(arithmetic: str, kilobytes: int) -> None:
+    for D, F in ((98, 100), (49, 99), (12, 91)):
+        assert plan(D, 100, F, arithmetic, False, kilobytes * 1024) is not None
+    (row,) = (row for row in cuda_resources.reach() if row[:5] == ["spherical", "98", "100", "100", arithmetic])
+    assert "no" not in row[6:]
+
+
+def test_two_blocks_of_a_multiprocessor_come_before_larger_tiles() -> None:
+    """K = 16 components of F = 128 statistics in float64: registers leave room for two blocks of 128 threads."""
+    found = {kilobytes: plan(126, 16, 128, "float64", False, kilobytes * 1024) for kilobytes in (48, 99, 163, 227)}
+    assert {kilobytes: way and (way.tile.T, way.blocks) for kilobytes, way in found.items()} == {
+        48: None,
+        99: (64, 1),
+        163: (32, 2),
+        227: (64, 2),
+    }
+
+
+def test_registers_leave_room_for_the_blocks_that_plans_count_on() -> None:
+    """Twice the threads where a plan with few of them has two blocks or four."""
+    for kernel in fused.kernels():
+        found = measure(kernel, "sm_80")
+        assert found.blocks >= kernel.blocks, kernel.name
+
+
+def test_shared_memory_is_allowed_as_the_driver_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attribute, its value, the kernel and the device, in the order of `cuKernelSetAttribute`."""
+    from cuda.bindings import driver as binding
+    from numba.cuda.cudadrv import driver
+
+    allowed: list[Any] = []
+    monkeypatch.setattr(driver, "driver", SimpleNamespace(cuKernelSetAttribute=lambda *given: allowed.append(given)))
+    function = SimpleNamespace(attrs=SimpleNamespace(shared=1000), handle="kernel", device=SimpleNamespace(id=1))
+    allow_shared_bytes(function, 163 * 1024)
+    attribute = binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    assert allowed == [(attribute, 163 * 1024 - 1000, "kernel", 1)]
+    assert callable(binding.cuKernelSetAttribute)
+
+
+def example(kind: Any, of_numba: bool) -> Any:
+    """An argument of one of Numba's types, as Numba's launch takes it or as ours does."""
+    if isinstance(kind, numba.types.Array):
+        array = ARRAYS[str(kind.dtype)]
+        return StridedMemoryView.from_dlpack(array, stream_ptr=-1) if of_numba else view(array)
+    if isinstance(kind, numba.types.BaseTuple):
+        fields = (example(each, of_numba) for each in kind)
+        return getattr(kind, "instance_class", tuple)(*fields)
+    return int(np.random.default_rng(len(str(kind))).integers(100))
+
+
+def plain(word: Any) -> tuple[Any, int]:
+    """Value and bytes of a word; Python's integers are as long as a pointer."""
+    return (word, 8) if isinstance(word, int) else (word.value, ctypes.sizeof(word))
+
+
+DTYPES = ("float32", "float64", "int32", "int64", "uint8")
+ARRAYS = {name: torch.zeros(3, dtype=getattr(torch, name)) for name in DTYPES}
+
+
+@pytest.mark.parametrize("kernel", cuda_resources.kernels_of_the_library(), ids=lambda kernel: kernel.name)
+def test_arguments_are_what_numba_makes_of_them(kernel: Kernel) -> None:
+    """Arrays in main memory, whose addresses tell as much."""
+    expected: list[Any] = []
+    numbas = dispatcher._Kernel.__new__(dispatcher._Kernel)
+    numbas.extensions = []
+    for kind in kernel.signature:
+        numbas._prepare_args(kind, example(kind, of_numba=True), 0, [], expected)
+    found = kernel.words(*(example(kind, of_numba=False) for kind in kernel.signature))
+    assert [plain(word) for word in found] == [plain(word) for word in expected]
+    with pytest.raises(ValueError, match="shorter"):
+        kernel.words()
+
+
+def test_an_argument_that_no_kernel_takes() -> None:
+    with pytest.raises(TypeError, match="expected flat arrays, numbers, and NamedTuples of numbers"):
+        replace(kernel(reversed_sums), signature=(float32[:, :],)).words(None)
+
+
+def test_what_numba_compiled_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the one signature; only loading it needs a GPU."""
+    context = SimpleNamespace(device=SimpleNamespace(compute_capability=(9, 0)))
+    monkeypatch.setattr(codegen.devices, "get_context", lambda: context)
+    monkeypatch.setattr(dispatcher._Kernel, "bind", lambda _: None)
+    with cuda_resources.compiling_for((9, 0)):
+        library = kernel(reversed_sums)._library
+    assert isinstance(library, codegen.CUDACodeLibrary)
+    assert "reversed_sums" in library.get_asm_str()
+    assert callable(library.get_cufunc)
+
+
+def test_a_launch_is_as_numbas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grid, block, shared memory, stream and kernel; the limit of shared memory is raised once for a device."""
+    launched: list[Any] = []
+    allowed: list[Any] = []
+    function = SimpleNamespace(kernel="loaded kernel", device=SimpleNamespace(id=0))
+    toy = kernel(reversed_sums)
+    toy.__dict__["_library"] = SimpleNamespace(get_cufunc=lambda: function)
+    monkeypatch.setattr(device.core, "launch", lambda *given: launched.append(given))
+    monkeypatch.setattr(device, "allow_shared_bytes", lambda *given: allowed.append(given))
+    monkeypatch.setattr(device, "most_shared_bytes", lambda _: 163 * 1024)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
+    x = view(ARRAYS["float32"])
+    for shared_bytes in (0, 100 * 1024, 120 * 1024):
+        toy.launch((3, 2), 64, x, x, shared_bytes=shared_bytes)
+        _, configuration, loaded, *words = launched[-1]
+        assert (configuration.grid, configuration.block) == ((3, 2, 1), (64, 1, 1))
+        assert (configuration.shmem_size, configuration.is_cooperative) == (shared_bytes, False)
+        assert (loaded, words) == ("loaded kernel", [*x.words, *x.words])
+    assert allowed == [(function, 163 * 1024)]
 
 
 def test_a_log_without_a_kernel_is_an_error() -> None:

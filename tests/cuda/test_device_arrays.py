@@ -254,7 +254,7 @@ def test_pieces_of_any_layout(kind: str, tmp_path: Any) -> None:
     found = np.concatenate([to_host(piece).copy() for piece in inbound.pieces()])
     np.testing.assert_array_equal(found, array.astype(np.float64))
     out = np.zeros(array.shape)
-    outbound = staging.Outbound(out, 7, 2)
+    outbound = staging.Outbound(out, 7, device.default_device(), 2)
     for first in range(0, N, 7):
         outbound.put(first, on_device(found[first : first + 7]))
     outbound.finish()

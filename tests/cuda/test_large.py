@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from emalgam_kernels import Packed
-from emalgam_kernels.numba_cuda import device, mixture
+from emalgam_kernels import Packed, Sampler
+from emalgam_kernels.numba_cuda import device, mixture, sampling
 from tests.conftest import SIMULATED
 
 pytestmark = pytest.mark.skipif(SIMULATED, reason="the simulator would take days")
@@ -45,3 +46,16 @@ def test_more_elements_than_32_bits_count(N: int, D: int, K: int) -> None:
         sums += log_p.sum()
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-3 * N**0.5)
     torch.testing.assert_close(total, sums, rtol=1e-6, atol=0.0)
+
+
+def test_more_samples_than_32_bits_count() -> None:
+    """The last rows of N · D > 2³¹ are those that are drawn alone."""
+    N, D = 2**25 + 3, 65
+    place, rng = device.default_device(), np.random.default_rng(0)
+    sampler = Sampler(rng.normal(size=(3, D)), rng.normal(size=(3, D)), np.ones(3))
+    x, labels = torch.empty((N, D), device=place), torch.empty(N, dtype=torch.int64, device=place)
+    sampling.sample_mixture(sampler, 1, 0, x, labels)  # type: ignore[arg-type]
+    last, last_labels = np.empty((1000, D), np.float32), np.empty(1000, np.int64)
+    sampling.sample_mixture(sampler, 1, N - 1000, last, last_labels)
+    np.testing.assert_array_equal(x[-1000:].cpu().numpy(), last)
+    np.testing.assert_array_equal(labels[-1000:].cpu().numpy(), last_labels)

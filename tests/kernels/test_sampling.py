@@ -34,6 +34,10 @@ STANDARD_ERRORS = 4.9  # exceeded by one estimate in a million
 FALSE_ALARM = 1e-4  # of each test with a p-value
 ANDERSON_DARLING = 5.97  # exceeded with probability 0.001: Marsaglia & Marsaglia (2004)
 MANY = 10**6
+ROWS = 60 if SIMULATED else 600  # more than one tile
+SLICED = 140 if SIMULATED else 1400
+SLICES = [(0, 1), (3, 20), (63, 66), (80, SLICED)] if SIMULATED else [(0, 1), (3, 20), (511, 514), (600, SLICED)]
+ROWS_OF_EXACT_NORMALS = 300 if SIMULATED else 1500
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 every_draw = pytest.mark.parametrize("draw", DRAWS)
 every_size = pytest.mark.parametrize("D", [1, 2, 3, 4, 5, 8, 9, 16, 17])
@@ -115,9 +119,9 @@ _exact: dict[str, np.ndarray] = {}
 
 
 def exact_normals(dtype: str) -> np.ndarray:
-    """1500 rows of 5, computed once."""
+    """Some rows of 5, computed once."""
     if dtype not in _exact:
-        _exact[dtype] = box_muller(1500, 5, dtype)
+        _exact[dtype] = box_muller(ROWS_OF_EXACT_NORMALS, 5, dtype)
     return _exact[dtype]
 
 
@@ -125,7 +129,7 @@ def exact_normals(dtype: str) -> np.ndarray:
 
 
 def assert_normals_are_accurate(backend: str, dtype: str) -> None:
-    found = normals(emalgam_kernels.load(backend, "sampling"), 1500, 5, dtype)
+    found = normals(emalgam_kernels.load(backend, "sampling"), ROWS_OF_EXACT_NORMALS, 5, dtype)
     error = oracles.ulp_errors(found.ravel(), exact_normals(dtype).ravel(), dtype).max()
     bound = tolerance("numpy normal" if backend == "reference" else "normal", dtype)
     assert error <= bound, f"a normal of {backend} in {dtype} is off by {error:.2f} ulp"
@@ -145,7 +149,7 @@ def test_normals_of_other_simd_levels(simd_level: str, dtype: str) -> None:
 @every_dtype
 @every_size
 def test_normals_agree_with_the_reference(kernels: ModuleType, dtype: str, D: int) -> None:
-    found, expected = (normals(each, 600, D, dtype, 2**32 - 300) for each in (kernels, reference()))
+    found, expected = (normals(each, ROWS, D, dtype, 2**32 - ROWS // 2) for each in (kernels, reference()))
     ulp = tolerance("normal", dtype) + tolerance("numpy normal", dtype)
     assert_within(found, expected, ulp * np.spacing(np.abs(expected)), "ε")
 
@@ -156,16 +160,16 @@ def test_normals_of_a_row_do_not_depend_on_how_many_there_are(kernels: ModuleTyp
 
 
 @every_dtype
-@pytest.mark.parametrize(("start", "stop"), [(0, 1), (3, 20), (511, 514), (600, 1400)])
+@pytest.mark.parametrize(("start", "stop"), SLICES)
 def test_a_slice_of_normals(kernels: ModuleType, dtype: str, start: int, stop: int) -> None:
-    whole = normals(kernels, 1400, 5, dtype, first=2**40)
+    whole = normals(kernels, SLICED, 5, dtype, first=2**40)
     np.testing.assert_array_equal(normals(kernels, stop - start, 5, dtype, 2**40 + start), whole[start:stop])
 
 
 @every_dtype
 def test_normals_into_any_strides(kernels: ModuleType, dtype: str) -> None:
-    expected = normals(kernels, 600, 4, dtype)
-    for out in (np.zeros((4, 600), dtype).T, np.zeros((1200, 9), dtype)[::-2, 1::2]):
+    expected = normals(kernels, ROWS, 4, dtype)
+    for out in (np.zeros((4, ROWS), dtype).T, np.zeros((2 * ROWS, 9), dtype)[::-2, 1::2]):
         kernels.normals(SEED, 5, 0, out)
         np.testing.assert_array_equal(out, expected)
 
@@ -278,8 +282,8 @@ def test_samples_are_what_they_are_made_of(kernels: ModuleType, dtype: str, cova
     for D in (1, 2, 3, 5, 8, 13):
         mixture = some_mixture(5, D, covariance_type)
         sampler, first = sampler_of(mixture, 77), 1001
-        x, labels = draws(kernels, sampler, 600, dtype, draw, first)
-        rows = np.arange(first, first + 600)
+        x, labels = draws(kernels, sampler, ROWS, dtype, draw, first)
+        rows = np.arange(first, first + ROWS)
         noise = np.empty((rows[-1] + 1, D), dtype)
         reference().normals(SEED, NORMALS, 0, noise)
         epsilon = noise[rows // 2] if draw == "antithetic" else noise[rows]
@@ -303,10 +307,10 @@ def test_samples_of_other_simd_levels(simd_level: str, dtype: str, covariance_ty
 
 @every_dtype
 @every_draw
-@pytest.mark.parametrize(("start", "stop"), [(0, 1), (3, 20), (511, 514), (601, 1400)])
+@pytest.mark.parametrize(("start", "stop"), SLICES)
 def test_a_slice_of_samples(kernels: ModuleType, dtype: str, draw: str, start: int, stop: int) -> None:
     sampler = sampler_of(some_mixture(5, 3), 333)
-    whole = draws(kernels, sampler, 1400, dtype, draw, first=10**6 + 1)
+    whole = draws(kernels, sampler, SLICED, dtype, draw, first=10**6 + 1)
     alone = draws(kernels, sampler, stop - start, dtype, draw, 10**6 + 1 + start)
     np.testing.assert_array_equal(alone[0], whole[0][start:stop])
     np.testing.assert_array_equal(alone[1], whole[1][start:stop])
@@ -315,8 +319,8 @@ def test_a_slice_of_samples(kernels: ModuleType, dtype: str, draw: str, start: i
 @every_dtype
 @every_draw
 def test_labels_are_the_same_on_every_backend(kernels: ModuleType, dtype: str, draw: str) -> None:
-    sampler = sampler_of(some_mixture(9, 2), 1000)
-    found, expected = (draws(each, sampler, 1500, dtype, draw)[1] for each in (kernels, reference()))
+    sampler = sampler_of(some_mixture(9, 2), SLICED // 3 * 2)
+    found, expected = (draws(each, sampler, SLICED, dtype, draw)[1] for each in (kernels, reference()))
     np.testing.assert_array_equal(found, expected)
 
 
@@ -331,9 +335,10 @@ def test_threads_do_not_change_samples(kernels: ModuleType, draw: str) -> None:
 @every_dtype
 def test_samples_into_any_strides(kernels: ModuleType, dtype: str) -> None:
     sampler = sampler_of(some_mixture(4, 8))
-    x, labels = draws(kernels, sampler, 600, dtype)
-    for out in (np.zeros((8, 600), dtype).T, np.zeros((1200, 17), dtype)[::-2, 1::2], np.zeros((600, 9), dtype)[:, 1:]):
-        strided = np.zeros(1200, np.int64)[::-2]
+    x, labels = draws(kernels, sampler, ROWS, dtype)
+    strided_rows = np.zeros((2 * ROWS, 17), dtype)[::-2, 1::2]
+    for out in (np.zeros((8, ROWS), dtype).T, strided_rows, np.zeros((ROWS, 9), dtype)[:, 1:]):
+        strided = np.zeros(2 * ROWS, np.int64)[::-2]
         kernels.sample_mixture(sampler, SEED, 0, out, strided)
         np.testing.assert_array_equal(out, x)
         np.testing.assert_array_equal(strided, labels)
@@ -454,7 +459,7 @@ def log_ratio(x: np.ndarray, p: Gaussians, q: Gaussians) -> np.ndarray:
 @every_type
 @pytest.mark.parametrize("algorithm", ["packed", "direct"])
 def test_sums_are_their_definition(kernels: ModuleType, dtype: str, covariance_type: str, algorithm: str) -> None:
-    n, first = (300 if SIMULATED else 3000), 12345
+    n, first = (100 if SIMULATED else 3000), 12345
     p, q = pair(3, covariance_type)
     found = kl_sums(kernels, p, q, n, dtype, algorithm, first=first)
     d = log_ratio(draws(kernels, sampler_of(p), n, dtype, first=first)[0], p, q)
@@ -466,7 +471,7 @@ def test_sums_are_their_definition(kernels: ModuleType, dtype: str, covariance_t
 @every_dtype
 @every_draw
 def test_sums_with_a_control(kernels: ModuleType, dtype: str, draw: str) -> None:
-    n = 300 if SIMULATED else 3000
+    n = 100 if SIMULATED else 3000
     p, q = pair(4, "full")
     found = kl_sums(kernels, p, q, n, dtype, draw=draw, controlled=True)
     x = draws(kernels, sampler_of(p, n), n, dtype, draw)[0]
@@ -487,7 +492,9 @@ def test_threads_do_not_change_sums(kernels: ModuleType) -> None:
 
 def test_sums_of_parts_are_the_whole(kernels: ModuleType) -> None:
     p, q = pair(2, "diag")
-    whole, left, right = (kl_sums(kernels, p, q, n, first=first) for n, first in ((900, 0), (500, 0), (400, 500)))
+    part = SLICED // 3
+    parts = ((SLICED, 0), (part, 0), (SLICED - part, part))
+    whole, left, right = (kl_sums(kernels, p, q, n, first=first) for n, first in parts)
     np.testing.assert_allclose(left + right, whole, rtol=1e-13)
 
 
@@ -497,7 +504,7 @@ def test_no_samples(kernels: ModuleType) -> None:
 
 def test_of_a_mixture_with_itself_is_zero(kernels: ModuleType) -> None:
     p, _ = pair(3, "full")
-    assert kl_sums(kernels, p, p, 1000).tolist() == [0, 0]
+    assert kl_sums(kernels, p, p, ROWS).tolist() == [0, 0]
 
 
 def test_estimate_of_gaussians(backend: str, kernels: ModuleType) -> None:

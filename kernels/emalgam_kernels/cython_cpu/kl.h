@@ -1,11 +1,12 @@
 /* The functions of kl_tile.h for every arithmetic type and SIMD level. */
 #pragma once
+#include <float.h>
 #include <math.h>
 #include "tiles.h"
 
 /* A stack of Gaussians: each mean and matrix contiguous, `..._stride` bytes from one to the next (0: shared by all). */
 typedef struct {
-    const char *mean, *covariance, *factor; /* μ (D,); Σ and P (D, D), or (D,) if diagonal */
+    const char *mean, *covariance, *factor; /* μ (D,); Σ and P (D, D), or (D,) if diagonal; P may be NULL */
     Py_ssize_t mean_stride, covariance_stride, factor_stride;
 } Stack;
 
@@ -14,12 +15,21 @@ typedef struct {
     Stack p, q;
     Py_ssize_t D;
     int full;
-    double farthest;                      /* see kl_blocks.py */
+    double farthest, plain;               /* see kl_blocks.py */
     char *out;                            /* float64: (M,), or (M₁, M₂) */
     Py_ssize_t row_stride, column_stride; /* bytes */
     const char *shift;                    /* all pairs: (D,) of the arithmetic type */
     double guard;                         /* all pairs: the multiple of B below which a pair is computed again */
 } Divergence;
+
+/* Covariances (D, D), one every `covariance_stride` bytes, and where their P go; `out` is NULL if only the check is
+ * wanted. */
+typedef struct {
+    const char *covariance;
+    char *out;
+    Py_ssize_t D, covariance_stride, out_stride;
+    double plain, asymmetry; /* see kl_blocks.py */
+} Factorization;
 
 typedef struct {
     const char *level;
@@ -27,8 +37,7 @@ typedef struct {
     void (*pairs)(const Divergence *, Py_ssize_t start, Py_ssize_t stop, char *workspace);
     void (*all_pairs)(const Divergence *, Py_ssize_t row, Py_ssize_t last_row, Py_ssize_t column,
                       Py_ssize_t last_column, char *workspace);
-    Py_ssize_t (*precision_factors)(const char *covariance, Py_ssize_t covariance_stride, Py_ssize_t D, char *out,
-                                    Py_ssize_t out_stride, Py_ssize_t start, Py_ssize_t stop, char *workspace);
+    Py_ssize_t (*precision_factors)(const Factorization *, Py_ssize_t start, Py_ssize_t stop, char *workspace);
 } Divergence_functions;
 
 /* As in lanes.h, the halves of two vectors of sixteen lanes. */

@@ -13,7 +13,8 @@ cimport numpy as cnp
 from emalgam_kernels.blocks import for_each_block, workspace
 from emalgam_kernels.cython_cpu import mixture
 from emalgam_kernels.kl_blocks import (
-    FARTHEST, ROWS_OF_A_BLOCK, for_each_tile, guard, matrices_per_block, pairs_per_block, shift_of
+    ASYMMETRY, FARTHEST, PLAIN, ROWS_OF_A_BLOCK, for_each_tile, guard, matrices_per_block, pairs_per_block,
+    require_factors, shift_of
 )
 from emalgam_kernels.parameters import Gaussians
 
@@ -30,19 +31,24 @@ cdef extern from "kl.h" nogil:
         Stack p, q
         Py_ssize_t D
         int full
-        double farthest
+        double farthest, plain
         char *out
         Py_ssize_t row_stride, column_stride
         const char *shift
         double guard
+
+    ctypedef struct Factorization:
+        const char *covariance
+        char *out
+        Py_ssize_t D, covariance_stride, out_stride
+        double plain, asymmetry
 
     ctypedef struct Divergence_functions:
         const char *level
         Py_ssize_t (*workspace_size)(Py_ssize_t, int, Py_ssize_t) noexcept nogil
         void (*pairs)(const Divergence *, Py_ssize_t, Py_ssize_t, char *) noexcept nogil
         void (*all_pairs)(const Divergence *, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, char *) noexcept nogil
-        Py_ssize_t (*precision_factors)(const char *, Py_ssize_t, Py_ssize_t, char *, Py_ssize_t, Py_ssize_t,
-                                        Py_ssize_t, char *) noexcept nogil
+        Py_ssize_t (*precision_factors)(const Factorization *, Py_ssize_t, Py_ssize_t, char *) noexcept nogil
 
     const Divergence_functions *divergence_functions(const char *level, int is_float32)
 
@@ -52,7 +58,9 @@ cdef Stack _stack(object gaussians):
     cdef Stack stack
     stack.mean, stack.mean_stride = mean.data, mean.strides[0]
     stack.covariance, stack.covariance_stride = covariance.data, covariance.strides[0]
-    stack.factor, stack.factor_stride = factor.data, factor.strides[0]
+    stack.factor, stack.factor_stride = NULL, 0
+    if factor is not None:
+        stack.factor, stack.factor_stride = factor.data, factor.strides[0]
     return stack
 
 
@@ -70,7 +78,8 @@ cdef class _Blocks:
         cdef bytes level = mixture.simd_level().encode()
         self.code = divergence_functions(level, p.means.dtype == np.float32)
         g.p, g.q, g.D, g.full = _stack(p), _stack(q), p.n_features, p.covariance_type == "full"
-        g.farthest, g.out, g.row_stride = FARTHEST, <char *> out.data, out.strides[0]
+        g.farthest, g.plain = FARTHEST, PLAIN[p.means.dtype.name]
+        g.out, g.row_stride = <char *> out.data, out.strides[0]
         if shift is not None:
             g.column_stride, g.shift, g.guard = out.strides[1], shift.data, guard(p.means.dtype)
         self.workspace_size = self.code.workspace_size(g.D, g.full, 0 if shift is None else ROWS_OF_A_BLOCK)
@@ -87,36 +96,47 @@ cdef class _Blocks:
 
 
 cdef class _Factors:
-    """The blocks of precision_factors, and the first failure of each that has one."""
+    """The blocks of precision_factors, and the first failure of each that has one; `out` is None for a check."""
 
+    cdef Factorization factorization
     cdef const Divergence_functions *code
-    cdef cnp.ndarray covariances, out
+    cdef object arrays
     cdef readonly list failed
     cdef Py_ssize_t workspace_size
 
     def __init__(self, cnp.ndarray covariances, cnp.ndarray out):
+        cdef Factorization *f = &self.factorization
         cdef bytes level = mixture.simd_level().encode()
-        self.code = divergence_functions(level, out.dtype == np.float32)
-        self.covariances, self.out, self.failed = covariances, out, []
-        self.workspace_size = self.code.workspace_size(out.shape[1], True, 0)
+        cdef str dtype = covariances.dtype.name
+        self.arrays, self.failed = (covariances, out), []
+        self.code = divergence_functions(level, dtype == "float32")
+        f.covariance, f.covariance_stride, f.D = covariances.data, covariances.strides[0], covariances.shape[1]
+        f.out, f.out_stride, f.plain, f.asymmetry = NULL, 0, PLAIN[dtype], ASYMMETRY
+        if out is not None:
+            f.out, f.out_stride = <char *> out.data, out.strides[0]
+        self.workspace_size = self.code.workspace_size(f.D, True, 0)
 
     def factorize(self, Py_ssize_t start, Py_ssize_t stop):
         cdef cnp.ndarray memory = workspace(self.workspace_size)
-        cdef const char *covariance = self.covariances.data
-        cdef char *out = self.out.data
-        cdef Py_ssize_t first, D = self.out.shape[1]
-        cdef Py_ssize_t covariance_stride = self.covariances.strides[0], out_stride = self.out.strides[0]
+        cdef Py_ssize_t first
         with nogil:
-            first = self.code.precision_factors(covariance, covariance_stride, D, out, out_stride, start, stop,
-                                                <char *> memory.data)
+            first = self.code.precision_factors(&self.factorization, start, stop, <char *> memory.data)
         if first >= 0:
             self.failed.append(first)
 
 
 def precision_factors(covariances: np.ndarray, out: np.ndarray, n_threads: int = 1) -> int:
     """P_m; see `emalgam_kernels.reference.kl.precision_factors`."""
-    factors = _Factors(covariances, out)
-    for_each_block(factors.factorize, len(out), matrices_per_block(out.shape[1]), n_threads)
+    return _first_failure(_Factors(covariances, out), covariances, n_threads)
+
+
+def check_covariances(covariances: np.ndarray, n_threads: int = 1) -> int:
+    """The first that is none; see `emalgam_kernels.reference.kl.check_covariances`."""
+    return _first_failure(_Factors(covariances, None), covariances, n_threads)
+
+
+cdef _first_failure(_Factors factors, cnp.ndarray covariances, n_threads):
+    for_each_block(factors.factorize, len(covariances), matrices_per_block(covariances.shape[1]), n_threads)
     return min(factors.failed, default=-1)
 
 
@@ -127,4 +147,5 @@ def kl_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1) ->
 
 def kl_all_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1) -> None:
     """KL(p_i ‖ q_j); see `emalgam_kernels.reference.kl.kl_all_pairs`."""
+    require_factors(p, q)
     for_each_tile(_Blocks(p, q, out, shift_of(p, q)).all_pairs, len(p), len(q), n_threads)

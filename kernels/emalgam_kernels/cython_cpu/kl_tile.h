@@ -4,15 +4,7 @@
  * over whole vectors, whatever D is. The functions are specified in emalgam_kernels/reference/kl.py.
  */
 
-/* vectors.h has been here with tile.h: its types and functions are there, and only its macros are gone. */
-#define LANES ((Py_ssize_t)(VECTOR_BYTES / sizeof(REAL)))
-#define VEC N_(vec)
-#define IVEC N_(ivec)
-#define INLINE static inline __attribute__((always_inline)) TARGET
-#define KERNEL static __attribute__((noinline)) TARGET
-#define LOAD(p) ((VEC)(*(const N_(anywhere) *)(p)))
-#define STORE(p, v) (*(N_(anywhere) *)(p) = (v))
-#define SELECT(mask, a, b) ((VEC)(((IVEC)(a) & (mask)) | ((IVEC)(b) & ~(mask))))
+#include "vectors_begin.h"
 #define AT(tile, i) LOAD((tile) + (i) * LANES)
 #define PUT(tile, i, v) STORE((tile) + (i) * LANES, v)
 
@@ -39,8 +31,12 @@ INLINE void N_(transpose)(VEC *v) {
 #undef SWAP
 }
 
-/* tile ← a − b (b may be NULL), element f of lane l from a[l][f]. Prefetches what the next LANES pairs want if they lie
- * behind these: the processor does not foresee so many short streams. An address that is not one is no fault. */
+/* Prefetches what the pairs after the next LANES want, if they lie `tile` elements apart: the processor does not foresee
+ * so many short streams. Into the second cache, whose queue of loads is long: a tile's loads at once would fill that of
+ * the first and hold up the arithmetic. An address that is not one is no fault. */
+#define FETCH_AHEAD(a, tile) __builtin_prefetch((a) + 2 * (tile), 0, 2)
+
+/* tile ← a − b (b may be NULL), element f of lane l from a[l][f]. */
 KERNEL void N_(gather)(const REAL *const *a, const REAL *const *b, Py_ssize_t count, REAL *restrict tile) {
     for (Py_ssize_t f = 0; f < count;) {
         if (count < LANES) { /* fewer elements than a vector has */
@@ -52,8 +48,8 @@ KERNEL void N_(gather)(const REAL *const *a, const REAL *const *b, Py_ssize_t co
         VEC v[VECTOR_LANES];
 #pragma GCC unroll 16
         for (int l = 0; l < VECTOR_LANES; ++l) {
-            __builtin_prefetch(a[l] + first + count * LANES);
-            if (b) __builtin_prefetch(b[l] + first + count * LANES);
+            FETCH_AHEAD(a[l] + first, count * LANES);
+            if (b) FETCH_AHEAD(b[l] + first, count * LANES);
         }
 #pragma GCC unroll 16
         for (int l = 0; l < VECTOR_LANES; ++l) v[l] = b ? LOAD(a[l] + first) - LOAD(b[l] + first) : LOAD(a[l] + first);
@@ -81,7 +77,7 @@ KERNEL void N_(scatter)(const REAL *restrict tile, Py_ssize_t count, Py_ssize_t 
     }
 }
 
-/* Where each lane's mean, covariance and factor are; lanes beyond `count` repeat the last. */
+/* Where each lane's mean, covariance and factor (NULL if there is none) are; lanes beyond `count` repeat the last. */
 typedef struct {
     const REAL *mean[VECTOR_LANES], *covariance[VECTOR_LANES], *factor[VECTOR_LANES];
 } N_(Lanes);
@@ -91,7 +87,7 @@ INLINE void N_(lanes_of)(const Stack *s, const Py_ssize_t *index, Py_ssize_t cou
         const Py_ssize_t m = index[l < count ? l : count - 1];
         lanes->mean[l] = (const REAL *)(s->mean + m * s->mean_stride);
         lanes->covariance[l] = (const REAL *)(s->covariance + m * s->covariance_stride);
-        lanes->factor[l] = (const REAL *)(s->factor + m * s->factor_stride);
+        lanes->factor[l] = s->factor ? (const REAL *)(s->factor + m * s->factor_stride) : NULL;
     }
 }
 
@@ -135,15 +131,22 @@ INLINE VEC N_(log_product)(const N_(Product) *product) {
 /* Σ_i log P_ii = −½ log |Σ| of each lane, P read where it lies. */
 INLINE VEC N_(log_factors)(const REAL *const *factor, Py_ssize_t D, int full) {
     N_(Product) product = {(VEC){0} + (REAL)1, (IVEC){0}};
-    const Py_ssize_t step = full ? D + 1 : 1, next = (full ? D * D : D) * LANES; /* as in gather */
+    const Py_ssize_t step = full ? D + 1 : 1, tile = (full ? D * D : D) * LANES;
     for (Py_ssize_t i = 0; i < D; ++i) {
         VEC x;
         for (int l = 0; l < VECTOR_LANES; ++l) {
             x[l] = factor[l][i * step];
-            __builtin_prefetch(factor[l] + i * step + next);
+            FETCH_AHEAD(factor[l] + i * step, tile);
         }
         N_(multiply)(&product, x);
     }
+    return N_(log_product)(&product);
+}
+
+/* Σ_i log x_i of D vectors. */
+INLINE VEC N_(log_tile)(const REAL *restrict x, Py_ssize_t D) {
+    N_(Product) product = {(VEC){0} + (REAL)1, (IVEC){0}};
+    for (Py_ssize_t i = 0; i < D; ++i) N_(multiply)(&product, AT(x, i));
     return N_(log_product)(&product);
 }
 
@@ -184,8 +187,9 @@ enum N_(terms) { N_(UPPER_ON_THE_RIGHT), N_(LOWER_ON_THE_LEFT), N_(UPPER_BY_LOWE
 KERNEL void N_(product)(enum N_(terms) terms, N_(Matrix) x, N_(Matrix) y, Py_ssize_t D, REAL *restrict out) {
     for (Py_ssize_t i = 0; i < D;) {
         const int rows = D - i >= 2 ? 2 : 1;
-        for (Py_ssize_t j = 0; j < (terms == N_(UPPER_ON_THE_RIGHT) ? D : i + rows);) {
-            const int columns = D - j >= 4 ? 4 : D - j >= 2 ? 2 : 1;
+        const Py_ssize_t wanted = terms == N_(UPPER_ON_THE_RIGHT) ? D : i + rows;
+        for (Py_ssize_t j = 0; j < wanted;) {
+            const int columns = wanted - j >= 4 ? 4 : wanted - j >= 2 ? 2 : 1;
             const Py_ssize_t first = terms == N_(UPPER_BY_LOWER) ? i : 0;
             const Py_ssize_t last = terms == N_(UPPER_ON_THE_RIGHT) ? j + columns
                                   : terms == N_(LOWER_ON_THE_LEFT) ? i + rows : D;
@@ -214,7 +218,215 @@ INLINE VEC N_(squared_distance)(const REAL *restrict factor, const REAL *restric
     return square;
 }
 
+INLINE REAL *N_(aligned)(char *workspace) { return (REAL *)(workspace + (64 - (size_t)workspace % 64) % 64); }
+
+/* ---- P of covariances ------------------------------------------------------------------------------------------ */
+
+/* a b + c with one rounding. fma(a, b, 0) is a product that the compiler cannot join with an addition. */
+INLINE VEC N_(fma)(VEC a, VEC b, VEC c) {
+    VEC out;
+#pragma GCC unroll 16
+    for (int l = 0; l < VECTOR_LANES; ++l)
+        out[l] = sizeof(REAL) == 8 ? (REAL)__builtin_fma(a[l], b[l], c[l]) : (REAL)__builtin_fmaf(a[l], b[l], c[l]);
+    return out;
+}
+
+INLINE VEC N_(sqrt)(VEC x) {
+    VEC out;
+#pragma GCC unroll 16
+    for (int l = 0; l < VECTOR_LANES; ++l)
+        out[l] = sizeof(REAL) == 8 ? (REAL)__builtin_sqrt(x[l]) : (REAL)__builtin_sqrtf(x[l]);
+    return out;
+}
+
+/* (high, low) −= (m, m_low) (l, l_low) in twice the precision: Dekker (1971), Numerische Mathematik 18, 224-242. */
+INLINE void N_(subtract_product)(VEC m, VEC m_low, VEC l, VEC l_low, VEC *high, VEC *low) {
+    const VEC a = *high, product = N_(fma)(m, l, (VEC){0}), rest = N_(fma)(m, l, -product);
+    const VEC difference = a - product, back = difference - a;
+    const VEC error = (a - (difference - back)) - (product + back);
+    *high = difference;
+    *low = *low + (error - rest) - m * l_low - m_low * l;
+}
+
+/* m_ij = Σ_ij − Σ_{k<j} m_ik l_jk for `rows` rows i. The lower triangle of A holds Σ, and l in the columns before j; m_ij
+ * goes to the upper one, at (j, i). If `exact`, in twice the precision: `low` holds the lower halves. */
+INLINE void N_(eliminate)(const int exact, const int rows, Py_ssize_t i, Py_ssize_t j, Py_ssize_t D, REAL *restrict A,
+                          REAL *restrict low) {
+    VEC high[4], rest[4] = {{0}};
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; ++r) high[r] = AT(A, (i + r) * D + j);
+    for (Py_ssize_t k = 0; k < j; ++k) {
+        const VEC l = AT(A, j * D + k), l_low = exact ? AT(low, j * D + k) : (VEC){0};
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; ++r) {
+            const VEC m = AT(A, k * D + i + r);
+            if (exact) N_(subtract_product)(m, AT(low, k * D + i + r), l, l_low, high + r, rest + r);
+            else high[r] -= m * l;
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; ++r) {
+        PUT(A, j * D + i + r, high[r]);
+        if (exact) PUT(low, j * D + i + r, rest[r]);
+    }
+}
+
+/* Σ = L diag(pivot) Lᵀ with unit lower triangular L, column by column; l_ij = m_ij / pivot_j replaces Σ_ij below the
+ * diagonal. `reciprocal` ← 1 / pivot, NaN where that is not positive. */
+INLINE void N_(eliminate_all)(const int exact, REAL *restrict A, REAL *restrict low, Py_ssize_t D,
+                              REAL *restrict reciprocal) {
+    for (Py_ssize_t j = 0; j < D; ++j) {
+        Py_ssize_t i = j;
+        for (; i + 4 <= D; i += 4) N_(eliminate)(exact, 4, i, j, D, A, low);
+        for (; i < D; ++i) N_(eliminate)(exact, 1, i, j, D, A, low);
+        const VEC high = AT(A, j * D + j), rest = exact ? AT(low, j * D + j) : (VEC){0}, pivot = high + rest;
+        const VEC pivot_low = rest - (pivot - high);
+        VEC inverse = (REAL)1 / pivot;
+        inverse = SELECT((IVEC)(inverse > (REAL)0) & (IVEC)(inverse < (REAL)INFINITY), inverse, (VEC){0} + (REAL)NAN);
+        PUT(reciprocal, j, inverse);
+        for (i = j + 1; i < D; ++i) {
+            const VEC m = AT(A, j * D + i), l = m * inverse;
+            PUT(A, i * D + j, l);
+            if (exact)
+                PUT(low, i * D + j, (N_(fma)(-l, pivot, m) + AT(low, j * D + i) - l * pivot_low) * inverse);
+        }
+    }
+}
+
+KERNEL void N_(factorize_covariance)(int exact, REAL *restrict A, REAL *restrict low, Py_ssize_t D,
+                                     REAL *restrict reciprocal) {
+    if (exact) N_(eliminate_all)(1, A, low, D, reciprocal);
+    else N_(eliminate_all)(0, A, low, D, reciprocal);
+}
+
+/* P ← L⁻ᵀ, upper triangular: row i of L⁻¹ from those above it. */
+KERNEL void N_(invert)(const REAL *restrict L, Py_ssize_t D, REAL *restrict P) {
+    for (Py_ssize_t i = 0; i < D; ++i) {
+        for (Py_ssize_t j = 0; j < i; ++j) {
+            VEC sum = AT(L, i * D + j);
+            for (Py_ssize_t k = j + 1; k < i; ++k) sum += AT(L, i * D + k) * AT(P, j * D + k);
+            PUT(P, j * D + i, -sum);
+            PUT(P, i * D + j, (VEC){0});
+        }
+        PUT(P, i * D + i, (VEC){0} + (REAL)1);
+    }
+}
+
+/* Σ_i Σ_ii (Σ⁻¹)_ii of Σ⁻¹ = P diag(reciprocal) Pᵀ. */
+INLINE VEC N_(inflation)(const REAL *restrict variance, const REAL *restrict P, const REAL *restrict reciprocal,
+                         Py_ssize_t D) {
+    VEC total = {0};
+    for (Py_ssize_t i = 0; i < D; ++i) {
+        VEC precision = {0};
+        for (Py_ssize_t k = i; k < D; ++k) precision += AT(P, i * D + k) * AT(P, i * D + k) * AT(reciprocal, k);
+        total += AT(variance, i) * precision;
+    }
+    return total;
+}
+
+/* P ← L⁻ᵀ and `reciprocal` ← 1 / pivot of Σ = L diag(pivot) Lᵀ, which is in A already and is overwritten: in plain
+ * arithmetic, and again in twice the precision in lanes where that has lost digits (see PLAIN in kl_blocks.py). `low` is
+ * of the size of A, `spare` (D) vectors. */
+KERNEL void N_(precisions_of)(const REAL *const *covariance, Py_ssize_t D, REAL plain, REAL *restrict A,
+                              REAL *restrict low, REAL *restrict P, REAL *restrict reciprocal, REAL *restrict spare) {
+    for (Py_ssize_t i = 0; i < D; ++i) PUT(spare, i, AT(A, i * D + i));
+    N_(factorize_covariance)(0, A, low, D, reciprocal);
+    N_(invert)(A, D, P);
+    const IVEC exact = (IVEC)(N_(inflation)(spare, P, reciprocal, D) <= plain); /* not so if NaN */
+    Py_ssize_t count = 0;
+    for (int l = 0; l < VECTOR_LANES; ++l) count += exact[l] != 0;
+    if (count == LANES) return;
+    N_(gather)(covariance, NULL, D * D, A);
+    N_(factorize_covariance)(1, A, low, D, spare);
+    N_(invert)(A, D, low);
+    for (Py_ssize_t i = 0; i < D; ++i) {
+        PUT(reciprocal, i, SELECT(exact, AT(reciprocal, i), AT(spare, i)));
+        for (Py_ssize_t j = i; j < D; ++j) PUT(P, i * D + j, SELECT(exact, AT(P, i * D + j), AT(low, i * D + j)));
+    }
+}
+
+/* P ← P diag(√reciprocal). */
+INLINE void N_(scale_columns)(const REAL *restrict reciprocal, Py_ssize_t D, REAL *restrict P) {
+    for (Py_ssize_t j = 0; j < D; ++j) {
+        const VEC scale = N_(sqrt)(AT(reciprocal, j));
+        for (Py_ssize_t i = 0; i <= j; ++i) PUT(P, i * D + j, AT(P, i * D + j) * scale);
+    }
+}
+
+/* Lanes whose matrices are symmetric: |a_ij − a_ji| ≤ tolerance √(a_ii a_jj). */
+INLINE IVEC N_(symmetric)(const REAL *restrict A, Py_ssize_t D, REAL tolerance) {
+    IVEC symmetric = (IVEC)((VEC){0} == (VEC){0}), same = symmetric;
+    for (Py_ssize_t i = 1; i < D; ++i)
+        for (Py_ssize_t j = 0; j < i; ++j) same &= (IVEC)(AT(A, i * D + j) == AT(A, j * D + i));
+    Py_ssize_t count = 0;
+    for (int l = 0; l < VECTOR_LANES; ++l) count += same[l] != 0;
+    if (count == LANES) return same;
+    for (Py_ssize_t i = 1; i < D; ++i) {
+        const VEC allowed = tolerance * N_(sqrt)(AT(A, i * D + i));
+        for (Py_ssize_t j = 0; j < i; ++j) {
+            const VEC difference = AT(A, i * D + j) - AT(A, j * D + i);
+            const VEC size = SELECT((IVEC)(difference < 0), -difference, difference);
+            symmetric &= (IVEC)(size <= allowed * N_(sqrt)(AT(A, j * D + j)));
+        }
+    }
+    return symmetric;
+}
+
+/* Lanes whose Σ in A plain elimination proves to be positive definite; overwrites A. With H = Σ scaled to a unit diagonal,
+ * |H| = Π pivot_i / Σ_ii and the least eigenvalue of H is at least |H| / e, for the others have the mean D / (D − 1) at
+ * most. Rounding moves it by no more than D² eps: Higham (2002), theorem 10.5. */
+INLINE IVEC N_(plainly_positive)(REAL *restrict A, Py_ssize_t D, REAL *restrict reciprocal, REAL *restrict variance) {
+    VEC inverse_determinant = (VEC){0} + (REAL)1;
+    for (Py_ssize_t i = 0; i < D; ++i) PUT(variance, i, AT(A, i * D + i));
+    N_(factorize_covariance)(0, A, NULL, D, reciprocal);
+    for (Py_ssize_t i = 0; i < D; ++i) inverse_determinant *= AT(variance, i) * AT(reciprocal, i);
+    const REAL eps = sizeof(REAL) == 8 ? (REAL)DBL_EPSILON : (REAL)FLT_EPSILON;
+    return (IVEC)(inverse_determinant * ((REAL)(D * D) * eps) < (REAL)0.01); /* not so if NaN */
+}
+
+/* out_m ← P_m for start ≤ m < stop, unless `out` is NULL: then only symmetry is checked, too. Returns the first m whose
+ * covariance is not (symmetric and) positive definite, or −1. */
+KERNEL Py_ssize_t N_(precision_factors)(const Factorization *f, Py_ssize_t start, Py_ssize_t stop, char *workspace) {
+    const Py_ssize_t D = f->D;
+    REAL *A = N_(aligned)(workspace), *low = A + D * D * LANES, *P = low + D * D * LANES;
+    REAL *reciprocal = P + D * D * LANES, *spare = reciprocal + D * LANES;
+    Py_ssize_t failed = -1;
+    for (Py_ssize_t first = start; first < stop; first += LANES) {
+        const Py_ssize_t count = stop - first < LANES ? stop - first : LANES;
+        const REAL *from[VECTOR_LANES];
+        for (Py_ssize_t l = 0; l < LANES; ++l)
+            from[l] = (const REAL *)(f->covariance + (first + (l < count ? l : count - 1)) * f->covariance_stride);
+        N_(gather)(from, NULL, D * D, A);
+        IVEC proper = (IVEC)((VEC){0} == (VEC){0});
+        if (!f->out) {
+            proper = N_(symmetric)(A, D, (REAL)f->asymmetry);
+            const IVEC sure = proper & N_(plainly_positive)(A, D, reciprocal, spare);
+            Py_ssize_t lanes = 0;
+            for (int l = 0; l < VECTOR_LANES; ++l) lanes += sure[l] != 0;
+            if (lanes == LANES) continue;
+            N_(gather)(from, NULL, D * D, A);
+        }
+        N_(precisions_of)(from, D, (REAL)f->plain, A, low, P, reciprocal, spare);
+        for (Py_ssize_t k = 0; k < D; ++k) proper &= (IVEC)(AT(reciprocal, k) > (REAL)0);
+        for (Py_ssize_t l = 0; l < count && failed < 0; ++l)
+            if (!proper[l]) failed = first + l;
+        if (!f->out) continue;
+        REAL *to[VECTOR_LANES];
+        for (Py_ssize_t l = 0; l < count; ++l) to[l] = (REAL *)(f->out + (first + l) * f->out_stride);
+        N_(scale_columns)(reciprocal, D, P);
+        N_(scatter)(P, D * D, count, to);
+    }
+    return failed;
+}
+
 /* ---- pairs ---------------------------------------------------------------------------------------------------- */
+
+/* Σ_k log(1 + d_k) of the diagonal that `factorize` leaves, to some eps: one logarithm of the product. */
+INLINE VEC N_(log_pivots)(const REAL *restrict E, Py_ssize_t D) {
+    N_(Product) product = {(VEC){0} + (REAL)1, (IVEC){0}};
+    for (Py_ssize_t k = 0; k < D; ++k) N_(multiply)(&product, AT(E, k * D + k) + (REAL)1);
+    return N_(log_product)(&product);
+}
 
 /* I + E = L diag(1 + d) Lᵀ with unit lower triangular L, column by column; overwrites E (its lower triangle).
  * Σ_{i > k} L_ik² (1 + d_k) is returned; d stays on the diagonal, and the smallest 1 + d goes to `least`. */
@@ -234,51 +446,96 @@ KERNEL VEC N_(factorize)(REAL *restrict E, Py_ssize_t D, REAL *restrict column, 
     return squares;
 }
 
+/* One thread's tiles for pairs: five of D D vectors (of D for diagonals) and three of D. */
+typedef struct {
+    REAL *E, *factor, *half_way, *covariance, *low, *m, *reciprocal, *spare;
+} N_(Tiles_of_pairs);
+
+INLINE N_(Tiles_of_pairs) N_(tiles_of_pairs)(REAL *work, Py_ssize_t D, int full) {
+    const Py_ssize_t width = (full ? D * D : D) * LANES;
+    REAL *m = work + 5 * width;
+    return (N_(Tiles_of_pairs)){work, work + width, work + 2 * width, work + 3 * width, work + 4 * width,
+                                m, m + D * LANES, m + 2 * D * LANES};
+}
+
+/* log |Σ_q| − log |Σ_p| of full covariances; overwrites all tiles if p came without P. */
+INLINE VEC N_(log_ratio)(const Divergence *g, const N_(Lanes) *p, const N_(Lanes) *q, const N_(Tiles_of_pairs) *t) {
+    const Py_ssize_t D = g->D;
+    const VEC log_q = q->factor[0] ? (REAL)2 * N_(log_factors)(q->factor, D, 1) : N_(log_tile)(t->reciprocal, D);
+    if (p->factor[0]) return (REAL)2 * N_(log_factors)(p->factor, D, 1) - log_q;
+    if (q->factor[0]) N_(gather)(p->covariance, NULL, D * D, t->covariance); /* else Σ_p is there already */
+    N_(precisions_of)(p->covariance, D, (REAL)g->plain, t->covariance, t->low, t->factor, t->reciprocal, t->spare);
+    return N_(log_tile)(t->reciprocal, D) - log_q;
+}
+
+/* P_q, and Σ_p − Σ_q, both full. */
+INLINE void N_(difference_and_factor)(const Divergence *g, const N_(Lanes) *p, const N_(Lanes) *q,
+                                      const N_(Tiles_of_pairs) *t) {
+    const Py_ssize_t D = g->D;
+    if (q->factor[0]) {
+        N_(gather)(p->covariance, q->covariance, D * D, t->E);
+        N_(gather)(q->factor, NULL, D * D, t->factor);
+        return;
+    }
+    N_(gather)(p->covariance, NULL, D * D, t->covariance);
+    N_(gather)(q->covariance, NULL, D * D, t->half_way);
+    for (Py_ssize_t f = 0; f < D * D; ++f) PUT(t->E, f, AT(t->covariance, f) - AT(t->half_way, f));
+    N_(precisions_of)(q->covariance, D, (REAL)g->plain, t->half_way, t->low, t->factor, t->reciprocal, t->spare);
+    N_(scale_columns)(t->reciprocal, D, t->factor);
+}
+
 /* Two forms of what the covariances contribute to 2 KL, from E = P_qᵀ (Σ_p − Σ_q) P_q with eigenvalues e:
  *     Σ (e − log(1 + e)) = Σ_k (d_k − log(1 + d_k)) + Σ_{i>k} L_ik² (1 + d_k)     while that is at most `farthest`, and
  *     tr E + log |Σ_q| − log |Σ_p|     beyond, where an eigenvalue of I + E may be so small that L has lost digits. */
-INLINE VEC N_(covariance_terms)(REAL *restrict E, const N_(Lanes) *p, const N_(Lanes) *q, Py_ssize_t D,
-                                REAL farthest, REAL *restrict column) {
-    VEC trace = {0}, least, close = {0};
-    for (Py_ssize_t i = 0; i < D; ++i) trace += AT(E, i * D + i);
-    const VEC squares = N_(factorize)(E, D, column, &least);
-    for (Py_ssize_t i = 0; i < D; ++i) close += N_(excess)(AT(E, i * D + i), AT(E, i * D + i) + (REAL)1);
-    close += squares;
-    /* the first condition: what excess makes of a negative number means nothing */
-    const IVEC near = (IVEC)(least > (REAL)0) & (IVEC)(close <= farthest);
+INLINE VEC N_(covariance_terms)(const Divergence *g, const N_(Lanes) *p, const N_(Lanes) *q,
+                                const N_(Tiles_of_pairs) *t) {
+    const Py_ssize_t D = g->D;
+    VEC trace = {0}, least;
+    for (Py_ssize_t i = 0; i < D; ++i) trace += AT(t->E, i * D + i);
+    VEC close = N_(factorize)(t->E, D, t->m, &least);
+    /* the first condition: what a logarithm makes of a negative number means nothing */
+    const VEC rough = trace - N_(log_pivots)(t->E, D);
+    const IVEC near = (IVEC)(least > (REAL)0) & (IVEC)(rough <= (REAL)g->farthest);
     Py_ssize_t count = 0;
     for (int l = 0; l < VECTOR_LANES; ++l) count += near[l] != 0;
-    if (count == LANES) return close;
-    const VEC logs = N_(log_factors)(p->factor, D, 1) - N_(log_factors)(q->factor, D, 1);
-    return SELECT(near, close, trace + (REAL)2 * logs);
+    for (Py_ssize_t i = 0; count && i < D; ++i) {
+        const VEC d = AT(t->E, i * D + i);
+        close += N_(excess)(d, d + (REAL)1);
+    }
+    return count == LANES ? close : SELECT(near, close, trace + N_(log_ratio)(g, p, q, t));
 }
 
 /* KL of each lane's pair: ½ (covariance_terms + ‖P_qᵀ (μ_p − μ_q)‖²). */
-KERNEL VEC N_(full_pairs)(const N_(Lanes) *p, const N_(Lanes) *q, Py_ssize_t D, REAL farthest, REAL *restrict work) {
-    REAL *E = work, *factor = E + D * D * LANES, *half_way = factor + D * D * LANES, *m = half_way + D * D * LANES;
-    N_(gather)(p->covariance, q->covariance, D * D, E);
-    N_(gather)(q->factor, NULL, D * D, factor);
-    N_(gather)(p->mean, q->mean, D, m);
-    const N_(Matrix) difference = {E, D, 1}, P = {factor, D, 1}, transposed = {factor, 1, D}, right = {half_way, D, 1};
-    N_(product)(N_(UPPER_ON_THE_RIGHT), difference, P, D, half_way);
-    N_(product)(N_(LOWER_ON_THE_LEFT), transposed, right, D, E);
-    const VEC distance = N_(squared_distance)(factor, m, D, NULL);
-    return (REAL)0.5 * (N_(covariance_terms)(E, p, q, D, farthest, m) + distance);
+KERNEL VEC N_(full_pairs)(const Divergence *g, const N_(Lanes) *p, const N_(Lanes) *q, REAL *restrict work) {
+    const Py_ssize_t D = g->D;
+    const N_(Tiles_of_pairs) t = N_(tiles_of_pairs)(work, D, 1);
+    N_(difference_and_factor)(g, p, q, &t);
+    N_(gather)(p->mean, q->mean, D, t.m);
+    const N_(Matrix) difference = {t.E, D, 1}, P = {t.factor, D, 1}, transposed = {t.factor, 1, D};
+    const N_(Matrix) right = {t.half_way, D, 1};
+    N_(product)(N_(UPPER_ON_THE_RIGHT), difference, P, D, t.half_way);
+    N_(product)(N_(LOWER_ON_THE_LEFT), transposed, right, D, t.E);
+    const VEC distance = N_(squared_distance)(t.factor, t.m, D, NULL);
+    return (REAL)0.5 * (N_(covariance_terms)(g, p, q, &t) + distance);
 }
 
 /* The same for diagonals: e = (σ_p² − σ_q²) P_q², δ = (μ_p − μ_q) P_q, ½ Σ [ e − log(1 + e) + δ² ]; where 1 + e < ½
  * it is computed as σ_p² P_q². */
-KERNEL VEC N_(diag_pairs)(const N_(Lanes) *p, const N_(Lanes) *q, Py_ssize_t D, REAL *restrict work) {
-    REAL *difference = work, *variance = work + D * LANES, *factor = variance + D * LANES, *m = factor + D * LANES;
-    N_(gather)(p->covariance, q->covariance, D, difference);
+KERNEL VEC N_(diag_pairs)(const Divergence *g, const N_(Lanes) *p, const N_(Lanes) *q, REAL *restrict work) {
+    const Py_ssize_t D = g->D;
+    const N_(Tiles_of_pairs) t = N_(tiles_of_pairs)(work, D, 0);
+    REAL *variance = t.half_way;
+    N_(gather)(p->covariance, q->covariance, D, t.E);
     N_(gather)(p->covariance, NULL, D, variance);
-    N_(gather)(q->factor, NULL, D, factor);
-    N_(gather)(p->mean, q->mean, D, m);
+    N_(gather)(q->factor[0] ? q->factor : q->covariance, NULL, D, t.factor);
+    N_(gather)(p->mean, q->mean, D, t.m);
     VEC sum = {0};
     for (Py_ssize_t i = 0; i < D; ++i) {
-        const VEC P = AT(factor, i), e = AT(difference, i) * P * P, delta = AT(m, i) * P;
+        const VEC given = AT(t.factor, i), P = q->factor[0] ? given : (REAL)1 / N_(sqrt)(given);
+        const VEC e = AT(t.E, i) * P * P, delta = AT(t.m, i) * P;
         const VEC ratio = SELECT((IVEC)(e < (REAL)-0.5), AT(variance, i) * P * P, e + (REAL)1);
-        sum += N_(excess)(e, ratio) + delta * delta;
+        const IVEC proper = (IVEC)(AT(variance, i) > (REAL)0) & (IVEC)(P < (REAL)INFINITY);
+        sum += SELECT(proper, N_(excess)(e, ratio) + delta * delta, (VEC){0} + (REAL)NAN);
     }
     return (REAL)0.5 * sum;
 }
@@ -288,10 +545,8 @@ INLINE VEC N_(lane_pairs)(const Divergence *g, const Py_ssize_t *i, const Py_ssi
     N_(Lanes) p, q;
     N_(lanes_of)(&g->p, i, count, &p);
     N_(lanes_of)(&g->q, j, count, &q);
-    return g->full ? N_(full_pairs)(&p, &q, g->D, (REAL)g->farthest, work) : N_(diag_pairs)(&p, &q, g->D, work);
+    return g->full ? N_(full_pairs)(g, &p, &q, work) : N_(diag_pairs)(g, &p, &q, work);
 }
-
-INLINE REAL *N_(aligned)(char *workspace) { return (REAL *)(workspace + (64 - (size_t)workspace % 64) % 64); }
 
 /* out_m ← KL(p_m ‖ q_m) for start ≤ m < stop. */
 KERNEL void N_(pairs)(const Divergence *g, Py_ssize_t start, Py_ssize_t stop, char *workspace) {
@@ -302,93 +557,6 @@ KERNEL void N_(pairs)(const Divergence *g, Py_ssize_t start, Py_ssize_t stop, ch
         const VEC divergence = N_(lane_pairs)(g, index, index, count, N_(aligned)(workspace));
         for (Py_ssize_t l = 0; l < count; ++l) *(double *)(g->out + (first + l) * g->row_stride) = divergence[l];
     }
-}
-
-/* ---- P of covariances ------------------------------------------------------------------------------------------ */
-
-/* a b + c with one rounding. fma(a, b, 0) is a product that the compiler cannot join with an addition. */
-INLINE VEC N_(fma)(VEC a, VEC b, VEC c) {
-    VEC out;
-#pragma GCC unroll 16
-    for (int l = 0; l < VECTOR_LANES; ++l)
-        out[l] = sizeof(REAL) == 8 ? (REAL)__builtin_fma(a[l], b[l], c[l]) : (REAL)__builtin_fmaf(a[l], b[l], c[l]);
-    return out;
-}
-
-/* (high, low) −= (m, m_low) (l, l_low) in twice the precision: Dekker (1971), Numerische Mathematik 18, 224-242. */
-INLINE void N_(subtract_product)(VEC m, VEC m_low, VEC l, VEC l_low, REAL *restrict high, REAL *restrict low) {
-    const VEC a = LOAD(high), product = N_(fma)(m, l, (VEC){0}), rest = N_(fma)(m, l, -product);
-    const VEC difference = a - product, back = difference - a;
-    const VEC error = (a - (difference - back)) - (product + back);
-    STORE(high, difference);
-    STORE(low, LOAD(low) + (error - rest - (m * l_low + m_low * l)));
-}
-
-/* Σ = L diag(pivot) Lᵀ with unit lower triangular L. Sums that leave little of Σ have twice the precision: without it
- * KL would be off by eps times the condition number. L replaces what is below the diagonal; `scale` ← 1 / √pivot. */
-KERNEL void N_(factorize_covariance)(REAL *restrict A, REAL *restrict low, Py_ssize_t D, REAL *restrict column,
-                                     REAL *restrict scale) {
-    for (Py_ssize_t i = 0; i < D * D; ++i) PUT(low, i, (VEC){0});
-    for (Py_ssize_t k = 0; k < D; ++k) {
-        const VEC high = AT(A, k * D + k), rest = AT(low, k * D + k), pivot = high + rest;
-        const VEC pivot_low = rest - (pivot - high), reciprocal = (REAL)1 / pivot;
-        REAL root[VECTOR_LANES];
-        STORE(root, pivot);
-        for (int l = 0; l < VECTOR_LANES; ++l)
-            root[l] = sizeof(REAL) == 8 ? (REAL)__builtin_sqrt(root[l]) : (REAL)__builtin_sqrtf(root[l]);
-        PUT(scale, k, (REAL)1 / LOAD(root)); /* NaN or infinity if not positive definite */
-        for (Py_ssize_t i = k + 1; i < D; ++i) {
-            const VEC m = AT(A, i * D + k), m_low = AT(low, i * D + k), l = m * reciprocal;
-            const VEC l_low = (N_(fma)(-l, pivot, m) + m_low - l * pivot_low) * reciprocal;
-            PUT(column, i, l);
-            PUT(column, D + i, l_low);
-            for (Py_ssize_t j = k + 1; j <= i; ++j)
-                N_(subtract_product)(m, m_low, AT(column, j), AT(column, D + j), A + (i * D + j) * LANES,
-                                     low + (i * D + j) * LANES);
-        }
-        for (Py_ssize_t i = k + 1; i < D; ++i) PUT(A, i * D + k, AT(column, i));
-    }
-}
-
-/* P ← L⁻ᵀ diag(1 / √pivot), upper triangular: row i of L⁻¹ from those above it. */
-KERNEL void N_(invert)(const REAL *restrict L, const REAL *restrict scale, Py_ssize_t D, REAL *restrict P) {
-    for (Py_ssize_t i = 0; i < D; ++i) {
-        for (Py_ssize_t j = 0; j < i; ++j) {
-            VEC sum = AT(L, i * D + j);
-            for (Py_ssize_t k = j + 1; k < i; ++k) sum += AT(L, i * D + k) * AT(P, j * D + k);
-            PUT(P, j * D + i, -sum);
-            PUT(P, i * D + j, (VEC){0});
-        }
-        PUT(P, i * D + i, (VEC){0} + (REAL)1);
-    }
-    for (Py_ssize_t i = 0; i < D; ++i)
-        for (Py_ssize_t j = i; j < D; ++j) PUT(P, i * D + j, AT(P, i * D + j) * AT(scale, j));
-}
-
-/* out_m ← P_m for start ≤ m < stop; returns the first m whose covariance is not positive definite, or −1. */
-KERNEL Py_ssize_t N_(precision_factors)(const char *covariance, Py_ssize_t covariance_stride, Py_ssize_t D, char *out,
-                                        Py_ssize_t out_stride, Py_ssize_t start, Py_ssize_t stop, char *workspace) {
-    REAL *A = (REAL *)(workspace + (64 - (size_t)workspace % 64) % 64), *low = A + D * D * LANES;
-    REAL *P = low + D * D * LANES, *scale = P + D * D * LANES, *column = scale + D * LANES;
-    Py_ssize_t failed = -1;
-    for (Py_ssize_t first = start; first < stop; first += LANES) {
-        const Py_ssize_t count = stop - first < LANES ? stop - first : LANES;
-        const REAL *from[VECTOR_LANES];
-        REAL *to[VECTOR_LANES];
-        for (Py_ssize_t l = 0; l < LANES; ++l) {
-            from[l] = (const REAL *)(covariance + (first + (l < count ? l : count - 1)) * covariance_stride);
-            to[l] = (REAL *)(out + (first + (l < count ? l : count - 1)) * out_stride);
-        }
-        N_(gather)(from, NULL, D * D, A);
-        N_(factorize_covariance)(A, low, D, column, scale);
-        N_(invert)(A, scale, D, P);
-        N_(scatter)(P, D * D, count, to);
-        VEC sum = {0};
-        for (Py_ssize_t k = 0; k < D; ++k) sum += AT(scale, k);
-        for (Py_ssize_t l = 0; l < count && failed < 0; ++l)
-            if (!(sum[l] < (REAL)INFINITY)) failed = first + l;
-    }
-    return failed;
 }
 
 /* ---- all pairs ------------------------------------------------------------------------------------------------ */
@@ -469,7 +637,7 @@ typedef struct {
 
 INLINE Py_ssize_t N_(work_size)(Py_ssize_t D, int full) {
     const Py_ssize_t width = full ? D * D : D, features = N_(feature_count)(D, full) + D + 2;
-    return (3 * width + 3 * D + (features > D ? features : D)) * LANES;
+    return (5 * width + 3 * D + (features > D ? features : D)) * LANES;
 }
 
 /* Bytes for `rows` rows of all pairs; for pairs `rows` is 0. */
@@ -574,3 +742,4 @@ static const Divergence_functions N_(divergence_functions) = {LEVEL_NAME, N_(div
 #undef COLUMNS
 #undef STRIDE
 #undef CHUNK
+#undef FETCH_AHEAD

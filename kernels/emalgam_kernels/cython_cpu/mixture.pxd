@@ -11,7 +11,7 @@ installed; for an editable install it has to be said. No header and no compiler 
 cpdef Py_ssize_t tile_step() noexcept nogil
 cpdef Py_ssize_t tile_step_float32() noexcept nogil
 
-# Rows [first, last) of φ(z): feature_map 0 full, 1 diag, 2 spherical.
+# Rows [first, last) of φ(z): feature_map 0 full, 1 diag, 2 spherical, 3 (z, 1) alone.
 cdef void feature_tile(int feature_map, const double *z, Py_ssize_t D, Py_ssize_t columns, Py_ssize_t stride,
                        Py_ssize_t first, Py_ssize_t last, double *phi) noexcept nogil
 cdef void feature_tile_float32(int feature_map, const float *z, Py_ssize_t D, Py_ssize_t columns, Py_ssize_t stride,

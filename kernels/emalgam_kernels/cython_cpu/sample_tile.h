@@ -4,39 +4,26 @@
  * lane, what the high half holds does not matter, and one instruction multiplies the low halves of a whole register.
  */
 
-#include "vectors.h"
+#include "vectors_begin.h"
 
 typedef uint64_t N_(words) __attribute__((vector_size(VECTOR_BYTES)));
 #define WORDS N_(words)
 #define UVEC N_(uvec)
-#define IS_FLOAT64 (VECTOR_LANES * 8 == VECTOR_BYTES)
 #if IS_FLOAT64
 typedef uint64_t N_(uvec) __attribute__((vector_size(VECTOR_BYTES)));
 #else
 typedef uint32_t N_(uvec) __attribute__((vector_size(VECTOR_BYTES)));
 #endif
 
-/* PRODUCT(a, m): the 64-bit products of the low halves of a and m. SQUARE_ROOT: GNU C has none of vectors. */
+/* The 64-bit products of the low halves of a and m. */
 #if defined(__x86_64__) && VECTOR_BYTES == 64
 #define PRODUCT(a, m) ((WORDS)_mm512_mul_epu32((__m512i)(a), _mm512_set1_epi64(m)))
-#define SQUARE_ROOT_f64(x) ((VEC)_mm512_sqrt_pd((__m512d)(x)))
-#define SQUARE_ROOT_f32(x) ((VEC)_mm512_sqrt_ps((__m512)(x)))
 #elif defined(__x86_64__) && VECTOR_BYTES == 32
 #define PRODUCT(a, m) ((WORDS)_mm256_mul_epu32((__m256i)(a), _mm256_set1_epi64x(m)))
-#define SQUARE_ROOT_f64(x) ((VEC)_mm256_sqrt_pd((__m256d)(x)))
-#define SQUARE_ROOT_f32(x) ((VEC)_mm256_sqrt_ps((__m256)(x)))
 #elif defined(__x86_64__)
 #define PRODUCT(a, m) ((WORDS)_mm_mul_epu32((__m128i)(a), _mm_set1_epi64x(m)))
-#define SQUARE_ROOT_f64(x) ((VEC)_mm_sqrt_pd((__m128d)(x)))
-#define SQUARE_ROOT_f32(x) ((VEC)_mm_sqrt_ps((__m128)(x)))
 #else
 #define PRODUCT(a, m) (((a) & 0xffffffffu) * (uint64_t)(m))
-#define SQUARE_ROOT_f64(x) N_(square_root)(x)
-#define SQUARE_ROOT_f32(x) N_(square_root)(x)
-INLINE VEC N_(square_root)(VEC x) {
-    for (Py_ssize_t i = 0; i < LANES; ++i) x[i] = IS_FLOAT64 ? __builtin_sqrt(x[i]) : __builtin_sqrtf(x[i]);
-    return x;
-}
 #endif
 
 /* ---- Philox and uniforms ----------------------------------------------------------------------------------- */
@@ -128,7 +115,7 @@ KERNEL void N_(normal_tile)(uint64_t seed, uint32_t stream, uint64_t first, int 
             N_(uniform_block)(seed, stream, (uint32_t)(d / UNIFORMS), first + n, halve, u);
 #pragma GCC unroll 2
             for (int i = 0; i < UNIFORMS; i += 2) {
-                const VEC radius = P_(SQUARE_ROOT)((REAL)-2 * N_(log)(u[i]));
+                const VEC radius = N_(square_root)((REAL)-2 * N_(log)(u[i]));
                 N_(cos_sin)(u[i + 1], &cosine, &sine);
                 STORE(noise + i * stride + n, radius * cosine);
                 STORE(noise + (i + 1) * stride + n, radius * sine);
@@ -281,9 +268,6 @@ static const Draw_functions N_(draw_functions) = {
 
 #undef WORDS
 #undef UVEC
-#undef IS_FLOAT64
 #undef PRODUCT
-#undef SQUARE_ROOT_f64
-#undef SQUARE_ROOT_f32
 #undef UNIFORMS
 #include "vectors_end.h"

@@ -3,10 +3,7 @@
 #include <Python.h>
 #include <stdint.h>
 #include <string.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-#include "simd.h"
+#include "vectors.h"
 
 /* The numbers of emalgam_kernels/philox.py. */
 #define PHILOX_ROUNDS 10

@@ -11,18 +11,23 @@
  * elements apart, a multiple of the vector length and not a power of two (rows would share cache sets).
  */
 
-#include "vectors.h"
+#include "vectors_begin.h"
 #define INTERLEAVE(a, b, group)                                                                                     \
     (__builtin_shufflevector(a, b, JOIN3(EVEN, VECTOR_LANES, group)) +                                               \
      __builtin_shufflevector(a, b, JOIN3(ODD, VECTOR_LANES, group)))
 
 /* ---- features ---------------------------------------------------------------------------------------------- */
 
-/* Rows [first, last) of φ(z) for one tile: full  z_i z_j (i ≥ j), z_i, 1; diag  z_i², z_i, 1; spherical  ‖z‖², z_i, 1.
- */
+/* How many rows of φ are quadratic in z; D linear ones and a constant follow. */
+INLINE Py_ssize_t N_(quadratic_count)(int map, Py_ssize_t D) {
+    return map == FULL ? D * (D + 1) / 2 : map == DIAG ? D : map == SPHERICAL ? 1 : 0;
+}
+
+/* Rows [first, last) of φ(z) for one tile: full  z_i z_j (i ≥ j), z_i, 1; diag  z_i², z_i, 1; spherical  ‖z‖², z_i, 1;
+ * linear  z_i, 1. */
 KERNEL void N_(feature_tile)(int map, const REAL *restrict z, Py_ssize_t D, Py_ssize_t columns, Py_ssize_t stride,
                              Py_ssize_t first, Py_ssize_t last, REAL *restrict phi) {
-    const Py_ssize_t quadratic = map == FULL ? D * (D + 1) / 2 : map == DIAG ? D : 1;
+    const Py_ssize_t quadratic = N_(quadratic_count)(map, D);
     Py_ssize_t i = 0, j = 0;
     if (map == FULL) { /* the pair (i, j) of row `first` */
         for (Py_ssize_t f = first < quadratic ? first : 0; f > i; f -= ++i) {}
@@ -251,26 +256,39 @@ KERNEL void N_(statistic_tile)(const REAL *restrict r, Py_ssize_t K, const REAL 
 
 /* ---- one block of rows: the tile loop ------------------------------------------------------------------------ */
 
+/* Which row of x and weight the problem's row n is. */
+INLINE Py_ssize_t N_(row_of)(const Problem *p, Py_ssize_t n) {
+    return p->order ? (Py_ssize_t)*(const int64_t *)(p->order + n * p->order_stride) : n;
+}
+
+/* z ← (x − shift) · scale for one feature of `rows` rows from `start`. */
+INLINE void N_(load_feature)(const int x_is_float32, const int ordered, const Problem *p, Py_ssize_t start,
+                             Py_ssize_t rows, Py_ssize_t d, REAL *restrict z) {
+    const char *x = p->x + d * p->x_column_stride;
+    const double shift = p->shift[d], scale = p->scale[d];
+    for (Py_ssize_t n = 0; n < rows; ++n) {
+        const char *at = x + (ordered ? N_(row_of)(p, start + n) : start + n) * p->x_row_stride;
+        z[n] = (REAL)(((x_is_float32 ? (double)*(const float *)at : *(const double *)at) - shift) * scale);
+    }
+}
+
 /* z ← (x − shift) · scale for `rows` rows of x, zero in padding columns and where the weight is zero: such a row may
- * hold anything finite, and 0 · φ must be 0. */
+ * hold anything, and 0 · φ must be 0. */
 KERNEL void N_(load_tile)(const Problem *p, Py_ssize_t start, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t stride,
                           REAL *restrict weight, REAL *restrict z) {
     for (Py_ssize_t n = 0; n < rows; ++n)
-        weight[n] = p->weight ? (REAL)*(const double *)(p->weight + (start + n) * p->weight_stride) : (REAL)1;
+        weight[n] = p->weight
+            ? (REAL)*(const double *)(p->weight + N_(row_of)(p, start + n) * p->weight_stride) : (REAL)1;
     for (Py_ssize_t n = rows; n < columns; ++n) weight[n] = 0;
     /* A few rows at a time, so that the cache lines of row-major x are still there for the next feature. */
     for (Py_ssize_t first = 0; first < rows; first += ROWS_OF_A_LOAD) {
-        const Py_ssize_t last = rows - first < ROWS_OF_A_LOAD ? rows : first + ROWS_OF_A_LOAD;
+        const Py_ssize_t count = rows - first < ROWS_OF_A_LOAD ? rows - first : ROWS_OF_A_LOAD;
         for (Py_ssize_t d = 0; d < p->D; ++d) {
-            const char *x = p->x + (start + first) * p->x_row_stride + d * p->x_column_stride;
-            const double shift = p->shift[d], scale = p->scale[d];
-            REAL *row = z + d * stride;
-            if (p->x_is_float32)
-                for (Py_ssize_t n = first; n < last; ++n, x += p->x_row_stride)
-                    row[n] = (REAL)(((double)*(const float *)x - shift) * scale);
-            else
-                for (Py_ssize_t n = first; n < last; ++n, x += p->x_row_stride)
-                    row[n] = (REAL)((*(const double *)x - shift) * scale);
+            REAL *row = z + d * stride + first;
+            if (p->x_is_float32 && p->order) N_(load_feature)(1, 1, p, start + first, count, d, row);
+            else if (p->x_is_float32) N_(load_feature)(1, 0, p, start + first, count, d, row);
+            else if (p->order) N_(load_feature)(0, 1, p, start + first, count, d, row);
+            else N_(load_feature)(0, 0, p, start + first, count, d, row);
         }
     }
     for (Py_ssize_t d = 0; d < p->D; ++d)
@@ -279,6 +297,38 @@ KERNEL void N_(load_tile)(const Problem *p, Py_ssize_t start, Py_ssize_t rows, P
     for (Py_ssize_t n = 0; n < rows; ++n)
         if (weight[n] == 0)
             for (Py_ssize_t d = 0; d < p->D; ++d) z[d * stride + n] = 0;
+}
+
+/* Each of `rows` rows times `factor`. */
+KERNEL void N_(scale_rows)(REAL *restrict tile, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t stride,
+                           const REAL *restrict factor) {
+    for (Py_ssize_t i = 0; i < rows; ++i, tile += stride)
+        for (Py_ssize_t n = 0; n < columns; n += LANES) STORE(tile + n, LOAD(tile + n) * LOAD(factor + n));
+}
+
+/* L = η Φᵀ with at most `features` rows of Φ at once. `kept`: phi holds all of Φ; else it is made of z, in pieces. */
+KERNEL void N_(packed_logit_tile)(const Problem *p, const REAL *restrict packed, const REAL *restrict z,
+                                  Py_ssize_t columns, Py_ssize_t stride, Py_ssize_t features, int kept,
+                                  REAL *restrict phi, REAL *restrict logits) {
+    for (Py_ssize_t f = 0; f < p->F; f += features) {
+        const Py_ssize_t width = p->F - f < features ? p->F - f : features;
+        REAL *piece = kept ? phi + f * stride : phi;
+        if (!kept) N_(feature_tile)(p->map, z, p->D, columns, stride, f, f + width, piece);
+        N_(logit_tile)(packed, p->K, p->F, f, width, piece, columns, stride, f > 0, logits);
+    }
+}
+
+/* S += R Φ, or R (f Φ) with a `factor` f, after packed_logit_tile of the same z and phi. */
+KERNEL void N_(packed_statistic_tile)(const Problem *p, const REAL *restrict z, const REAL *restrict r,
+                                      const REAL *restrict factor, Py_ssize_t columns, Py_ssize_t stride,
+                                      Py_ssize_t features, int kept, REAL *restrict phi) {
+    for (Py_ssize_t f = 0; f < p->F; f += features) {
+        const Py_ssize_t width = p->F - f < features ? p->F - f : features;
+        REAL *piece = kept ? phi + f * stride : phi;
+        if (!kept && features < p->F) N_(feature_tile)(p->map, z, p->D, columns, stride, f, f + width, piece);
+        if (factor) N_(scale_rows)(piece, width, columns, stride, factor);
+        N_(statistic_tile)(r, p->K, piece, width, columns, stride, p->statistics + f, p->F);
+    }
 }
 
 /* d ← z − μ_k, the D rows that both direct steps start from. */
@@ -381,13 +431,6 @@ KERNEL double N_(inner_product)(const REAL *restrict a, const REAL *restrict b, 
     return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
 }
 
-/* Each of `rows` rows times `factor`. */
-KERNEL void N_(scale_rows)(REAL *restrict tile, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t stride,
-                           const REAL *restrict factor) {
-    for (Py_ssize_t i = 0; i < rows; ++i, tile += stride)
-        for (Py_ssize_t n = 0; n < columns; n += LANES) STORE(tile + n, LOAD(tile + n) * LOAD(factor + n));
-}
-
 /* The coefficients as logit_tile reads them: η; for direct P_kᵀ, or the diagonal of P_k; and the whitening Wᵀ. */
 KERNEL void N_(pack_coefficients)(const Problem *p, REAL *restrict packed, REAL *restrict whitening) {
     const Py_ssize_t D = p->D, K = p->K, F = p->F;
@@ -437,11 +480,7 @@ KERNEL void N_(mixture_block)(const Problem *p, char *workspace) {
         if (p->direct)
             N_(direct_logit_tile)(p, packed, tile, columns, stride, phi, second, logits);
         else
-            for (Py_ssize_t f = 0; f < F; f += features) {
-                const Py_ssize_t width = F - f < features ? F - f : features;
-                N_(feature_tile)(p->map, tile, D, columns, stride, f, f + width, phi);
-                N_(logit_tile)(packed, K, F, f, width, phi, columns, stride, f > 0, logits);
-            }
+            N_(packed_logit_tile)(p, packed, tile, columns, stride, features, 0, phi, logits);
         N_(softmax_tile)(logits, K, columns, stride, weight, p->hard, p->statistics || p->responsibilities, factor,
                          log_prob);
         if (p->log_prob)
@@ -453,12 +492,7 @@ KERNEL void N_(mixture_block)(const Problem *p, char *workspace) {
         if (p->direct)
             N_(direct_statistic_tile)(p, tile, logits, columns, stride, phi, second, square);
         else
-            for (Py_ssize_t f = 0; f < F; f += features) {
-                const Py_ssize_t width = F - f < features ? F - f : features;
-                if (features < F) N_(feature_tile)(p->map, tile, D, columns, stride, f, f + width, phi);
-                if (factor) N_(scale_rows)(phi, width, columns, stride, factor);
-                N_(statistic_tile)(logits, K, phi, width, columns, stride, p->statistics + f, F);
-            }
+            N_(packed_statistic_tile)(p, tile, logits, factor, columns, stride, features, 0, phi);
     }
     if (p->total) *p->total += total;
 }

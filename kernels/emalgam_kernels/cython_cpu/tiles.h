@@ -8,9 +8,10 @@
 #include <stdint.h>
 #include <string.h>
 #include "lanes.h"
-#include "simd.h"
+#include "vectors.h"
 
-enum feature_map { FULL = 0, DIAG = 1, SPHERICAL = 2 };
+/* LINEAR is what tied needs while it lasts: −½ zᵀΛz is common to all components. */
+enum feature_map { FULL = 0, DIAG = 1, SPHERICAL = 2, LINEAR = 3 };
 
 /* Tile sizes: Φ, logits and x of a tile share the second-level cache; a block of Φ stays near the first. */
 #ifndef FEATURES_AT_ONCE
@@ -29,6 +30,8 @@ enum feature_map { FULL = 0, DIAG = 1, SPHERICAL = 2 };
 typedef struct {
     const char *x;                     /* (rows, D) float32 or float64, any strides */
     Py_ssize_t rows, D, K, F, x_row_stride, x_column_stride;
+    const char *order;                 /* (rows,) int64: the rows of x and weight to take, or NULL: all in turn */
+    Py_ssize_t order_stride;
     int x_is_float32, map, direct, hard;
     const double *shift, *scale;       /* (D,) the frame */
     const double *whitening;           /* (D, D) or NULL, applied after shift and scale: z W */

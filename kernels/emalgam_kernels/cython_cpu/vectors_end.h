@@ -1,6 +1,7 @@
-/* What vectors.h defined, undone for the next type and level. */
+/* What vectors_begin.h defined, undone for the next type and level. */
 
 #undef LANES
+#undef IS_FLOAT64
 #undef VEC
 #undef IVEC
 #undef INLINE

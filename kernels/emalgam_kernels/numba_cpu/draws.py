@@ -1,8 +1,7 @@
 """Philox, normals and samples as Numba functions on tiles, for the kernels of this package and for people's ``@njit``.
 
 Tiles are those of `emalgam_kernels.numba_cpu.tiles`: feature-major, C-contiguous, of one arithmetic dtype, `columns` a
-multiple of `column_step`. A word of Philox is kept in a uint64, so that a product of two words needs no wider type.
-Every constant is a uint64 too: with a Python int, Numba's arithmetic would go on in float64.
+multiple of `column_step`. What they make of one number is in `emalgam_kernels.scalars`.
 
 >>> import numba, numpy as np
 >>> @numba.njit
@@ -16,59 +15,29 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 import numba
 import numpy as np
 from numba.extending import overload
 
-from emalgam_kernels import polynomials
+from emalgam_kernels import scalars
 from emalgam_kernels.numba_cpu.tiles import INLINED, OPTIONS, compiled, log
-from emalgam_kernels.philox import KEY_INCREMENTS, LABELS, MULTIPLIERS, ROUNDS
+from emalgam_kernels.philox import LABELS
+from emalgam_kernels.scalars import cos_sin_float32, cos_sin_float64
 
 FEATURES_AT_ONCE: Final = 8  # of x = μ + L ε: one register of AVX-512, two of AVX2
 UNIFORMS_AT_ONCE: Final = 4  # rows that ε is padded to: a block's uniforms, or two blocks'
 
-_0, _1, _2, _9, _12, _32 = (np.uint64(value) for value in (0, 1, 2, 9, 12, 32))
-_LOW: Final = np.uint64(0xFFFFFFFF)
-_MULTIPLIERS: Final = tuple(np.uint64(value) for value in MULTIPLIERS)
-_KEY_INCREMENTS: Final = tuple(np.uint64(value) for value in KEY_INCREMENTS)
+_0, _1, _2 = (np.uint64(value) for value in (0, 1, 2))
 _STREAM_OF_LABELS: Final = np.uint64(LABELS)
-_ONE_BITS_FLOAT64: Final = np.float64(1).view(np.uint64)
-_ONE_BITS_FLOAT32: Final = np.float32(1).view(np.uint32)
-_BELOW_ONE_FLOAT64: Final = np.float64(1 - 2.0**-53)
-_BELOW_ONE_FLOAT32: Final = np.float32(1 - 2.0**-24)
 
 
 # ---- Philox and uniforms -------------------------------------------------------------------------------------------
 
-
-@compiled(INLINED)
-def philox(
-    seed: np.uint64, stream: np.uint64, block: np.uint64, row: np.uint64
-) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
-    """The four words of Philox4x32-10, each uint64 below 2³². Salmon et al. (2011)."""
-    a, b, c, d = row & _LOW, row >> _32, stream, block
-    first_key, second_key = seed & _LOW, seed >> _32
-    for _ in range(ROUNDS):
-        left, right = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
-        a, b = (right >> _32) ^ b ^ first_key, right & _LOW
-        c, d = (left >> _32) ^ d ^ second_key, left & _LOW
-        first_key, second_key = (first_key + _KEY_INCREMENTS[0]) & _LOW, (second_key + _KEY_INCREMENTS[1]) & _LOW
-    return a, b, c, d
-
-
-@compiled(INLINED)
-def unit_float64(low: np.uint64, high: np.uint64) -> float:
-    """(k + ½) 2⁻⁵² of the 52 highest bits k of two words: 1 + k 2⁻⁵² by its bits, less 1 − 2⁻⁵³."""
-    return np.uint64(((high << _32) | low) >> _12 | _ONE_BITS_FLOAT64).view(np.float64) - _BELOW_ONE_FLOAT64
-
-
-@compiled(INLINED)
-def unit_float32(word: np.uint64) -> np.float32:
-    """(k + ½) 2⁻²³ of the 23 highest bits k of a word."""
-    return np.uint32(np.uint32(word >> _9) | _ONE_BITS_FLOAT32).view(np.float32) - _BELOW_ONE_FLOAT32
+philox = compiled(INLINED)(scalars.philox)
+unit_float64 = compiled(INLINED)(scalars.unit_float64)
+unit_float32 = compiled(INLINED)(scalars.unit_float32)
 
 
 def _uniform_tile_float64(seed: Any, stream: Any, block: Any, first: Any, halve: Any, columns: Any, u: Any) -> Any:
@@ -120,48 +89,14 @@ def _uniform_tile_in_numba(
 # ---- normals -------------------------------------------------------------------------------------------------------
 
 
-def _cos_sin_of(dtype: str, integer: type[np.int32] | type[np.int64], mantissa_bits: int) -> Callable[..., Any]:
-    """cos 2πu and sin 2πu for one dtype."""
-    real = np.dtype(dtype).type
-    s_coefficients = tuple(real(value) for value in polynomials.SIN[dtype])
-    c_coefficients = tuple(real(value) for value in polynomials.COS[dtype])
-    degree = len(s_coefficients)
-    round_to_integer, four, one = real(1.5 * 2**mantissa_bits), real(4), real(1)
-    first_bit, second_bit = integer(1), integer(2)
-
-    def cos_sin(u: Any) -> Any:
-        # 4 u = q + r with an integer q and |r| ≤ ½, both exact, then q quarter turns of the angle rπ/2.
-        shifted = real(u * four + round_to_integer)
-        r = u * four - (shifted - round_to_integer)
-        z = r * r
-        s, c = s_coefficients[0], c_coefficients[0]
-        for i in range(1, degree):
-            s = s * z + s_coefficients[i]
-            c = c * z + c_coefficients[i]
-        s = s * r
-        c = c * z + one
-        # The low bits of `shifted` hold q: odd ones swap the two, and the signs follow the quadrant.
-        quarter = shifted.view(integer)
-        odd = (quarter & first_bit) != 0
-        cosine, sine = (s if odd else c), (c if odd else s)
-        cosine = -cosine if ((quarter + first_bit) & second_bit) != 0 else cosine
-        sine = -sine if (quarter & second_bit) != 0 else sine
-        return cosine, sine
-
-    return cos_sin
-
-
-_cos_sin_float64, _cos_sin_float32 = _cos_sin_of("float64", np.int64, 52), _cos_sin_of("float32", np.int32, 23)
-
-
 def cos_sin(u: Any) -> Any:
     """cos 2πu and sin 2πu for u in [0, 1], float32 or float64, ≤ 2 ulp."""
-    return (_cos_sin_float32 if isinstance(u, np.float32) else _cos_sin_float64)(u)
+    return (cos_sin_float32 if isinstance(u, np.float32) else cos_sin_float64)(u)
 
 
 @overload(cos_sin, jit_options=INLINED)
 def _cos_sin_in_numba(u: Any) -> Any:
-    return _cos_sin_float32 if u == numba.float32 else _cos_sin_float64
+    return cos_sin_float32 if u == numba.float32 else cos_sin_float64
 
 
 @compiled(OPTIONS)

@@ -6,8 +6,6 @@ whatever the strides, and kept on disk.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import threading
 from collections.abc import Callable
 from typing import Any, Final
@@ -15,18 +13,19 @@ from typing import Any, Final
 import numba
 import numpy as np
 
-from emalgam_kernels import polynomials
-from emalgam_kernels.blocks import for_each_block, workspace
+from emalgam_kernels import kl_blocks, polynomials
+from emalgam_kernels.blocks import carve, for_each_block
 from emalgam_kernels.kl_blocks import (
-    FARTHEST,
     ROWS_OF_A_BLOCK,
     for_each_tile,
     guard,
     matrices_per_block,
     pairs_per_block,
+    require_factors,
     shift_of,
 )
 from emalgam_kernels.numba_cpu import kl_tiles, tiles
+from emalgam_kernels.numba_cpu.compilation import compile_function
 from emalgam_kernels.numba_cpu.kl_tiles import (
     CHUNK,
     COLUMNS,
@@ -34,27 +33,23 @@ from emalgam_kernels.numba_cpu.kl_tiles import (
     PairWork,
     Stack,
     Tiles,
+    are_symmetric,
     compute_again,
-    factorize_tile,
-    gather,
-    invert_tile,
     multiply_tile,
     natural_tile,
     pack_expectations,
     pair_tile,
+    precisions_of,
     write_tile,
 )
-from emalgam_kernels.numba_cpu.tiles import OPTIONS, STATISTICS_AT_ONCE, padded
+from emalgam_kernels.numba_cpu.tiles import STATISTICS_AT_ONCE, padded
 from emalgam_kernels.parameters import Gaussians
 
-CACHE_LINE: Final = 64
-
-# ---- compiled: each function is a closure over `version`, as Numba keys its disk cache by this file and by what
-# closures hold
+# ---- compiled: each function is a closure over `version`; see `emalgam_kernels.numba_cpu.compilation`
 
 
 def _pair_function(version: str) -> Callable[..., None]:
-    """A block of pairs, as a closure over `version`: Numba keys its disk cache by this file and what closures hold."""
+    """A block of pairs."""
 
     def block(
         p_means: np.ndarray,
@@ -83,24 +78,27 @@ def _pair_function(version: str) -> Callable[..., None]:
 
 
 def _factor_function(version: str) -> Callable[..., int]:
-    """A block of factors, as a closure over `version`: see `_pair_function`."""
+    """A block of factors."""
 
     def block(covariances: np.ndarray, where: tuple[int, int], work: PairWork, out: np.ndarray) -> int:
-        """out_m ← P_m for start ≤ m < stop; returns the first that is not positive definite, or −1."""
+        """out_m ← P_m for start ≤ m < stop; returns the first that is not positive definite, or −1.
+
+        Without room in `out` nothing is written, and a matrix that is not symmetric fails, too.
+        """
         _ = version
-        (start, stop), index, total, D = where, work.indices[2], work.rows[6], out.shape[1]
+        (start, stop), index, D = where, work.indices[2], covariances.shape[1]
         failed = -1
         for first in range(start, stop, PAIRS):
             for n in range(PAIRS):
                 index[n] = min(first + n, stop - 1)
-            gather(covariances, index, work.first)
-            factorize_tile(work.first, work.second, D, work.columns, work.rows)
-            invert_tile(work.first, D, work.third, total)
+            precisions_of(covariances, index, work, work.first, work.second, work.third)
             for n in range(min(PAIRS, stop - first)):
+                proper = len(out) > 0 or are_symmetric(covariances[first + n])
                 for i in range(D):
-                    for j in range(D):
+                    proper &= work.pivots[i, n] > 0
+                    for j in range(D if len(out) else 0):
                         out[first + n, i, j] = work.third[i * D + j, n]
-                if failed < 0 and not total[n] < np.inf:
+                if failed < 0 and not proper:
                     failed = first + n
         return failed
 
@@ -108,7 +106,7 @@ def _factor_function(version: str) -> Callable[..., int]:
 
 
 def _all_pairs_function(version: str) -> Callable[..., None]:
-    """A block of all pairs, as a closure over `version`: see `_pair_function`."""
+    """A block of all pairs."""
 
     def block(
         p_means: np.ndarray,
@@ -152,6 +150,7 @@ _FUNCTIONS: Final[dict[str, Callable[[str], Callable[..., Any]]]] = {
     "kl_pairs": _pair_function,
     "kl_all_pairs": _all_pairs_function,
 }
+_SOURCES: Final = kl_tiles, tiles, polynomials, kl_blocks
 _compiled: dict[tuple[str, str], Callable[..., Any]] = {}
 _compiling = threading.Lock()
 
@@ -174,53 +173,33 @@ def _block(kernel: str, dtype: np.dtype, *arguments: Any) -> Callable[..., Any]:
                 out = types.Array(types.float64, 1 if kernel == "kl_pairs" else 2, "A")
                 stack = vectors, matrices, matrices
                 signature = types.void(*stack, *stack, *between, out)
-            _compiled[kernel, dtype.char] = _compile(_FUNCTIONS[kernel], signature)
+            name = f"{kernel} ({dtype})"
+            _compiled[kernel, dtype.char] = compile_function(name, _FUNCTIONS[kernel], signature, _SOURCES)
         return _compiled[kernel, dtype.char]
-
-
-def _compile(function: Callable[[str], Callable[..., Any]], signature: Any) -> Callable[..., Any]:
-    """From disk if the sources that it was compiled from are the same."""
-    try:
-        sources = "".join(map(inspect.getsource, (kl_tiles, tiles, polynomials))) + str(FARTHEST)
-        version = hashlib.sha256(sources.encode()).hexdigest()
-        compiled_function: Callable[..., Any] = numba.njit(signature, cache=True, **OPTIONS)(function(version))
-    except (OSError, RuntimeError):  # no sources at hand, or no folder that Numba could write to: for this process only
-        compiled_function = numba.njit(signature, **OPTIONS)(function(""))
-    return compiled_function
 
 
 # ---- blocks --------------------------------------------------------------------------------------------------------
 
 
 def _arrays(p: Gaussians, q: Gaussians) -> list[np.ndarray]:
-    """Means, covariances and factors of both, diagonals as (M, D, 1)."""
+    """Means, covariances and factors of both, diagonals as (M, D, 1); factors that were not given as (0, …)."""
     arrays = []
     for each in (p, q):
-        matrices = each.covariances, each.precisions_cholesky
+        factors = each.covariances[:0] if each.precisions_cholesky is None else each.precisions_cholesky
+        matrices = each.covariances, factors
         arrays += [each.means, *(m if each.covariance_type == "full" else m[:, :, None] for m in matrices)]
-    return arrays
-
-
-def _take(shapes: list[tuple[int, ...]], dtype: np.dtype) -> list[np.ndarray]:
-    """Arrays in the calling thread's scratch memory; as many bytes for each as whole cache lines have."""
-    sizes = [padded(int(np.prod(shape)) * dtype.itemsize, CACHE_LINE) for shape in shapes]
-    memory = workspace(sum(sizes) + CACHE_LINE)
-    start, arrays = -memory.ctypes.data % CACHE_LINE, []
-    for shape, size in zip(shapes, sizes, strict=True):
-        arrays.append(memory[start : start + size].view(dtype)[: int(np.prod(shape))].reshape(shape))
-        start += size
     return arrays
 
 
 def _pair_shapes(D: int, full: bool) -> list[tuple[int, ...]]:
     """Of the arrays of PairWork but the last."""
     width = D * D if full else D
-    return [*[(width, PAIRS)] * 3, (D, PAIRS), (D, PAIRS), (7, PAIRS), (2 * D, PAIRS)]
+    return [*[(width, PAIRS)] * 4, (D, PAIRS), (D, PAIRS), (12, PAIRS), (2 * D, PAIRS), (2 * D, PAIRS)]
 
 
 def _pair_work(D: int, full: bool, dtype: np.dtype) -> PairWork:
     """The calling thread's scratch memory for pairs."""
-    return PairWork(np.empty((3, PAIRS), np.int64), *_take(_pair_shapes(D, full), dtype))
+    return PairWork(np.empty((3, PAIRS), np.int64), *carve(_pair_shapes(D, full), dtype))
 
 
 def _work(D: int, full: bool, dtype: np.dtype) -> tuple[PairWork, Tiles]:
@@ -231,7 +210,7 @@ def _work(D: int, full: bool, dtype: np.dtype) -> tuple[PairWork, Tiles]:
     count = len(shapes)
     shapes += [(features, PAIRS), (ROWS_OF_A_BLOCK, features), (features, COLUMNS)]
     shapes += [(CHUNK, COLUMNS), (CHUNK, COLUMNS), (ROWS_OF_A_BLOCK,)]
-    arrays = _take(shapes, dtype)
+    arrays = carve(shapes, dtype)
     tile = Tiles(products, *arrays[count:])
     tile.features[...] = tile.natural[...] = 0  # rows that only pad
     return PairWork(np.empty((3, PAIRS), np.int64), *arrays[:count]), tile
@@ -239,6 +218,16 @@ def _work(D: int, full: bool, dtype: np.dtype) -> tuple[PairWork, Tiles]:
 
 def precision_factors(covariances: np.ndarray, out: np.ndarray, n_threads: int = 1) -> int:
     """P_m; see `emalgam_kernels.reference.kl.precision_factors`."""
+    return _first_failure(covariances, out, n_threads)
+
+
+def check_covariances(covariances: np.ndarray, n_threads: int = 1) -> int:
+    """The first that is none; see `emalgam_kernels.reference.kl.check_covariances`."""
+    return _first_failure(covariances, np.empty((0, *covariances.shape[1:]), covariances.dtype), n_threads)
+
+
+def _first_failure(covariances: np.ndarray, out: np.ndarray, n_threads: int) -> int:
+    """The first that any block finds, or −1."""
     D = out.shape[1]
     function = _block("precision_factors", out.dtype, (0, 0), _pair_work(D, True, out.dtype))
     failed: list[int] = []
@@ -248,7 +237,7 @@ def precision_factors(covariances: np.ndarray, out: np.ndarray, n_threads: int =
         if first >= 0:
             failed.append(first)
 
-    for_each_block(block, len(out), matrices_per_block(D), n_threads)
+    for_each_block(block, len(covariances), matrices_per_block(D), n_threads)
     return min(failed, default=-1)
 
 
@@ -266,6 +255,7 @@ def kl_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1) ->
 
 def kl_all_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1) -> None:
     """KL(p_i ‖ q_j); see `emalgam_kernels.reference.kl.kl_all_pairs`."""
+    require_factors(p, q)
     shape = p.n_features, p.covariance_type == "full", p.means.dtype
     arrays, full = _arrays(p, q), shape[1]
     frame = shift_of(p, q), p.means.dtype.type(guard(p.means.dtype))

@@ -14,7 +14,7 @@ import numpy as np
 from numba.extending import overload
 
 from emalgam_kernels import polynomials
-from emalgam_kernels.kl_blocks import FARTHEST
+from emalgam_kernels.kl_blocks import ASYMMETRY, FARTHEST, PLAIN
 from emalgam_kernels.numba_cpu.tiles import (
     COMPONENTS_AT_ONCE,
     INLINED,
@@ -29,10 +29,11 @@ COLUMNS: Final = 128  # of a tile of natural parameters
 CHUNK: Final = 64  # rows of E φ that are multiplied with it at once
 # Twice the precision comes from rounding errors that a fused instruction would not make.
 EXACT: Final[Any] = {"nogil": True, "error_model": "numpy"}
+PLAIN_FLOAT64, PLAIN_FLOAT32 = PLAIN["float64"], PLAIN["float32"]
 
 
 class Stack(NamedTuple):
-    """A stack of Gaussians: (M, D), and twice (M, D, D) or (M, D, 1)."""
+    """A stack of Gaussians: (M, D), and twice (M, D, D) or (M, D, 1). Factors are (0, …) if they were not given."""
 
     means: np.ndarray
     covariances: np.ndarray
@@ -43,13 +44,15 @@ class PairWork(NamedTuple):
     """One thread's scratch memory for a tile of pairs; of the arithmetic dtype and C-contiguous."""
 
     indices: np.ndarray  # (3, PAIRS) int64: of pairs that wait, and of whatever else is gathered
-    first: np.ndarray  # (D D, PAIRS), or (D, PAIRS) for diagonals; the next two as well
+    first: np.ndarray  # (D D, PAIRS), or (D, PAIRS) for diagonals; the next three as well
     second: np.ndarray
     third: np.ndarray
+    fourth: np.ndarray
     m: np.ndarray  # (D, PAIRS)
     y: np.ndarray  # (D, PAIRS)
-    rows: np.ndarray  # (7, PAIRS)
+    rows: np.ndarray  # (12, PAIRS): the last five are for factors
     columns: np.ndarray  # (2 D, PAIRS)
+    pivots: np.ndarray  # (2 D, PAIRS): 1 / √pivot
 
 
 class Tiles(NamedTuple):
@@ -174,86 +177,17 @@ def _log_factors(factors: np.ndarray, index: np.ndarray, values: np.ndarray, out
             out[n] += log(values[n])
 
 
-# ---- pairs ---------------------------------------------------------------------------------------------------------
-
-
-@compiled(OPTIONS)
-def _close(E: np.ndarray, D: int, column: np.ndarray, least: np.ndarray, total: np.ndarray) -> None:
-    """total ← tr E − log |I + E| from I + E = L diag(1 + d) Lᵀ, least ← min (1 + d). Overwrites E."""
-    one = E.dtype.type(1)
-    for n in range(PAIRS):
-        total[n], least[n] = 0, 1
-    for k in range(D):
-        d = E[k * D + k]
-        for n in range(PAIRS):
-            total[n] += excess(d[n], d[n] + one)
-            least[n] = least[n] if d[n] + one >= least[n] else d[n] + one  # NaN counts as least, and stays
-        for i in range(k + 1, D):
-            below, scaled = E[i * D + k], column[i]
-            for n in range(PAIRS):
-                scaled[n] = below[n] / (d[n] + one)
-                total[n] += below[n] * scaled[n]
-            for j in range(k + 1, i + 1):
-                out, other = E[i * D + j], column[j]
-                for n in range(PAIRS):
-                    out[n] -= below[n] * other[n]
-
-
-@compiled(OPTIONS)
-def _full_pairs(p: Stack, q: Stack, work: PairWork, i: np.ndarray, j: np.ndarray, out: np.ndarray) -> None:
-    """½ [tr E − log |I + E| + ‖δ‖²], or ½ [tr E + log |Σ_q| − log |Σ_p| + ‖δ‖²] for distant covariances."""
-    D, E, factor = p.means.shape[1], work.first, work.second
-    trace, least, close, logs_p, logs_q, values, _ = work.rows
-    real = E.dtype.type
-    half, two, zero, farthest = real(0.5), real(2), real(0), real(FARTHEST)
-    _gather_difference(p.covariances, i, q.covariances, j, E)
-    gather(q.factors, j, factor)
-    _gather_difference(p.means[:, :, None], i, q.means[:, :, None], j, work.m)
-    _sandwich(E, factor, D, work.third)
-    _squared_distance(factor, work.m, D, work.y, out)
-    for n in range(PAIRS):
-        trace[n] = 0
-    for k in range(D):
-        for n in range(PAIRS):
-            trace[n] += E[k * D + k, n]
-    _close(E, D, work.m, least, close)
-    _log_factors(p.factors, i, values, logs_p)
-    _log_factors(q.factors, j, values, logs_q)
-    for n in range(PAIRS):
-        near = least[n] > zero and close[n] <= farthest
-        out[n] = half * ((close[n] if near else trace[n] + two * (logs_p[n] - logs_q[n])) + out[n])
-
-
-@compiled(OPTIONS)
-def _diag_pairs(p: Stack, q: Stack, work: PairWork, i: np.ndarray, j: np.ndarray, out: np.ndarray) -> None:
-    """½ Σ [e − log(1 + e) + δ²], e = (σ_p² − σ_q²) P_q²; where 1 + e < ½ it is computed as σ_p² P_q²."""
-    D, e, m = p.means.shape[1], work.first, work.m
-    real = e.dtype.type
-    half, one = real(0.5), real(1)
-    _gather_difference(p.covariances, i, q.covariances, j, e)
-    gather(p.covariances, i, work.second)
-    gather(q.factors, j, work.third)
-    _gather_difference(p.means[:, :, None], i, q.means[:, :, None], j, m)
-    for n in range(PAIRS):
-        out[n] = 0
-    for d in range(D):
-        for n in range(PAIRS):
-            factor = work.third[d, n]
-            difference, delta = e[d, n] * factor * factor, m[d, n] * factor
-            ratio = work.second[d, n] * factor * factor if difference < -half else difference + one
-            out[n] += half * (excess(difference, ratio) + delta * delta)
-
-
-@compiled(OPTIONS)
-def pair_tile(p: Stack, q: Stack, full: bool, work: PairWork, i: np.ndarray, j: np.ndarray, out: np.ndarray) -> None:
-    """KL(p_i ‖ q_j) for PAIRS indices each."""
-    if full:
-        _full_pairs(p, q, work, i, j, out)
-    else:
-        _diag_pairs(p, q, work, i, j, out)
-
-
 # ---- P of covariances ----------------------------------------------------------------------------------------------
+
+
+@compiled(OPTIONS)
+def _inverse_roots(pivot: np.ndarray, out: np.ndarray) -> None:
+    """1 / √pivot; NaN unless that is positive and finite."""
+    real = pivot.dtype.type
+    one, zero, infinity, nan = real(1), real(0), real(np.inf), real(np.nan)
+    for n in range(PAIRS):
+        root = one / np.sqrt(pivot[n])
+        out[n] = root if root > zero and root < infinity else nan
 
 
 @compiled(EXACT)
@@ -290,8 +224,10 @@ def _quotient(
 
 
 @compiled(EXACT)
-def factorize_tile(A: np.ndarray, low: np.ndarray, D: int, columns: np.ndarray, rows: np.ndarray) -> None:
-    """Σ = L diag(pivots) Lᵀ in twice the precision; L replaces what is below the diagonal, 1 / √pivot the diagonal."""
+def _factorize_exactly(
+    A: np.ndarray, low: np.ndarray, D: int, columns: np.ndarray, rows: np.ndarray, scale: np.ndarray
+) -> None:
+    """Σ = L diag(pivots) Lᵀ in twice the precision; L replaces what is below the diagonal, scale ← 1 / √pivot."""
     m, m_low, pivot, pivot_low = rows[0], rows[1], rows[2], rows[3]
     for row in low:
         for n in range(PAIRS):
@@ -301,7 +237,7 @@ def factorize_tile(A: np.ndarray, low: np.ndarray, D: int, columns: np.ndarray, 
         for n in range(PAIRS):
             pivot[n] = A[at, n] + low[at, n]
             pivot_low[n] = low[at, n] - (pivot[n] - A[at, n])
-            A[at, n] = 1 / np.sqrt(pivot[n])
+        _inverse_roots(pivot, scale[k])
         for i in range(k + 1, D):
             for n in range(PAIRS):
                 m[n], m_low[n] = A[i * D + k, n], low[i * D + k, n]
@@ -314,8 +250,27 @@ def factorize_tile(A: np.ndarray, low: np.ndarray, D: int, columns: np.ndarray, 
 
 
 @compiled(OPTIONS)
-def invert_tile(A: np.ndarray, D: int, P: np.ndarray, total: np.ndarray) -> None:
-    """P ← L⁻ᵀ diag(1 / √pivots), row i of L⁻¹ from those above it; total ← Σ 1 / √pivot."""
+def _factorize_plainly(A: np.ndarray, D: int, columns: np.ndarray, scale: np.ndarray) -> None:
+    """The same in plain arithmetic."""
+    for k in range(D):
+        pivot = A[k * D + k]
+        _inverse_roots(pivot, scale[k])
+        for i in range(k + 1, D):
+            m, factor = A[i * D + k], columns[i]
+            for n in range(PAIRS):
+                factor[n] = m[n] / pivot[n]
+            for j in range(k + 1, i + 1):
+                out, other = A[i * D + j], columns[j]
+                for n in range(PAIRS):
+                    out[n] -= m[n] * other[n]
+        for i in range(k + 1, D):
+            for n in range(PAIRS):
+                A[i * D + k, n] = columns[i, n]
+
+
+@compiled(OPTIONS)
+def _invert(A: np.ndarray, D: int, scale: np.ndarray, P: np.ndarray) -> None:
+    """P ← L⁻ᵀ diag(scale), row i of L⁻¹ from those above it."""
     for i in range(D):
         for j in range(i):
             out, below = P[j * D + i], P[i * D + j]
@@ -324,15 +279,185 @@ def invert_tile(A: np.ndarray, D: int, P: np.ndarray, total: np.ndarray) -> None
                 out[n], below[n] = -(out[n] + A[i * D + j, n]), 0
         for n in range(PAIRS):
             P[i * D + i, n] = 1
+    for i in range(D):
+        for j in range(i + 1):
+            for n in range(PAIRS):
+                P[j * D + i, n] *= scale[i, n]
+
+
+@compiled(OPTIONS)
+def _inflation(matrices: np.ndarray, index: np.ndarray, P: np.ndarray, rows: np.ndarray, total: np.ndarray) -> None:
+    """total ← Σ_i Σ_ii (Σ⁻¹)_ii of the chosen matrices."""
+    D, precision = matrices.shape[1], rows[0]
     for n in range(PAIRS):
         total[n] = 0
     for i in range(D):
-        scale = A[i * D + i]
+        _dot(P[i * D + i :], 1, P[i * D + i :], 1, D - i, precision)
         for n in range(PAIRS):
-            total[n] += scale[n]
-        for j in range(i + 1):
+            total[n] += matrices[index[n], i, i] * precision[n]
+
+
+@compiled(OPTIONS)
+def precisions_of(
+    covariances: np.ndarray, index: np.ndarray, work: PairWork, A: np.ndarray, low: np.ndarray, P: np.ndarray
+) -> None:
+    """P ← factors of the chosen covariances, the first D of work.pivots ← 1 / √pivots. A and low are scratch memory.
+
+    In plain arithmetic, and again in twice the precision where that has lost digits: see PLAIN in kl_blocks.
+    """
+    D, rows, exact = covariances.shape[1], work.rows[7:], work.rows[11]
+    scale, other = work.pivots[:D], work.pivots[D:]
+    limit = A.dtype.type(PLAIN_FLOAT64 if A.itemsize == 8 else PLAIN_FLOAT32)
+    gather(covariances, index, A)
+    _factorize_plainly(A, D, work.columns, scale)
+    _invert(A, D, scale, P)
+    _inflation(covariances, index, P, rows, exact)
+    count = 0
+    for n in range(PAIRS):
+        count += exact[n] <= limit  # not so if NaN
+    if count == PAIRS:
+        return
+    gather(covariances, index, A)
+    _factorize_exactly(A, low, D, work.columns, rows, other)
+    _invert(A, D, other, low)
+    for i in range(D):
+        for n in range(PAIRS):
+            scale[i, n] = scale[i, n] if exact[n] <= limit else other[i, n]
+        for j in range(i, D):
             for n in range(PAIRS):
-                P[j * D + i, n] *= scale[n]
+                P[i * D + j, n] = P[i * D + j, n] if exact[n] <= limit else low[i * D + j, n]
+
+
+@compiled(OPTIONS)
+def are_symmetric(matrix: np.ndarray) -> bool:
+    """Whether |a_ij − a_ji| ≤ ASYMMETRY √(a_ii a_jj)."""
+    for i in range(1, len(matrix)):
+        for j in range(i):
+            difference = abs(matrix[i, j] - matrix[j, i])
+            if not (difference == 0 or difference <= ASYMMETRY * np.sqrt(matrix[i, i]) * np.sqrt(matrix[j, j])):
+                return False
+    return True
+
+
+# ---- pairs ---------------------------------------------------------------------------------------------------------
+
+
+@compiled(OPTIONS)
+def _close(E: np.ndarray, D: int, column: np.ndarray, least: np.ndarray, total: np.ndarray) -> None:
+    """total ← tr E − log |I + E| from I + E = L diag(1 + d) Lᵀ, least ← min (1 + d). Overwrites E."""
+    one = E.dtype.type(1)
+    for n in range(PAIRS):
+        total[n], least[n] = 0, 1
+    for k in range(D):
+        d = E[k * D + k]
+        for n in range(PAIRS):
+            total[n] += excess(d[n], d[n] + one)
+            least[n] = least[n] if d[n] + one >= least[n] else d[n] + one  # NaN counts as least, and stays
+        for i in range(k + 1, D):
+            below, scaled = E[i * D + k], column[i]
+            for n in range(PAIRS):
+                scaled[n] = below[n] / (d[n] + one)
+                total[n] += below[n] * scaled[n]
+            for j in range(k + 1, i + 1):
+                out, other = E[i * D + j], column[j]
+                for n in range(PAIRS):
+                    out[n] -= below[n] * other[n]
+
+
+@compiled(OPTIONS)
+def _log_pivots(pivots: np.ndarray, D: int, out: np.ndarray) -> None:
+    """Σ_i log (1 / √pivot_i) = −½ log |Σ|."""
+    for n in range(PAIRS):
+        out[n] = 0
+    for i in range(D):
+        for n in range(PAIRS):
+            out[n] += log(pivots[i, n])
+
+
+@compiled(OPTIONS)
+def _trace_of_far(p: Stack, q: Stack, work: PairWork, i: np.ndarray, j: np.ndarray, trace: np.ndarray) -> None:
+    """trace ← tr E + log |Σ_q| − log |Σ_p|. Overwrites all matrices of `work` if p came without factors."""
+    D, logs, values = p.means.shape[1], work.rows[3], work.rows[5]
+    two = trace.dtype.type(2)
+    if len(q.factors):
+        _log_factors(q.factors, j, values, logs)
+    else:
+        _log_pivots(work.pivots, D, logs)
+    for n in range(PAIRS):
+        trace[n] -= two * logs[n]
+    if len(p.factors):
+        _log_factors(p.factors, i, values, logs)
+    else:
+        precisions_of(p.covariances, i, work, work.third, work.fourth, work.second)
+        _log_pivots(work.pivots, D, logs)
+    for n in range(PAIRS):
+        trace[n] += two * logs[n]
+
+
+@compiled(OPTIONS)
+def _full_pairs(p: Stack, q: Stack, work: PairWork, i: np.ndarray, j: np.ndarray, out: np.ndarray) -> None:
+    """½ [tr E − log |I + E| + ‖δ‖²], or ½ [tr E + log |Σ_q| − log |Σ_p| + ‖δ‖²] for distant covariances."""
+    D, E, factor = p.means.shape[1], work.first, work.second
+    trace, least, close = work.rows[0], work.rows[1], work.rows[2]
+    real = E.dtype.type
+    half, zero, farthest = real(0.5), real(0), real(FARTHEST)
+    if len(q.factors):
+        gather(q.factors, j, factor)
+    else:
+        precisions_of(q.covariances, j, work, work.third, work.fourth, factor)
+    _gather_difference(p.covariances, i, q.covariances, j, E)
+    _gather_difference(p.means[:, :, None], i, q.means[:, :, None], j, work.m)
+    _sandwich(E, factor, D, work.third)
+    _squared_distance(factor, work.m, D, work.y, out)
+    for n in range(PAIRS):
+        trace[n] = 0
+    for k in range(D):
+        for n in range(PAIRS):
+            trace[n] += E[k * D + k, n]
+    _close(E, D, work.m, least, close)
+    far = 0
+    for n in range(PAIRS):
+        far += not (least[n] > zero and close[n] <= farthest)
+    if far:
+        _trace_of_far(p, q, work, i, j, trace)
+    for n in range(PAIRS):
+        near = least[n] > zero and close[n] <= farthest
+        out[n] = half * ((close[n] if near else trace[n]) + out[n])
+
+
+@compiled(OPTIONS)
+def _diag_pairs(p: Stack, q: Stack, work: PairWork, i: np.ndarray, j: np.ndarray, out: np.ndarray) -> None:
+    """½ Σ [e − log(1 + e) + δ²], e = (σ_p² − σ_q²) P_q²; where 1 + e < ½ it is computed as σ_p² P_q²."""
+    D, e, m = p.means.shape[1], work.first, work.m
+    real = e.dtype.type
+    half, one, zero, nan = real(0.5), real(1), real(0), real(np.nan)
+    _gather_difference(p.covariances, i, q.covariances, j, e)
+    gather(p.covariances, i, work.second)
+    if len(q.factors):
+        gather(q.factors, j, work.third)
+    else:
+        gather(q.covariances, j, work.fourth)
+        for d in range(D):
+            _inverse_roots(work.fourth[d], work.third[d])
+    _gather_difference(p.means[:, :, None], i, q.means[:, :, None], j, m)
+    for n in range(PAIRS):
+        out[n] = 0
+    for d in range(D):
+        for n in range(PAIRS):
+            factor = work.third[d, n]
+            difference, delta = e[d, n] * factor * factor, m[d, n] * factor
+            ratio = work.second[d, n] * factor * factor if difference < -half else difference + one
+            term = half * (excess(difference, ratio) + delta * delta)
+            out[n] += term if work.second[d, n] > zero else nan
+
+
+@compiled(OPTIONS)
+def pair_tile(p: Stack, q: Stack, full: bool, work: PairWork, i: np.ndarray, j: np.ndarray, out: np.ndarray) -> None:
+    """KL(p_i ‖ q_j) for PAIRS indices each."""
+    if full:
+        _full_pairs(p, q, work, i, j, out)
+    else:
+        _diag_pairs(p, q, work, i, j, out)
 
 
 # ---- all pairs: F features for the divergence, and D + 2 for the size B of its terms (see kl_blocks) -----------------

@@ -7,21 +7,26 @@ strides of x, and kept on disk.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import itertools
 import threading
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numba
 import numpy as np
 
 from emalgam_kernels import polynomials
-from emalgam_kernels.blocks import for_each_block, native_slices, rows_per_block, sum_over_blocks, tile_dtype, workspace
-from emalgam_kernels.numba_cpu import compile_times, tiles
+from emalgam_kernels.blocks import (
+    CACHE_LINE,
+    for_each_block,
+    native_slices,
+    rows_per_block,
+    sum_over_blocks,
+    tile_dtype,
+    workspace,
+)
+from emalgam_kernels.numba_cpu import tiles
+from emalgam_kernels.numba_cpu.compilation import compile_function
 from emalgam_kernels.numba_cpu.tiles import (
     COMPONENTS_AT_ONCE,
     FEATURE_MAP_CODES,
@@ -31,14 +36,14 @@ from emalgam_kernels.numba_cpu.tiles import (
     compiled,
     direct_logit_tile,
     direct_statistic_tile,
-    feature_tile,
     inner_product,
     load_tile,
     logit_tile,
     pack_natural,
+    packed_logit_tile,
+    packed_statistic_tile,
     padded,
     softmax_tile,
-    statistic_tile,
 )
 from emalgam_kernels.parameters import Direct, Packed
 
@@ -46,7 +51,6 @@ from emalgam_kernels.parameters import Direct, Packed
 FEATURES_AT_ONCE: Final = 160
 TILE_BYTES: Final = 448 * 1024
 MOST_COLUMNS: Final = 512
-CACHE_LINE: Final = 64
 
 
 class Problem(NamedTuple):
@@ -57,7 +61,6 @@ class Problem(NamedTuple):
     n_components: int
     columns: int  # T
     step: int  # what `columns` of every tile, the last included, is a multiple of
-    features: int  # rows of Φ kept at once; direct: rows of y
     shift: np.ndarray  # (D,) float64
     scale: np.ndarray  # (D,) float64
     whitening: np.ndarray  # Wᵀ, packed; or empty
@@ -71,7 +74,7 @@ class Tiles(NamedTuple):
 
     z: np.ndarray  # padded D
     second: np.ndarray  # D + 1, padded: z after whitening; direct: P_kᵀ (z − μ_k), then r y
-    phi: np.ndarray  # features; direct: y
+    phi: np.ndarray  # rows of Φ kept at once; direct: y
     logits: np.ndarray  # padded K
     rows: np.ndarray  # 3: weight, log p, and scratch
     products: np.ndarray  # float64: what direct_statistic_tile wants
@@ -88,10 +91,7 @@ def _logits(problem: Problem, means: np.ndarray | None, work: Tiles, z: np.ndarr
     """L of one tile; the features stay in work.phi if there is only one block of them."""
     if means is None:
         natural = problem.coefficients[0]
-        for first in range(0, natural.shape[1], problem.features):
-            phi = work.phi[: min(problem.features, natural.shape[1] - first)]
-            feature_tile(problem.feature_map, z, columns, first, phi)
-            logit_tile(natural, first, phi, columns, first > 0, work.logits)
+        packed_logit_tile(problem.feature_map, natural, z, columns, False, work.phi, work.logits)
     else:
         factors, log_constants = problem.coefficients, problem.log_constants
         direct_logit_tile(
@@ -105,12 +105,8 @@ def _statistics(
 ) -> None:
     """S += the statistics of one tile."""
     if means is None:
-        F = statistics.shape[1]
-        for first in range(0, F, problem.features):
-            phi = work.phi[: min(problem.features, F - first)]
-            if problem.features < F:
-                feature_tile(problem.feature_map, z, columns, first, phi)
-            statistic_tile(work.logits, phi, columns, first, statistics)
+        ready = len(work.phi) >= statistics.shape[1]
+        packed_statistic_tile(problem.feature_map, z, work.logits, columns, ready, work.phi, statistics)
     else:
         direct_statistic_tile(
             problem.feature_map, means, z, work.logits, columns, work.phi, work.second, work.products, statistics
@@ -118,7 +114,7 @@ def _statistics(
 
 
 def _block_function(version: str) -> Callable[..., float]:
-    """The tile loop, as a closure over `version`: Numba keys its disk cache by this file and by what closures hold."""
+    """The tile loop, as a closure over `version`: see `emalgam_kernels.numba_cpu.compilation`."""
 
     def mixture_block(
         problem: Problem,
@@ -158,7 +154,7 @@ def _block_function(version: str) -> Callable[..., float]:
     return mixture_block
 
 
-_compiled: dict[tuple[str, str, str], tuple[Callable[..., float], float]] = {}
+_compiled: dict[tuple[str, str, str], Callable[..., float]] = {}
 _compiling = threading.Lock()
 
 
@@ -180,34 +176,12 @@ def _compiled_block(x_dtype: np.dtype, problem: Problem) -> Callable[..., float]
                 array(typeof(dtype).dtype, 2, "A"),
                 array(float64, 2, "C"),
             )
-            _compiled[key] = _compile(signature, _block_name(*key))
-        return _compiled[key][0]
+            _compiled[key] = compile_function(_block_name(*key), _block_function, signature, (tiles, polynomials))
+        return _compiled[key]
 
 
 def _block_name(form: str, x: str, arithmetic: str) -> str:
     return f"mixture_block ({form}, {np.dtype(x)} samples, {np.dtype(arithmetic)} arithmetic)"
-
-
-def _compile(signature: Any, name: str) -> tuple[Callable[..., float], float]:
-    """The compiled block, and the seconds that took, which are recorded beside it: 0 if it came from disk."""
-    start = time.perf_counter()
-    try:
-        version = hashlib.sha256((inspect.getsource(tiles) + inspect.getsource(polynomials)).encode()).hexdigest()
-        block = numba.njit(signature, cache=True, **OPTIONS)(_block_function(version))
-    except (OSError, RuntimeError):  # no sources at hand, or no folder that Numba could write to: for this process only
-        block = numba.njit(signature, **OPTIONS)(_block_function(""))
-    stats = getattr(block, "stats", None)  # there is none under NUMBA_DISABLE_JIT
-    if stats and stats.cache_hits:
-        return block, 0.0
-    seconds = time.perf_counter() - start
-    if stats and stats.cache_path:
-        compile_times.record(Path(stats.cache_path), name, seconds)
-    return block, seconds
-
-
-def compile_seconds() -> dict[str, float]:
-    """Seconds that Numba compiled in this process, for every block function in use; 0 if it came from disk."""
-    return {_block_name(*key): seconds for key, (_, seconds) in _compiled.items()}
 
 
 # ---- blocks --------------------------------------------------------------------------------------------------------
@@ -261,7 +235,6 @@ class _Blocks:
             n_components=K,
             columns=_tile_columns(sum(self.heights), self.dtype.itemsize, step),
             step=step,
-            features=features,
             shift=np.array(parameters.shift),
             scale=np.array(parameters.scale),
             whitening=whitening.astype(self.dtype),

@@ -6,8 +6,6 @@ once for each dtype, whatever the strides of `out`, and kept on disk.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import threading
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
@@ -16,11 +14,12 @@ import numba
 import numpy as np
 
 from emalgam_kernels import philox as constants
-from emalgam_kernels import polynomials
+from emalgam_kernels import polynomials, scalars
 from emalgam_kernels.alias import stratum_ends
-from emalgam_kernels.blocks import for_each_block, workspace
+from emalgam_kernels.blocks import CACHE_LINE, for_each_block, workspace
 from emalgam_kernels.monte_carlo import sum_log_ratios
 from emalgam_kernels.numba_cpu import draws, tiles
+from emalgam_kernels.numba_cpu.compilation import compile_function
 from emalgam_kernels.numba_cpu.draws import (
     FEATURES_AT_ONCE,
     UNIFORMS_AT_ONCE,
@@ -34,12 +33,11 @@ from emalgam_kernels.numba_cpu.draws import (
     uniform_tile,
 )
 from emalgam_kernels.numba_cpu.mixture import log_prob
-from emalgam_kernels.numba_cpu.tiles import OPTIONS, column_step, padded
+from emalgam_kernels.numba_cpu.tiles import column_step, padded
 from emalgam_kernels.parameters import Direct, Packed, Sampler
 from emalgam_kernels.philox import OFFSET, rows_per_block
 
 ROWS_OF_A_TILE: Final = 512
-CACHE_LINE: Final = 64
 ALL_BITS: Final = 2**64 - 1
 STREAM_OF_NORMALS: Final = np.uint64(constants.NORMALS)
 
@@ -71,7 +69,7 @@ class Tiles(NamedTuple):
 
 
 def _sample_function(version: str) -> Callable[..., None]:
-    """The tile loop of samples, as a closure over `version`, by which Numba's disk cache notices changes elsewhere."""
+    """The tile loop of samples, as a closure over `version`: see `emalgam_kernels.numba_cpu.compilation`."""
 
     def sample_block(draws: Draws, work: Tiles, first: np.uint64, out: np.ndarray, labels: np.ndarray) -> None:
         """Rows of `out` and `labels`, the first of which is row `first` of the samples."""
@@ -158,7 +156,10 @@ def _function(name: str, dtype: np.dtype) -> Callable[..., None]:
     """A block function for `dtype`; any strides go to the same code."""
     with _compiling:
         if (name, dtype.char) not in _compiled:
-            _compiled[name, dtype.char] = _compile(_FACTORIES[name], _signature(name, dtype))
+            sources = draws, tiles, scalars, polynomials, constants
+            _compiled[name, dtype.char] = compile_function(
+                f"{name}_block ({dtype})", _FACTORIES[name], _signature(name, dtype), sources
+            )
         return _compiled[name, dtype.char]
 
 
@@ -176,16 +177,6 @@ def _signature(name: str, dtype: np.dtype) -> Any:
         "uniform": (word, word, word, tile, row),
     }
     return types.void(*arguments[name])
-
-
-def _compile(factory: Callable[[str], Callable[..., None]], signature: Any) -> Callable[..., None]:
-    try:
-        sources = (inspect.getsource(module) for module in (draws, tiles, polynomials, constants))
-        version = hashlib.sha256("".join(sources).encode()).hexdigest()
-        function: Callable[..., None] = numba.njit(signature, cache=True, **OPTIONS)(factory(version))
-    except (OSError, RuntimeError):  # no sources at hand, or no folder that Numba could write to: for this process only
-        function = numba.njit(signature, **OPTIONS)(factory(""))
-    return function
 
 
 # ---- blocks --------------------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 FULL: Final = 0
 DIAG: Final = 1
 SPHERICAL: Final = 2
+LINEAR: Final = 3  # z, 1: for components that share their quadratic term
 FEATURE_MAP_CODES: Final = {"full": FULL, "diag": DIAG, "spherical": SPHERICAL}
 
 # 2 × 4 sums and their operands fit the 16 registers of AVX2; larger blocks gain little on AVX-512 and spill on AVX2.
@@ -59,6 +60,14 @@ def compiled(options: Any) -> Callable[[Function], Function]:
     """Numba's njit; for the type checker the function stays what it was."""
     decorator: Any = numba.njit(**options)
     return cast(Callable[[Function], Function], decorator)
+
+
+def constant(value: int) -> Any:
+    """A number or bool as NumPy has them: Numba compiles a function once more for each of Python's that it is given."""
+    return np.bool_(value) if isinstance(value, bool) else np.int64(value)
+
+
+_FIRST, _REPLACE = constant(0), constant(False)
 
 
 def column_step(dtype: str) -> int:
@@ -192,13 +201,13 @@ def _log_in_numba(x: Any) -> Any:
 
 
 @compiled(INLINED)
-def _fill(row: np.ndarray, columns: int, value: int) -> None:
+def fill_row(row: np.ndarray, columns: int, value: int) -> None:
     for n in range(columns):
         row[n] = value
 
 
 @compiled(INLINED)
-def _copy(row: np.ndarray, columns: int, out: np.ndarray) -> None:
+def copy_row(row: np.ndarray, columns: int, out: np.ndarray) -> None:
     for n in range(columns):
         out[n] = row[n]
 
@@ -232,12 +241,12 @@ def load_tile(
         Receives the samples, feature-major.
     """
     D, rows = len(shift), len(x)
-    _fill(weight, columns, 0)
-    _fill(weight, rows, 1)
+    fill_row(weight, columns, 0)
+    fill_row(weight, rows, 1)
     for n in range(len(sample_weight)):
         weight[n] = sample_weight[n]
     for d in range(len(z)):
-        _fill(z[d, rows if d < D else 0 : columns], columns - (rows if d < D else 0), 0)
+        fill_row(z[d, rows if d < D else 0 : columns], columns - (rows if d < D else 0), 0)
     # A few rows at a time, so that the cache lines of row-major x are still there for the next feature.
     for first in range(0, rows, ROWS_OF_A_LOAD):
         last = min(first + ROWS_OF_A_LOAD, rows)
@@ -265,11 +274,20 @@ def _multiply(a: np.ndarray, b: np.ndarray, columns: int, out: np.ndarray) -> No
 @compiled(INLINED)
 def _sum_of_squares(y: np.ndarray, columns: int, out: np.ndarray) -> None:
     """Σ_d y_d², (D, T) → (T,)."""
-    _fill(out, columns, 0)
+    fill_row(out, columns, 0)
     for d in range(len(y)):
         row = y[d]
         for n in range(columns):
             out[n] += row[n] * row[n]
+
+
+@compiled(INLINED)
+def quadratic_count(feature_map: int, n_features: int) -> int:
+    """How many rows of φ come before z and 1."""
+    D = n_features
+    return (
+        D * (D + 1) // 2 if feature_map == FULL else D if feature_map == DIAG else 1 if feature_map == SPHERICAL else 0
+    )
 
 
 @compiled(OPTIONS)
@@ -279,22 +297,22 @@ def feature_tile(feature_map: int, z: np.ndarray, columns: int, first: int, phi:
     Parameters
     ----------
     feature_map : int
-        `FULL`, `DIAG` or `SPHERICAL`.
+        `FULL`, `DIAG`, `SPHERICAL`, or `LINEAR` for z_i, 1.
     z : (D, ≥ columns)
     phi : (rows, ≥ columns)
         Receives the features; rows beyond F are zero.
     """
     D = len(z)
-    quadratic = D * (D + 1) // 2 if feature_map == FULL else D if feature_map == DIAG else 1
+    quadratic = quadratic_count(feature_map, D)
     i, j = 0, first  # full: the pair of the row, counted along the triangle
     while feature_map == FULL and j > i:
         i, j = i + 1, j - i - 1
     for row in range(len(phi)):
         f, out = first + row, phi[row]
         if f >= quadratic + D:
-            _fill(out, columns, 1 if f == quadratic + D else 0)
+            fill_row(out, columns, 1 if f == quadratic + D else 0)
         elif f >= quadratic:
-            _copy(z[f - quadratic], columns, out)
+            copy_row(z[f - quadratic], columns, out)
         elif feature_map == SPHERICAL:
             _sum_of_squares(z, columns, out)
         elif feature_map == DIAG:
@@ -327,8 +345,8 @@ def logit_tile(
     for k in range(0, len(natural), COMPONENTS_AT_ONCE):
         a, b = logits[k], logits[k + 1]
         if not accumulate:
-            _fill(a, columns, 0)
-            _fill(b, columns, 0)
+            fill_row(a, columns, 0)
+            fill_row(b, columns, 0)
         for row in range(0, len(phi), STATISTICS_AT_ONCE):
             p, q, r, s = phi[row], phi[row + 1], phi[row + 2], phi[row + 3]
             f = first + row
@@ -345,7 +363,7 @@ def logit_tile(
 @compiled(INLINED)
 def _maximum(logits: np.ndarray, n_components: int, columns: int, out: np.ndarray) -> None:
     """max_k L_k."""
-    _copy(logits[0], columns, out)
+    copy_row(logits[0], columns, out)
     for k in range(1, n_components):
         row = logits[k]
         for n in range(columns):
@@ -359,7 +377,7 @@ def _choose_maximum(
     """L_k ← ω where L_k is the first to equal the maximum, else 0."""
     real = logits.dtype.type
     zero, one = real(0), real(1)
-    _fill(chosen, columns, 0)
+    fill_row(chosen, columns, 0)
     for k in range(n_components):
         row = logits[k]
         for n in range(columns):
@@ -405,7 +423,7 @@ def softmax_tile(
     if hard:
         _choose_maximum(logits, n_components, columns, weight, top, total)
         return
-    _fill(total, columns, 0)
+    fill_row(total, columns, 0)
     for k in range(n_components):
         row = logits[k]
         for n in range(columns):
@@ -472,6 +490,62 @@ def inner_product(a: np.ndarray, b: np.ndarray, count: int) -> float:
     return total
 
 
+# ---- both products, a block of features at a time ------------------------------------------------------------------
+
+
+@compiled(OPTIONS)
+def packed_logit_tile(
+    feature_map: int,
+    natural: np.ndarray,
+    z: np.ndarray,
+    columns: int,
+    ready: bool,
+    phi: np.ndarray,
+    logits: np.ndarray,
+) -> None:
+    """L ← η Φᵀ, in nats.
+
+    Parameters
+    ----------
+    feature_map : int
+        See `feature_tile`.
+    natural : (padded K, padded F)
+        What `pack_natural` returns.
+    z : (D, ≥ columns)
+    ready : bool
+        phi holds all features of these columns already.
+    phi : (≤ padded F, ≥ columns)
+        Receives the features, as many rows at a time as it has; all of them stay there if it has padded F.
+    logits : (padded K, ≥ columns)
+        Receives L_kn.
+    """
+    F = natural.shape[1]
+    for first in range(0, F, len(phi)):
+        block = phi[: min(len(phi), F - first)]
+        if not ready:
+            feature_tile(feature_map, z, columns, first, block)
+        logit_tile(natural, first, block, columns, first > 0, logits)
+
+
+@compiled(OPTIONS)
+def packed_statistic_tile(
+    feature_map: int,
+    z: np.ndarray,
+    r: np.ndarray,
+    columns: int,
+    ready: bool,
+    phi: np.ndarray,
+    statistics: np.ndarray,
+) -> None:
+    """S += R Φ; the parameters are those of `packed_logit_tile` and `statistic_tile`."""
+    F = statistics.shape[1]
+    for first in range(0, F, len(phi)):
+        block = phi[: min(len(phi), F - first)]
+        if not ready:
+            feature_tile(feature_map, z, columns, first, block)
+        statistic_tile(r, block, columns, first, statistics)
+
+
 # ---- the same two steps about each component's own mean ------------------------------------------------------------
 
 
@@ -484,7 +558,7 @@ def _centre_tile(z: np.ndarray, mean: np.ndarray, columns: int, y: np.ndarray) -
         for n in range(columns):
             out[n] = row[n] - mean[d]
     for d in range(D, len(y)):
-        _fill(y[d], columns, 1 if d == D else 0)
+        fill_row(y[d], columns, 1 if d == D else 0)
 
 
 @compiled(OPTIONS)
@@ -521,10 +595,10 @@ def direct_logit_tile(
         factor, row, constant = factors[min(k, len(factors) - 1)], logits[k], log_constants[k]
         if feature_map == FULL:
             _centre_tile(z, means[k], columns, y)
-            logit_tile(factor, 0, y[: factor.shape[1]], columns, False, whitened)
+            logit_tile(factor, _FIRST, y[: factor.shape[1]], columns, _REPLACE, whitened)
             _sum_of_squares(whitened[:D], columns, row)
         else:
-            _fill(row, columns, 0)
+            fill_row(row, columns, 0)
             for d in range(D):
                 feature, mean, precision = z[d], means[k, d], factor[0, d]
                 for n in range(columns):
@@ -577,8 +651,8 @@ def direct_statistic_tile(
                 statistics[k, D + d] += inner_product(r[k], y[d], columns)
             continue
         for row in products:
-            _fill(row, len(row), 0)
-        statistic_tile(weighted, y, columns, 0, products)
+            fill_row(row, len(row), 0)
+        statistic_tile(weighted, y, columns, _FIRST, products)
         f = 0
         for i in range(D + 1):
             for j in range(i + 1):

@@ -8,17 +8,22 @@ All kernels take flat C-contiguous arrays and integers, so that one signature se
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Final
+from fractions import Fraction
+from functools import cache, cached_property, lru_cache
+from operator import attrgetter
+from typing import Any, Final, get_type_hints
 
 import numba
 import numpy as np
 import torch
+from cuda import core
 from numba import cuda
 
 # Small grids are meant: Numba would warn of each in every process.
@@ -27,8 +32,11 @@ vars(numba.config)["CUDA_LOW_OCCUPANCY_WARNINGS"] = 0
 SIMULATED: Final = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 DEVICE_TYPE: Final = "cpu" if SIMULATED else "cuda"
 
-# Shared memory that every launch may ask for without an attribute of the kernel, on every architecture.
+# Shared memory that every launch may ask for without an attribute of the kernel, on every architecture; and the most
+# that one may have with it where there is no device to ask: on an A100 (227 KB on an H100, 99 KB on some smaller ones).
 SHARED_BYTES: Final = 48 * 1024
+ASSUMED_SHARED_BYTES: Final = 163 * 1024
+ASSUMED_CACHE_BYTES: Final = 40 * 2**20  # L2 of an A100 too
 
 REALS: Final = {"float32": torch.float32, "float64": torch.float64}
 NUMBA_REALS: Final[dict[str, Any]] = {"float32": numba.types.float32, "float64": numba.types.float64}
@@ -42,6 +50,35 @@ def flat(dtype: Any) -> Any:
 def threads_per_block(wanted: int) -> int:
     """`wanted`, or one warp in the simulator, where each thread of a block is a thread of the interpreter."""
     return min(wanted, 32) if SIMULATED else wanted
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """A function that kernels call, dissolved in them: only then are its arrays known to be shared, or registers."""
+    return function if SIMULATED else cuda.jit(device=True, forceinline=True)(function)
+
+
+# Python's own raise where a GPU returns NaN or an infinity.
+log, sqrt = (np.log, np.sqrt) if SIMULATED else (math.log, math.sqrt)
+
+
+def _fma_of_the_simulator(a: Any, b: Any, c: Any) -> Any:
+    """In exact fractions: the simulator's own rounds twice."""
+    plain = a * b + c
+    if not np.isfinite(plain):
+        return plain
+    return type(plain)(Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c)))
+
+
+def _fma(a: Any, b: Any, c: Any) -> Any:
+    return cuda.fma(a, b, c)
+
+
+# a b + c, rounded once. The compiler joins other products with sums as it likes, so code that takes rounding errors
+# apart writes every product that enters a sum as one of these: fma(a, b, 0) is the product rounded by itself.
+fma: Final = _fma_of_the_simulator if SIMULATED else inlined(_fma)
+
+
+_launching: Final = threading.Lock() if SIMULATED else nullcontext()  # the simulator runs one kernel at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +96,8 @@ class Kernel:
     signature : tuple of Numba types
     threads : int
         Threads of a block at most.
+    blocks : int
+        Of so many threads, for which the registers of a multiprocessor have to suffice.
     """
 
     name: str
@@ -66,44 +105,128 @@ class Kernel:
     function: Callable[..., None]
     signature: tuple[Any, ...]
     threads: int
+    blocks: int = 1
+
+    @property
+    def launch_bounds(self) -> int | tuple[int, int]:
+        """As Numba takes them; to ask for one block would make ptxas spend registers that it otherwise saves."""
+        return self.threads if self.blocks == 1 else (self.threads, self.blocks)
 
     @cached_property
-    def _compiled(self) -> Any:
-        if SIMULATED:
-            return cuda.jit(self.function)
-        return cuda.jit(numba.types.void(*self.signature), launch_bounds=self.threads)(self.function)
+    def _simulated(self) -> Any:
+        return cuda.jit(self.function)
+
+    @cached_property
+    def _library(self) -> Any:
+        """What Numba compiled: the machine code, and the loaded function on each device."""
+        compiled = cuda.jit(numba.types.void(*self.signature), launch_bounds=self.launch_bounds)(self.function)
+        (overload,) = compiled.overloads.values()
+        return overload._codelibrary
+
+    @cached_property
+    def _with_more_shared_bytes(self) -> set[int]:
+        """Devices where it may have more than `SHARED_BYTES`."""
+        return set()
+
+    @cached_property
+    def _converters(self) -> tuple[Callable[[Any], Sequence[Any]], ...]:
+        return tuple(map(converter, self.signature))
+
+    def words(self, *arguments: Any) -> list[Any]:
+        """The arguments as CUDA takes them: what Numba's own launch makes of them, in a tenth of its time."""
+        pairs = zip(self._converters, arguments, strict=True)
+        return [word for convert, argument in pairs for word in convert(argument)]
 
     def launch(
         self, grid: int | tuple[int, ...], block: int | tuple[int, ...], *arguments: Any, shared_bytes: int = 0
     ) -> None:
-        """Run on torch's current stream; arguments are what `view` returns, and integers."""
-        self._compiled[grid, block, current_stream(), shared_bytes](*arguments)
+        """Run on torch's current stream; arguments are what `view` returns, numbers, and NamedTuples of numbers.
+
+        Numba's launch makes the arguments anew each time, some 10 µs of Python for an array: chunks that fit a cache
+        would wait for it. This one looks up what it can, and calls CUDA as Numba does.
+        """
+        if SIMULATED:
+            with _launching:
+                self._simulated[grid, block, 0, shared_bytes](*arguments)
+            return
+        function = self._library.get_cufunc()
+        if shared_bytes > SHARED_BYTES and function.device.id not in self._with_more_shared_bytes:
+            allow_shared_bytes(function, most_shared_bytes(torch.device("cuda", torch.cuda.current_device())))
+            self._with_more_shared_bytes.add(function.device.id)
+        stream = _stream(torch.cuda.current_stream().cuda_stream)
+        core.launch(stream, _configuration(grid, block, shared_bytes), function.kernel, *self.words(*arguments))
+
+
+@lru_cache(1024)
+def _configuration(grid: int | tuple[int, ...], block: int | tuple[int, ...], shared_bytes: int) -> core.LaunchConfig:
+    return core.LaunchConfig(grid=grid, block=block, shmem_size=shared_bytes)
+
+
+@lru_cache(1024)
+def _stream(pointer: int) -> core.Stream:
+    return core.Stream.from_handle(pointer)
+
+
+def allow_shared_bytes(function: Any, most_bytes: int) -> None:
+    """Let a kernel, loaded on a device, have up to `most_bytes` of shared memory.
+
+    Numba has no public way (https://github.com/NVIDIA/numba-cuda/issues/94); this is what it does itself for
+    `shared_memory_carveout`, with another attribute.
+    """
+    from numba.cuda.cudadrv.driver import binding, driver
+
+    attribute = binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    driver.cuKernelSetAttribute(attribute, most_bytes - function.attrs.shared, function.handle, function.device.id)
+
+
+# ---- arguments
+
+
+def integers_of(kind: Any) -> Any:
+    """Numba's type of a NamedTuple of integers, which may hold others of its kind: many arguments in one."""
+    types: Any = numba.types
+    fields = get_type_hints(kind).values()
+    return types.BaseTuple.from_types([types.int64 if each is int else integers_of(each) for each in fields], kind)
+
+
+def converter(kind: Any) -> Callable[[Any], Sequence[Any]]:
+    """What makes of an argument of one of Numba's types the words that CUDA takes."""
+    types: Any = numba.types
+    if isinstance(kind, types.Array) and kind.ndim == 1 and kind.layout == "C":
+        return attrgetter("words")
+    if isinstance(kind, types.BaseTuple):
+        fields = [converter(each) for each in kind]
+        return lambda value: [word for field, item in zip(fields, value, strict=True) for word in field(item)]
+    number = {types.float32: ctypes.c_float, types.float64: ctypes.c_double}.get(kind)
+    if number is None and isinstance(kind, types.Integer):
+        number = getattr(ctypes, f"c_{kind}")
+    if number is None:
+        raise TypeError(f"a kernel takes {kind}; expected flat arrays, numbers, and NamedTuples of numbers")
+    return lambda value: (number(value),)
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A flat tensor, and the words that Numba's kernels take for an array."""
+
+    tensor: torch.Tensor
+    words: tuple[int, ...]
 
 
 def view(tensor: torch.Tensor) -> Any:
-    """A contiguous tensor as kernels take it: flat, without a copy. Making one costs microseconds: keep it."""
+    """A contiguous tensor as kernels take it: flat, without a copy."""
     flattened = tensor.detach().view(-1)
-    return flattened.numpy() if SIMULATED else cuda.as_cuda_array(flattened, sync=False)
+    if SIMULATED:
+        return flattened.numpy()
+    length, n_bytes = flattened.numel(), flattened.element_size()
+    # Two pointers that only Numba's own arrays have, length, bytes of an element, address, shape, strides.
+    return View(flattened, (0, 0, length, n_bytes, flattened.data_ptr(), length, n_bytes))
 
 
 def span(x: torch.Tensor) -> torch.Tensor:
     """The memory from the first to the last element of a tensor of any strides, flat."""
     length = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
     return x.detach().as_strided((length,), (1,))
-
-
-def current_stream() -> Any:
-    """torch's current stream as Numba takes it."""
-    return 0 if SIMULATED else _numba_stream(torch.cuda.current_stream().cuda_stream)
-
-
-_streams: dict[int, Any] = {}
-
-
-def _numba_stream(pointer: int) -> Any:
-    if pointer not in _streams:
-        _streams[pointer] = cuda.external_stream(pointer) if pointer else cuda.default_stream()
-    return _streams[pointer]
 
 
 @contextmanager
@@ -120,6 +243,20 @@ def on(device: torch.device) -> Iterator[None]:
 def multiprocessors(device: torch.device) -> int:
     """How many blocks can run side by side at least."""
     return 2 if SIMULATED else int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+@cache
+def cache_bytes(device: torch.device) -> int:
+    """What the L2 cache holds."""
+    return ASSUMED_CACHE_BYTES if SIMULATED else int(torch.cuda.get_device_properties(device).L2_cache_size)
+
+
+@cache
+def most_shared_bytes(device: torch.device) -> int:
+    """Shared memory that a block may have at most."""
+    if SIMULATED:
+        return ASSUMED_SHARED_BYTES
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
 
 
 def is_tensor(x: Any) -> bool:

@@ -159,11 +159,11 @@ class _Diag:
     def __init__(self, samples: Samples, problem: DirectProblem, results: Results) -> None:
         self.samples, self.problem = samples, problem
         K, D = problem.n_components, samples.D
-        self.columns = products.rows_of_a_chunk(samples.n, D + K, D * K, problem.arithmetic)
+        self.columns = products.rows_of_a_chunk(samples, D + K, K, problem.arithmetic)
         self.posterior = Posterior(samples, K, self.columns, problem.hard, results, problem.arithmetic)
         like, parts = self.posterior.logits, products.parts_of(self.columns)
         self.z = device.view(like.new_empty(D * self.columns))
-        self.partial = device.view(like.new_empty(1 if results.statistics is None else parts * K * (2 * D + 1)))
+        self.partial = device.view(like.new_empty(1 if results.sums is None else parts * K * (2 * D + 1)))
         self.means, self.factors, self.constants = (
             device.view(each) for each in (problem.means, problem.factors, problem.log_constants)
         )
@@ -195,15 +195,15 @@ class _Full:
     def __init__(self, samples: Samples, problem: DirectProblem, results: Results) -> None:
         self.samples, self.problem = samples, problem
         K, D = problem.n_components, samples.D
-        self.columns = products.rows_of_a_chunk(samples.n, 3 * D + 2 + K, (D + 1) ** 2, problem.arithmetic)
+        self.columns = products.rows_of_a_chunk(samples, 3 * D + 2 + K, D, problem.arithmetic)
         self.posterior = Posterior(samples, K, self.columns, problem.hard, results, problem.arithmetic)
         like, parts = self.posterior.logits, products.parts_of(self.columns)
         self.z, self.centred, self.scaled = (like.new_empty(rows * self.columns) for rows in (D, D + 1, D + 1))
-        self.partial = like.new_empty(1 if results.statistics is None else parts * (D + 1) ** 2)
+        self.partial = like.new_empty(1 if results.sums is None else parts * (D + 1) ** 2)
         self.z_view, self.y_view, self.partial_view, self.constants = (
             device.view(each) for each in (self.z, self.scaled, self.partial, problem.log_constants)
         )
-        self.sums = samples.nothing if results.statistics is None else device.view(results.statistics)
+        self.sums = samples.nothing if results.sums is None else device.view(results.sums.statistics)
 
     def logits(self, chunk: Chunk) -> None:
         """L of a chunk."""
@@ -265,5 +265,5 @@ def run(x: torch.Tensor, weight: torch.Tensor | None, problem: DirectProblem, re
         for chunk in products.chunks(len(x), form.columns):
             form.logits(chunk)
             form.posterior.of(chunk)
-            if results.statistics is not None:
+            if results.sums is not None:
                 form.statistics(chunk)

@@ -18,15 +18,15 @@ from emalgam_kernels.blocks import tile_dtype
 from emalgam_kernels.numba_cuda import crossover, direct, fused, products
 from emalgam_kernels.numba_cuda.device import (
     REALS,
-    Kernel,
     default_device,
     explained,
     free_bytes,
     is_tensor,
+    most_shared_bytes,
     on,
     upload,
 )
-from emalgam_kernels.numba_cuda.problem import DirectProblem, Frame, PackedProblem, Results
+from emalgam_kernels.numba_cuda.problem import DirectProblem, Frame, PackedProblem, Results, Sums
 from emalgam_kernels.numba_cuda.staging import Inbound, Outbound, rows_of_a_piece
 from emalgam_kernels.parameters import Direct, Packed
 
@@ -34,17 +34,12 @@ ROWS_AT_ONCE: Final = 2**24  # where a type has to be converted: what that takes
 SHARE_FOR_DATA: Final = 0.5  # of the free memory; larger data cross the bus in every pass
 
 
-def kernels() -> list[Kernel]:
-    """Every kernel of this backend, for the compile gate."""
-    return [*fused.kernels(), *products.kernels(), *direct.kernels()]
-
-
 def log_prob(x: np.ndarray, parameters: Packed | Direct, out: np.ndarray, n_threads: int = 1) -> None:
     """log p(x_n); see `emalgam_kernels.reference.mixture.log_prob`.
 
     `x` and `out` are NumPy arrays, or both tensors on the device. `n_threads` copy NumPy arrays into pinned memory.
     """
-    _Pass(x, parameters).run(None, log_prob=out, n_threads=n_threads)
+    Pass(x, parameters).run(None, log_prob=out, n_threads=n_threads)
 
 
 def responsibilities(
@@ -55,7 +50,7 @@ def responsibilities(
     log_prob: np.ndarray | None = None,
 ) -> None:
     """r_nk; see `emalgam_kernels.reference.mixture.responsibilities` and `log_prob`."""
-    _Pass(x, parameters).run(None, log_prob=log_prob, responsibilities=out, n_threads=n_threads)
+    Pass(x, parameters).run(None, log_prob=log_prob, responsibilities=out, n_threads=n_threads)
 
 
 def em_statistics(
@@ -70,19 +65,18 @@ def em_statistics(
 
     With `out` on the device the sum is a float64 tensor () there, and nothing waits for the device.
     """
-    whole = _Pass(x, parameters, hard)
+    whole = Pass(x, parameters, hard)
     shape = parameters.n_components, parameters.n_statistics
     with explained("the statistics"):
-        statistics = torch.zeros(shape, dtype=torch.float64, device=whole.device)
-        total = torch.zeros(1, dtype=torch.float64, device=whole.device)
-    whole.run(sample_weight, statistics=statistics, total=total, n_threads=n_threads)
+        sums = Sums(*(torch.zeros(size, dtype=torch.float64, device=whole.device) for size in (shape, (1,))))
+    whole.run(sample_weight, sums=sums, n_threads=n_threads)
     place: Any = out
     if is_tensor(place):
-        place.copy_(statistics)
-        on_device: Any = total[0]
+        place.copy_(sums.statistics)
+        on_device: Any = sums.total[0]
         return on_device
-    place[...] = statistics.cpu().numpy()
-    return float(total)
+    place[...] = sums.statistics.cpu().numpy()
+    return float(sums.total)
 
 
 def resident(x: Any, sample_weight: Any, n_threads: int = 1) -> tuple[Any, Any]:
@@ -112,7 +106,7 @@ def resident(x: Any, sample_weight: Any, n_threads: int = 1) -> tuple[Any, Any]:
     return moved[0], moved[1]
 
 
-class _Pass:
+class Pass:
     """One pass over x, wherever it lies."""
 
     def __init__(self, x: np.ndarray | torch.Tensor, parameters: Packed | Direct, hard: bool = False) -> None:
@@ -126,12 +120,11 @@ class _Pass:
         sample_weight: Any,
         log_prob: Any = None,
         responsibilities: Any = None,
-        statistics: torch.Tensor | None = None,
-        total: torch.Tensor | None = None,
+        sums: Sums | None = None,
         n_threads: int = 1,
     ) -> None:
         """The results of all rows; those without a place are not wanted."""
-        results = Results(log_prob, responsibilities, statistics, total)
+        results = Results(log_prob, responsibilities, sums)
         with on(self.device), explained("a pass over the data"):
             if isinstance(self.x, torch.Tensor):
                 self._in_place(self.x, sample_weight, results)
@@ -157,7 +150,9 @@ class _Pass:
         rows = rows_of_a_piece(tile_dtype(x).itemsize * width)
         weights = iter(()) if weight is None else Inbound(weight, rows, self.device, n_threads).pieces()
         places = {"log_prob": results.log_prob, "responsibilities": results.responsibilities}
-        out = {name: Outbound(place, rows, n_threads) for name, place in places.items() if place is not None}
+        out = {
+            name: Outbound(place, rows, self.device, n_threads) for name, place in places.items() if place is not None
+        }
         first = 0
         for piece in Inbound(x, rows, self.device, n_threads).pieces():
             part, problem = self._read(piece)
@@ -215,11 +210,17 @@ def run(x: torch.Tensor, weight: torch.Tensor | None, problem: PackedProblem | D
         direct.run(x, weight, problem, results)
         return
     K, F, D = problem.n_components, problem.n_statistics, x.shape[1]
-    fits = fused.plan(D, K, F, problem.arithmetic, problem.whitening is not None) is not None
-    if fits and not problem.tf32 and crossover.fused_is_faster(F, K, problem.arithmetic):
+    suits = suits_fused(D, K, F, problem.arithmetic, problem.whitening is not None, x.device)
+    if suits and not problem.tf32:
         fused.run(x, weight, problem, results)
     else:
         products.run(x, weight, problem, results)
+
+
+def suits_fused(D: int, K: int, F: int, arithmetic: str, whitened: bool, device: torch.device) -> bool:
+    """Whether the fused kernel fits a device, and is not known to be the slower way."""
+    way = fused.plan(D, K, F, arithmetic, whitened, most_shared_bytes(device))
+    return way is not None and crossover.fused_is_faster(F, K, arithmetic)
 
 
 def as_tensor(array: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

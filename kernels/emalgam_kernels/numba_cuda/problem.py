@@ -89,6 +89,22 @@ class DirectProblem:
 
 
 @dataclass(frozen=True, eq=False)
+class Sums:
+    """The sums over rows that a pass adds to, float64 whatever it computes in.
+
+    Attributes
+    ----------
+    statistics : (K, F), contiguous
+        S.
+    total : (1,)
+        Σ ω log p, in nats.
+    """
+
+    statistics: torch.Tensor
+    total: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Results:
     """Where the results of a pass over n rows go; None for those that are not wanted.
 
@@ -97,13 +113,9 @@ class Results:
     log_prob : (n,) of the arithmetic dtype, contiguous
         log p(x_n), in nats (hard: the largest logit).
     responsibilities : (n, K) of the arithmetic dtype, contiguous
-    statistics : (K, F) float64, contiguous
-        S, added to.
-    total : (1,) float64
-        Σ ω log p, added to; there if `statistics` is.
+    sums : Sums
     """
 
     log_prob: torch.Tensor | None = None
     responsibilities: torch.Tensor | None = None
-    statistics: torch.Tensor | None = None
-    total: torch.Tensor | None = None
+    sums: Sums | None = None

@@ -10,34 +10,34 @@ rows of the data:
 5. S += R Φᵀ, in parts of `ROWS_OF_A_SUM` rows that are added in float64: float32 arithmetic loses no more than such a
    part costs, and a product with few outputs is spread over the device without leaving the order of the sum to cuBLAS.
 
-Columns past the last row have weight zero. Nothing here waits for the device.
+Φ and L of a chunk take half of L2; more only where that is too little for products that keep the device busy
+(`rows_of_a_chunk`). Columns past the last row have weight zero. Nothing here waits for the device.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
 from numba import cuda, types
 
 from emalgam_kernels.numba_cuda import device
-from emalgam_kernels.numba_cuda.device import NUMBA_REALS, REALS, Kernel, flat
+from emalgam_kernels.numba_cuda.device import NUMBA_REALS, REALS, Kernel, flat, inlined, integers_of
 from emalgam_kernels.numba_cuda.problem import Frame, PackedProblem, Results
 
-CHUNK_BYTES: int = 32 * 2**20  # L2 holds 40 MB on an A100, 50 MB on an H100
-CHUNK_PRODUCTS: int = 2**30  # multiplications of one product of a chunk that outlast the launches of the next chunk
-CHUNK_GROWTH: Final = 8  # how far beyond L2 a chunk may grow for that
+SHARE_OF_CACHE: Final = 0.5  # of L2, for a chunk's features and logits; the rest is for x, η, R Φᵀ and what is written
+TILE_OF_A_PRODUCT: Final = 128  # rows and columns of a product that cuBLAS gives to a multiprocessor
 MOST_ROWS: int = 2**18  # of a chunk
 ROWS_OF_A_SUM: int = 1024
 # Of the matrices' columns: whole blocks of every kernel, and rows aligned for cuBLAS. Small where threads are slow.
 COLUMN_STEP: Final = 32 if device.SIMULATED else 256
 
 THREADS: Final = 8 if device.SIMULATED else 256  # of a block whose threads take many elements each
+FULL: Final = 8  # blocks of so many threads are all that a multiprocessor runs, if registers allow it
 PANEL: Final = 32  # features of a tile of x at most
 TILE: Final = 1024  # numbers of a tile of x
 TILE_SHARED: Final = TILE + PANEL  # with the padding against bank conflicts
@@ -50,8 +50,7 @@ at: Final = types.uint64  # an index that cannot be negative: Numba leaves out t
 # ---- chunks
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """`rows` rows of x from row `first` on, in matrices of `width` ≥ rows columns, `parts` sums of equal length."""
 
     first: int
@@ -71,21 +70,23 @@ def parts_of(width: int) -> int:
     return max(width // ROWS_OF_A_SUM, 1)
 
 
-def rows_of_a_chunk(n: int, numbers: int, products: int, arithmetic: str) -> int:
-    """How many columns the matrices have: what L2 holds, more if the device would wait for launches, at most n rows.
+def rows_of_a_chunk(samples: Samples, numbers: int, outputs: int, arithmetic: str) -> int:
+    """How many columns the matrices have: what L2 holds, or what gives every multiprocessor a tile of a product.
+
+    With many statistics and few components L2 holds so few columns that most multiprocessors would have no part of
+    L = η Φ: there the products' arithmetic is worth more than the cache.
 
     Parameters
     ----------
-    n : int
-        Rows of the data.
-    numbers, products : int
-        What one row takes: numbers in memory, and multiplications of its largest product.
+    samples : Samples
+    numbers, outputs : int
+        What a row takes in memory, and what its product has for it.
     arithmetic : {"float32", "float64"}
     """
-    in_cache = CHUNK_BYTES // (REALS[arithmetic].itemsize * numbers)
-    rows = max(in_cache, min(CHUNK_PRODUCTS // products, CHUNK_GROWTH * in_cache))
-    whole_sums = max(min(rows, MOST_ROWS) // ROWS_OF_A_SUM, 1) * ROWS_OF_A_SUM
-    return min(whole_sums, padded(n))
+    in_cache = int(SHARE_OF_CACHE * device.cache_bytes(samples.device)) // (REALS[arithmetic].itemsize * numbers)
+    tiles = -(-device.multiprocessors(samples.device) // -(-outputs // TILE_OF_A_PRODUCT))
+    rows = min(max(in_cache, tiles * TILE_OF_A_PRODUCT), MOST_ROWS)
+    return min(max(rows // ROWS_OF_A_SUM, 1) * ROWS_OF_A_SUM, padded(samples.n))
 
 
 def chunks(n: int, columns: int) -> Iterator[Chunk]:
@@ -99,31 +100,43 @@ def chunks(n: int, columns: int) -> Iterator[Chunk]:
 # ---- kernels: the frame and the features
 
 
+class Source(NamedTuple):
+    """Where `frame` finds x and where it puts z: strides of x, whether rows have weights, the first element of z.
+
+    A tile has 2^`panel_bits` features and 2^`tile_bits` rows.
+    """
+
+    row_stride: int
+    feature_stride: int
+    weighted: int
+    D: int
+    offset: int
+    panel_bits: int
+    tile_bits: int
+
+
 def _frame(sample: str, arithmetic: str) -> Callable[..., None]:
     real = NUMBA_REALS[arithmetic]
     zero = real(0)
     two_parts = arithmetic == "float32"  # the second part of a float64 shift is zero
 
-    def frame(
-        x: Any, shift: Any, scale: Any, weight: Any, out: Any,
-        row_stride: int, feature_stride: int, first: int, rows: int, D: int, width: int, offset: int,
-        panel_bits: int, tile_bits: int, weighted: int,
-    ) -> None:  # fmt: skip
+    def frame(x: Any, shift: Any, scale: Any, weight: Any, out: Any, source: Source, chunk: Chunk) -> None:
         """z of a tile of rows and features, turned in shared memory so that both sides are coalesced."""
         tile = cuda.shared.array(TILE_SHARED, real)
-        panel, columns = 1 << panel_bits, 1 << tile_bits
+        D, row_stride, feature_stride = source.D, source.row_stride, source.feature_stride
+        panel, columns = 1 << source.panel_bits, 1 << source.tile_bits
         first_column, first_feature = cuda.blockIdx.x * columns, cuda.blockIdx.y * PANEL
         # z = ((x − shift₀) − shift₁) · scale, rounded once (Knuth's two-sum); 0 for rows of weight zero, which may hold
         # anything, and past the last one
         for t in range(cuda.threadIdx.x, panel * columns, cuda.blockDim.x):
             if feature_stride <= row_stride:
-                column, i = t >> panel_bits, t & (panel - 1)
+                column, i = t >> source.panel_bits, t & (panel - 1)
             else:
-                column, i = t & (columns - 1), t >> tile_bits
+                column, i = t & (columns - 1), t >> source.tile_bits
             n, d = first_column + column, first_feature + i
             z = zero
-            if d < D and n < rows and (weighted == 0 or weight[at(first + n)] != zero):
-                value = real(x[at((first + n) * row_stride + d * feature_stride)])
+            if d < D and n < chunk.rows and (source.weighted == 0 or weight[at(chunk.first + n)] != zero):
+                value = real(x[at((chunk.first + n) * row_stride + d * feature_stride)])
                 centred = value - shift[at(d)]
                 if two_parts:
                     back = centred - value
@@ -133,9 +146,9 @@ def _frame(sample: str, arithmetic: str) -> Callable[..., None]:
             tile[at(i * (columns + 1) + column)] = z
         cuda.syncthreads()
         for t in range(cuda.threadIdx.x, panel * columns, cuda.blockDim.x):
-            column, i = t & (columns - 1), t >> tile_bits
-            if first_feature + i < D and first_column + column < width:
-                place = offset + (first_feature + i) * width + first_column + column
+            column, i = t & (columns - 1), t >> source.tile_bits
+            if first_feature + i < D and first_column + column < chunk.width:
+                place = source.offset + (first_feature + i) * chunk.width + first_column + column
                 out[at(place)] = tile[at(i * (columns + 1) + column)]
 
     return frame
@@ -193,12 +206,7 @@ def _spherical_features(arithmetic: str) -> Callable[..., None]:
 # ---- kernels: the posterior
 
 
-def _inlined(function: Callable[..., None]) -> Any:
-    """A function that kernels call, dissolved in them."""
-    return function if device.SIMULATED else cuda.jit(device=True, forceinline=True)(function)
-
-
-@_inlined
+@inlined
 def _sum_up(values: Any, thread: int, count: int) -> None:
     """values[0] becomes Σ values[:count] as a tree, in shared memory; `count` is a power of two, `thread` from 0 on."""
     cuda.syncthreads()
@@ -210,22 +218,32 @@ def _sum_up(values: Any, thread: int, count: int) -> None:
         half >>= 1
 
 
+class Wanted(NamedTuple):
+    """What `softmax` is to do. Flags (0 or 1): `weighted`: rows have weights; `hard`: all to the first largest logit;
+    `plain`: r instead of ω r; `log_prob`: write log p.
+    """
+
+    K: int
+    weighted: int
+    hard: int
+    plain: int
+    log_prob: int
+
+
 def _softmax(arithmetic: str) -> Callable[..., None]:
     real = NUMBA_REALS[arithmetic]
     zero, one, lowest = real(0), real(1), real(-np.inf)
     most_threads = _softmax_threads()
 
-    def softmax(
-        logits: Any, weight: Any, log_prob: Any, terms: Any, K: int, width: int, first: int, rows: int,
-        weighted: int, hard: int, plain: int, wanted: int,
-    ) -> None:  # fmt: skip
-        """ω r_nk where L_nk was (`plain`: r_nk); log p(x_n) if `wanted`; Σ ω log p of the block to `terms`.
+    def softmax(logits: Any, weight: Any, log_prob: Any, terms: Any, wanted: Wanted, chunk: Chunk) -> None:
+        """ω r_nk or r_nk where L_nk was; log p(x_n); Σ ω log p of the block to `terms`.
 
         Block: columns × lanes; a lane takes every so many'th component.
         """
         largest = cuda.shared.array(most_threads, real)
         winners = cuda.shared.array(most_threads, types.int32)
         sums = cuda.shared.array(most_threads, real)
+        K, width = wanted.K, chunk.width
         c, lane, columns, lanes = cuda.threadIdx.x, cuda.threadIdx.y, cuda.blockDim.x, cuda.blockDim.y
         column = cuda.blockIdx.x * columns + c
         # max_k L_nk, and the first k that has it
@@ -242,7 +260,7 @@ def _softmax(arithmetic: str) -> Callable[..., None]:
                 top, winner = logit, k
         # Σ_k exp(L_nk − max L)
         total = one
-        if hard == 0:
+        if wanted.hard == 0:
             total = zero
             for k in range(lane, K, lanes):
                 total += real(math.exp(logits[at(k * width + column)] - top))
@@ -253,19 +271,19 @@ def _softmax(arithmetic: str) -> Callable[..., None]:
                 total += sums[other * columns + c]
         # ω r_nk = ω exp(L_nk − max L) / Σ
         omega = zero
-        if column < rows:
-            omega = weight[at(first + column)] if weighted else one
-        inverse, factor = one / total, one if plain else omega
+        if column < chunk.rows:
+            omega = weight[at(chunk.first + column)] if wanted.weighted else one
+        inverse, factor = one / total, one if wanted.plain else omega
         for k in range(lane, K, lanes):
             won = one if k == winner else zero
-            r = won if hard else real(math.exp(logits[at(k * width + column)] - top)) * inverse
+            r = won if wanted.hard else real(math.exp(logits[at(k * width + column)] - top)) * inverse
             logits[at(k * width + column)] = r * factor
         # log p(x_n) = max L + log Σ, and Σ_n ω log p(x_n) as a tree
         cuda.syncthreads()
         if lane == 0:
             log_p = top + real(math.log(total))
-            if wanted and column < rows:
-                log_prob[first + column] = log_p
+            if wanted.log_prob and column < chunk.rows:
+                log_prob[chunk.first + column] = log_p
             sums[c] = omega * log_p if omega != zero else zero
         _sum_up(sums, lane * columns + c, columns)
         if lane == 0 and c == 0:
@@ -278,26 +296,24 @@ def _responsibilities(arithmetic: str) -> Callable[..., None]:
     real = NUMBA_REALS[arithmetic]
     zero, one = real(0), real(1)
 
-    def responsibilities(
-        r: Any, weight: Any, out: Any, K: int, width: int, first: int, rows: int, weighted: int
-    ) -> None:
+    def responsibilities(r: Any, weight: Any, out: Any, K: int, weighted: int, chunk: Chunk) -> None:
         """r (K, width) to rows of `out` (n, K), turned in shared memory; r becomes ω r."""
         tile = cuda.shared.array(TILE_SHARED, real)
         first_column, first_component = cuda.blockIdx.x * 32, cuda.blockIdx.y * 32
         for t in range(cuda.threadIdx.x, 1024, cuda.blockDim.x):
             column, k = first_column + (t & 31), first_component + (t >> 5)
             if k < K:
-                value = r[at(k * width + column)]
+                value = r[at(k * chunk.width + column)]
                 tile[at((t >> 5) * 33 + (t & 31))] = value
                 omega = zero
-                if column < rows:
-                    omega = weight[at(first + column)] if weighted else one
-                r[at(k * width + column)] = omega * value
+                if column < chunk.rows:
+                    omega = weight[at(chunk.first + column)] if weighted else one
+                r[at(k * chunk.width + column)] = omega * value
         cuda.syncthreads()
         for t in range(cuda.threadIdx.x, 1024, cuda.blockDim.x):
             column, k = first_column + (t >> 5), first_component + (t & 31)
-            if k < K and column < rows:
-                out[at((first + column) * K + k)] = tile[at((t & 31) * 33 + (t >> 5))]
+            if k < K and column < chunk.rows:
+                out[at((chunk.first + column) * K + k)] = tile[at((t & 31) * 33 + (t >> 5))]
 
     return responsibilities
 
@@ -337,9 +353,9 @@ def integers(count: int) -> tuple[Any, ...]:
 def frame_kernel(sample: str, arithmetic: str) -> Kernel:
     """x of one type into the frame in another."""
     real = flat(NUMBA_REALS[arithmetic])
-    signature = (flat(NUMBA_REALS[sample]), real, real, real, real, *integers(10))
+    signature = (flat(NUMBA_REALS[sample]), real, real, real, real, integers_of(Source), integers_of(Chunk))
     name = f"frame, {sample} samples, {arithmetic}"
-    return Kernel(name, arithmetic, _frame(sample, arithmetic), signature, THREADS)
+    return Kernel(name, arithmetic, _frame(sample, arithmetic), signature, THREADS, FULL)
 
 
 @cache
@@ -353,16 +369,17 @@ def feature_kernel(feature_map: str, arithmetic: str) -> Kernel:
 @cache
 def softmax_kernel(arithmetic: str) -> Kernel:
     """L to ω r and log p."""
-    signature = (*(flat(NUMBA_REALS[arithmetic]),) * 4, *integers(8))
-    return Kernel(f"softmax, {arithmetic}", arithmetic, _softmax(arithmetic), signature, _softmax_threads())
+    signature = (*(flat(NUMBA_REALS[arithmetic]),) * 4, integers_of(Wanted), integers_of(Chunk))
+    blocks = {"float32": 3, "float64": 2}[arithmetic]  # with one more registers spill
+    return Kernel(f"softmax, {arithmetic}", arithmetic, _softmax(arithmetic), signature, _softmax_threads(), blocks)
 
 
 @cache
 def responsibilities_kernel(arithmetic: str) -> Kernel:
     """r to rows, and ω r."""
-    signature = (*(flat(NUMBA_REALS[arithmetic]),) * 3, *integers(5))
+    signature = (*(flat(NUMBA_REALS[arithmetic]),) * 3, *integers(2), integers_of(Chunk))
     function = _responsibilities(arithmetic)
-    return Kernel(f"responsibilities, {arithmetic}", arithmetic, function, signature, THREADS)
+    return Kernel(f"responsibilities, {arithmetic}", arithmetic, function, signature, THREADS, FULL)
 
 
 @cache
@@ -413,19 +430,17 @@ class Samples:
         self.nothing = device.view(nothing)
         self.weight = self.nothing if weight is None else device.view(weight)
         self._sources = device.view(device.span(x)), device.view(frame.shift), device.view(frame.scale)
-        self._strides = x.stride()
         self._kernel = frame_kernel(str(x.dtype).removeprefix("torch."), arithmetic)
-        self._panel_bits = (min(self.D, PANEL) - 1).bit_length()
-        self._tile_bits = TILE.bit_length() - 1 - self._panel_bits
+        panel_bits = (min(self.D, PANEL) - 1).bit_length()
+        tile_bits = TILE.bit_length() - 1 - panel_bits
+        self._columns = 1 << tile_bits
+        self._source = Source(x.stride(0), x.stride(1), self.weighted, self.D, 0, panel_bits, tile_bits)
 
     def into_frame(self, chunk: Chunk, out: Any, offset: int = 0) -> None:
         """z of a chunk, (D, width) from element `offset` of the view `out` on."""
-        grid = -(-chunk.width // (1 << self._tile_bits)), -(-self.D // PANEL)
-        self._kernel.launch(
-            grid, THREADS, *self._sources, self.weight, out,
-            *self._strides, chunk.first, chunk.rows, self.D, chunk.width, offset,
-            self._panel_bits, self._tile_bits, self.weighted,
-        )  # fmt: skip
+        grid = -(-chunk.width // self._columns), -(-self.D // PANEL)
+        source = self._source._replace(offset=offset)
+        self._kernel.launch(grid, THREADS, *self._sources, self.weight, out, source, chunk)
 
 
 class Posterior:
@@ -450,7 +465,12 @@ class Posterior:
     """
 
     def __init__(self, samples: Samples, K: int, columns: int, hard: bool, results: Results, arithmetic: str) -> None:
-        self.samples, self.K, self.hard, self.results, self.arithmetic = samples, K, int(hard), results, arithmetic
+        self.samples, self.K = samples, K
+        plain, log_prob = (int(result is not None) for result in (results.responsibilities, results.log_prob))
+        self._wanted = Wanted(K, samples.weighted, int(hard), plain, log_prob)
+        self._softmax, self._rows, self._accumulate = (
+            kernel(arithmetic) for kernel in (softmax_kernel, responsibilities_kernel, accumulate_kernel)
+        )
         self.lanes = 1 if K < 16 else 8 if K < 256 else MOST_LANES
         threads = _softmax_threads() if self.lanes == MOST_LANES else THREADS
         self.lanes = min(self.lanes, 4) if device.SIMULATED else self.lanes
@@ -458,31 +478,34 @@ class Posterior:
         self.logits = torch.empty(K * columns, dtype=REALS[arithmetic], device=samples.device)
         self.view = device.view(self.logits)
         self.terms = device.view(self.logits.new_empty(columns // self.block[0]))
-        self._log_prob, self._responsibilities, self._statistics, self._total = (
+        self._log_prob, self._responsibilities = (
             samples.nothing if result is None else device.view(result)
-            for result in (results.log_prob, results.responsibilities, results.statistics, results.total)
+            for result in (results.log_prob, results.responsibilities)
         )
+        sums = results.sums
+        self._sums = None if sums is None else (device.view(sums.statistics), device.view(sums.total))
 
     def of(self, chunk: Chunk) -> None:
         """L of a chunk becomes ω r; log p and r go where they are wanted."""
-        samples, shape = self.samples, (self.K, chunk.width, chunk.first, chunk.rows)
-        plain, wanted = (int(each is not None) for each in (self.results.responsibilities, self.results.log_prob))
-        softmax_kernel(self.arithmetic).launch(
-            chunk.width // self.block[0], self.block, self.view, samples.weight, self._log_prob, self.terms,
-            *shape, samples.weighted, self.hard, plain, wanted,
+        samples, wanted = self.samples, self._wanted
+        self._softmax.launch(
+            chunk.width // self.block[0], self.block,
+            self.view, samples.weight, self._log_prob, self.terms, wanted, chunk,
         )  # fmt: skip
-        if plain:
-            responsibilities_kernel(self.arithmetic).launch(
+        if wanted.plain:
+            self._rows.launch(
                 (chunk.width // 32, -(-self.K // 32)), THREADS,
-                self.view, samples.weight, self._responsibilities, *shape, samples.weighted,
+                self.view, samples.weight, self._responsibilities, self.K, samples.weighted, chunk,
             )  # fmt: skip
 
     def add(self, chunk: Chunk, partial: Any, elements: int) -> None:
         """S and the total grow by those of a chunk: `partial`, a view of (parts, elements), and its log p."""
+        if self._sums is None:
+            raise ValueError("this pass was not asked for sums")
         threads, n_terms = THREADS, chunk.width // self.block[0]
-        accumulate_kernel(self.arithmetic).launch(
+        self._accumulate.launch(
             -(-elements // threads) + 1, threads,
-            partial, self.terms, self._statistics, self._total, elements, chunk.parts, n_terms,
+            partial, self.terms, *self._sums, elements, chunk.parts, n_terms,
         )  # fmt: skip
 
 
@@ -513,12 +536,12 @@ class _Scratch:
         self.samples, self.problem = samples, problem
         self.K, self.F, self.D = problem.n_components, problem.n_statistics, samples.D
         K, F = self.K, self.F
-        self.columns = rows_of_a_chunk(samples.n, F + K, F * K, problem.arithmetic)
+        self.columns = rows_of_a_chunk(samples, F + K, K, problem.arithmetic)
         self.posterior = Posterior(samples, K, self.columns, problem.hard, results, problem.arithmetic)
         like, parts = self.posterior.logits, parts_of(self.columns)
         self.phi = like.new_empty(F * self.columns)
         self.plain = None if problem.whitening is None else like.new_empty(self.D * self.columns)
-        self.partial = None if results.statistics is None else like.new_empty(parts * K * F)
+        self.partial = None if results.sums is None else like.new_empty(parts * K * F)
         self.phi_view = device.view(self.phi)
         self.plain_view = None if self.plain is None else device.view(self.plain)
         self.partial_view = None if self.partial is None else device.view(self.partial)

@@ -1,20 +1,21 @@
 """Rows of main memory on their way to the device and back: pinned buffers in pairs, so that copies and kernels overlap.
 
 While the device computes with one piece, the next crosses the bus and the host fills the pinned buffer of the one
-after; results queue behind the kernels that make them. Nothing here is larger than a few pieces, so data larger than
-the device's memory fit.
+after; results of the one before cross it the other way. Copies have streams of their own and wait for nothing but the
+kernels that make what they copy, or free what they overwrite. Nothing here is larger than a few pieces, so data larger
+than the device's memory fit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 
 from emalgam_kernels.blocks import for_each_block, tile_dtype
-from emalgam_kernels.numba_cuda.device import SIMULATED, Copies, Marker
+from emalgam_kernels.numba_cuda.device import REALS, SIMULATED, Copies, Marker, upload
 
 PIECE_BYTES: Final = 64 * 2**20  # a millisecond of the bus: long beside the launches of a pass
 ROWS_PER_COPY: Final = 8192  # of one thread that fills a pinned buffer
@@ -24,6 +25,22 @@ BUFFERS: Final = 2
 def rows_of_a_piece(row_bytes: int) -> int:
     """How many rows cross the bus at once."""
     return max(PIECE_BYTES // row_bytes, 1)
+
+
+def pieces(array: Any, rows: int, device: torch.device, n_threads: int) -> Iterator[torch.Tensor]:
+    """An array (M, ...) of either place as tensors on the device, `rows` at a time.
+
+    Tensors are not copied, and neither are they or NumPy arrays written out along a stride of zero. A piece may be
+    overwritten when the one after the next is asked for.
+    """
+    if isinstance(array, np.ndarray):
+        shared = array.strides[0] == 0
+        if not shared and len(array) > rows:
+            yield from Inbound(array, rows, device, n_threads).pieces()
+            return
+        array = upload(array[:1] if shared else array, REALS[array.dtype.name], device).expand(array.shape)
+    for first in range(0, len(array), rows):
+        yield array[first : first + rows]
 
 
 class Inbound:
@@ -69,26 +86,41 @@ class Inbound:
 
 
 class Outbound:
-    """Pieces of results on their way into an array (N, ...) of main memory; `finish` waits for the last ones."""
+    """Pieces of results on their way into an array (N, ...) of main memory; `finish` waits for the last ones.
 
-    def __init__(self, out: np.ndarray, rows: int, n_threads: int) -> None:
+    Parameters
+    ----------
+    out : (N, ...)
+    rows : int
+        Rows of a piece.
+    n_threads : int
+        Threads that empty the pinned buffers.
+    """
+
+    def __init__(self, out: np.ndarray, rows: int, device: torch.device, n_threads: int) -> None:
         self.out, self.n_threads = out, n_threads
         self.pinned: list[torch.Tensor | None] = [None] * BUFFERS
+        self.copies = Copies(device)
+        self.made = [Marker() for _ in range(BUFFERS)]
         self.copied = [Marker() for _ in range(BUFFERS)]
-        self.places = [(0, 0)] * BUFFERS
+        # Where each buffer's piece belongs; and the piece, which lives until it was copied: the allocator would give
+        # its memory to the compute stream's next results.
+        self.places: list[tuple[int, torch.Tensor] | None] = [None] * BUFFERS
         self.rows, self.number = max(min(rows, len(out)), 1), 0
 
     def put(self, first: int, piece: torch.Tensor) -> None:
-        """Begin to copy `piece` to out[first : first + len(piece)]."""
+        """Begin to copy `piece`, which the current stream makes, to out[first : first + len(piece)]."""
         buffer = self.number % BUFFERS
         self._take(buffer)
         pinned = self.pinned[buffer]
         if pinned is None:
             shape = (self.rows, *piece.shape[1:])
             pinned = self.pinned[buffer] = torch.empty(shape, dtype=piece.dtype, pin_memory=not SIMULATED)
-        pinned[: len(piece)].copy_(piece, non_blocking=True)
-        self.copied[buffer].set()
-        self.places[buffer] = first, first + len(piece)
+        self.made[buffer].set()
+        with self.copies.queue(after=self.made[buffer]):
+            pinned[: len(piece)].copy_(piece, non_blocking=True)
+            self.copied[buffer].set()
+        self.places[buffer] = first, piece
         self.number += 1
 
     def finish(self) -> None:
@@ -97,15 +129,15 @@ class Outbound:
             self._take((self.number + buffer) % BUFFERS)
 
     def _take(self, buffer: int) -> None:
-        first, last = self.places[buffer]
-        pinned = self.pinned[buffer]
-        if first == last or pinned is None:
+        place, pinned = self.places[buffer], self.pinned[buffer]
+        if place is None or pinned is None:
             return
         self.copied[buffer].wait_on_host()
+        first, piece = place
         source = pinned.numpy()
 
         def block(start: int, stop: int) -> None:
             np.copyto(self.out[first + start : first + stop], source[start:stop], casting="same_kind")
 
-        for_each_block(block, last - first, ROWS_PER_COPY, self.n_threads)
-        self.places[buffer] = 0, 0
+        for_each_block(block, len(piece), ROWS_PER_COPY, self.n_threads)
+        self.places[buffer] = None

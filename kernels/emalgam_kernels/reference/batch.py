@@ -16,9 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from emalgam_kernels.batch import (
+    EQUAL,
     LIFTS,
     NO_MASS,
     RELATIVE_FLOOR,
+    ROUND_SHIFT,
+    ROUNDING,
     Mixtures,
     Outcomes,
     Problems,
@@ -54,7 +57,8 @@ def fit_many(
     -----
     Of each problem: greedy k-means++ (the best of 2 + log K candidates), an M-step of that hard assignment, then EM
     until the mean log-likelihood changes by less than `tol`. Of all restarts and numbers of components the smallest
-    criterion wins, the first of equals. A problem that cannot be fitted gets a status and leaves the others alone.
+    criterion wins, the first of those that are equal to rounding. A problem that cannot be fitted gets a status and
+    leaves the others alone.
 
     References
     ----------
@@ -89,7 +93,8 @@ def predict_many(
         `numbers` and `sample_weight` are not read.
     mixtures : Mixtures
     log_prob : (N,) float64
-        Receives log p(x), in nats, of each row of x; NaN where the problem has no mixture or the row is not finite.
+        Receives log p(x), in nats, of each row of x; NaN where the problem has no mixture, a covariance is not positive
+        definite (it may have overflowed) or the row is not finite.
     labels : (N,) int64
         Receives argmax_k r_k, the first of equals; −1 where log p is NaN.
     n_threads : int
@@ -102,11 +107,12 @@ def predict_many(
             first, last = int(problems.offsets[b]), int(problems.offsets[b + 1])
             covariances = _as_matrices(mixtures.covariance_type, mixtures.covariances[b], K, D)
             components = _Components(mixtures.weights[b, :K], mixtures.means[b, :K], covariances)
+            known = K > 0 and _positive_definite(covariances)
             for at in range(first, last, ROWS_AT_ONCE):
                 span = slice(at, min(at + ROWS_AT_ONCE, last))
                 rows = span if problems.order is None else problems.order[span]
                 x = problems.x[rows].astype(np.float64)
-                logits = _logits(x, components) if K else np.full((len(x), 1), np.nan)
+                logits = _logits(x, components) if known else np.full((len(x), 1), np.nan)
                 log_p = _log_sum_exp(logits)
                 log_prob[rows] = log_p
                 labels[rows] = np.where(np.isnan(log_p), -1, logits.argmax(axis=1))
@@ -159,8 +165,8 @@ class _Data:
     Attributes
     ----------
     z : (n, D)
-    metric : (n, D)
-        z with unit variances (spherical: z itself), in which k-means++ compares distances.
+    closeness : (D,)
+        One over the variances (spherical: ones), which k-means++ multiplies squared distances by.
     weight : (n,)
     shift, scale : (D,)
     floor : (D,)
@@ -173,7 +179,7 @@ class _Data:
     """
 
     z: np.ndarray
-    metric: np.ndarray
+    closeness: np.ndarray
     weight: np.ndarray
     shift: np.ndarray
     scale: np.ndarray
@@ -191,6 +197,8 @@ class _Data:
         mean = share @ z
         deviation = np.sqrt(share @ (z - mean) ** 2)
         finer = _power_of_two(deviation)
+        # A rounded mean leaves the differences between samples exact: those that are equal stay so on every backend.
+        mean = np.rint(mean * (finer * ROUND_SHIFT)) / (finer * ROUND_SHIFT)
         if settings.covariance_type == "spherical":  # one scale for all features
             varies = deviation > 0
             finer = np.full_like(scale, (scale * finer)[varies].min(initial=np.inf) if varies.any() else 1.0) / scale
@@ -198,13 +206,13 @@ class _Data:
         variance = (deviation * finer) ** 2
         spread = np.where(variance > 0, variance, 1.0)
         floor, scale = RELATIVE_FLOOR * spread, scale * finer
-        metric = z if settings.covariance_type == "spherical" else z / np.sqrt(spread)
+        closeness = np.ones_like(spread) if settings.covariance_type == "spherical" else 1.0 / spread
         added = floor if settings.added < 0 else settings.added * scale**2
         if settings.covariance_type == "spherical":
             floor, added = np.full_like(floor, floor.mean()), np.full_like(added, added.mean())
         total = _constrain(settings.covariance_type, ((z * share[:, None]).T @ z)[None], np.ones(1))[0]
         pivots = np.diag(np.linalg.cholesky(total + np.diag(added + floor))) ** 2
-        return cls(z, metric, rows.weight, middle + mean / scale * finer, scale, floor, added, pivots)
+        return cls(z, closeness, rows.weight, middle + mean / scale * finer, scale, floor, added, pivots)
 
 
 # ---- mixtures of a problem; whatever their type, covariances are matrices (K, D, D) here
@@ -239,6 +247,14 @@ def _as_matrices(covariance_type: str, shaped: np.ndarray, K: int, D: int) -> np
     if covariance_type == "tied":
         return np.broadcast_to(shaped, (K, D, D))
     return (shaped[:K, :, None] if covariance_type == "diag" else shaped[:K, None, None]) * identity
+
+
+def _positive_definite(covariances: np.ndarray) -> bool:
+    try:
+        np.linalg.cholesky(covariances)
+    except np.linalg.LinAlgError:
+        return False
+    return True
 
 
 def _logits(z: np.ndarray, components: _Components) -> np.ndarray:
@@ -290,20 +306,26 @@ def _draw(mass: np.ndarray, u: float) -> int:
     return min(int(np.searchsorted(cumulative, u * cumulative[-1], side="right")), int(np.flatnonzero(mass)[-1]))
 
 
+def _distances(data: _Data, row: int) -> np.ndarray:
+    """Σ_d (z_nd − z_row,d)² · closeness_d, (n,)."""
+    distances: np.ndarray = ((data.z - data.z[row]) ** 2 * data.closeness).sum(axis=1)
+    return distances
+
+
 def _labels(data: _Data, K: int, restart: int, draws: _SeedDraws) -> tuple[np.ndarray, np.ndarray]:
     """The seeds of greedy k-means++, (K,) rows, and each sample's nearest seed, the first of equals, (n,)."""
     seeds = [_draw(data.weight, draws.uniform(K, restart, 0))]
-    nearest = ((data.metric - data.metric[seeds[0]]) ** 2).sum(axis=1)
+    nearest = _distances(data, seeds[0])
     labels, t = np.zeros(len(nearest), np.int64), 1
     for k in range(1, K):
         mass = data.weight * nearest
         best, least, found = -1, np.inf, nearest
         for _ in range(2 + int(np.log(K))):
             candidate = _draw(mass if mass.any() else data.weight, draws.uniform(K, restart, t))
-            distances = ((data.metric - data.metric[candidate]) ** 2).sum(axis=1)
+            distances = _distances(data, candidate)
             potential = float(data.weight @ np.minimum(nearest, distances))
             t += 1
-            if potential < least:
+            if potential < (1 - ROUNDING) * least:
                 best, least, found = candidate, potential, distances
         seeds.append(best)
         labels[found < nearest] = k
@@ -334,7 +356,7 @@ def _best(data: _Data, settings: Settings, numbers_of_components: range, draws: 
                 fit = _restart(data, settings, K, restart, draws)
             except (np.linalg.LinAlgError, FloatingPointError):
                 continue
-            if best is None or fit.value < best.value:
+            if best is None or fit.value < best.value - EQUAL * data.weight.sum():
                 best = fit
     return best
 
@@ -406,6 +428,9 @@ def _regularized(estimate: np.ndarray, data: _Data) -> tuple[np.ndarray, bool]:
         try:
             pivots = np.diag(np.linalg.cholesky(covariance)) ** 2
         except np.linalg.LinAlgError:
+            continue
+        # What the other features leave of a variance, or a component of the spread of all samples, may be rounding.
+        if (pivots <= ROUNDING * np.maximum(np.diag(covariance), ROUNDING * data.floor / RELATIVE_FLOOR)).any():
             continue
         return covariance, times > 0 or bool(((pivots < least) & (data.pivots > 2 * least)).any())
     raise np.linalg.LinAlgError("a covariance is not positive definite, whatever is added to it")

@@ -11,12 +11,14 @@ import numpy as np
 from emalgam_kernels import polynomials
 from emalgam_kernels.blocks import for_each_block
 from emalgam_kernels.kl_blocks import (
+    ASYMMETRY,
     FARTHEST,
     PAIRS_AT_ONCE,
     for_each_tile,
     guard,
     matrices_per_block,
     pairs_per_block,
+    require_factors,
     shift_of,
 )
 from emalgam_kernels.parameters import Gaussians
@@ -30,7 +32,7 @@ def precision_factors(covariances: np.ndarray, out: np.ndarray, n_threads: int =
     covariances : (M, D, D) float64 or float32
         Σ_m; only the lower triangles are read.
     out : (M, D, D) of that dtype
-        Receives P_m, zeros below its diagonal; NaN or infinities where Σ_m is not positive definite.
+        Receives P_m, zeros below its diagonal; NaN where Σ_m is not positive definite.
     n_threads : int
         Threads to use; the result has the same bits for every number.
 
@@ -42,20 +44,45 @@ def precision_factors(covariances: np.ndarray, out: np.ndarray, n_threads: int =
     Notes
     -----
     Σ = L diag(pivots) Lᵀ is factorised in extended precision, since the last pivots are what little many subtractions
-    leave; P = L⁻ᵀ diag(1 / √pivots).
+    leave; P = L⁻ᵀ diag(1 / √pivots). Backends may use plain arithmetic where it leaves enough digits: see PLAIN in
+    `emalgam_kernels.kl_blocks`.
     """
     failed: list[int] = []
 
     def block(start: int, stop: int) -> None:
         for first in range(start, stop, PAIRS_AT_ONCE):
             last = min(first + PAIRS_AT_ONCE, stop)
-            L, pivots = _factorize(covariances[first:last])
-            with np.errstate(invalid="ignore", divide="ignore"):
-                out[first:last] = _inverse(L).transpose(0, 2, 1) / np.sqrt(pivots)[:, None]
-            wrong = np.flatnonzero(~(pivots > 0).all(axis=1))
+            out[first:last] = P = _precision_factors(covariances[first:last])
+            wrong = np.flatnonzero(np.isnan(P).any(axis=(1, 2)))
             failed.extend(first + int(m) for m in wrong[:1])
 
     for_each_block(block, len(out), matrices_per_block(out.shape[1]), n_threads)
+    return min(failed, default=-1)
+
+
+def check_covariances(covariances: np.ndarray, n_threads: int = 1) -> int:
+    """The first m whose Σ_m is not finite, symmetric and positive definite (both to rounding); −1 if there is none.
+
+    Parameters
+    ----------
+    covariances : (M, D, D) float64 or float32
+        Σ_m. Symmetric is |Σ_ij − Σ_ji| ≤ 1e-8 √(Σ_ii Σ_jj); positive definite is what `precision_factors` says.
+    n_threads : int
+        Threads to use.
+    """
+    failed: list[int] = []
+
+    def block(start: int, stop: int) -> None:
+        for first in range(start, stop, PAIRS_AT_ONCE):
+            part = covariances[first : min(first + PAIRS_AT_ONCE, stop)]
+            with np.errstate(invalid="ignore"):
+                size = np.sqrt(np.einsum("mii->mi", part))
+                skew = np.abs(part - part.transpose(0, 2, 1))
+                symmetric = skew <= part.dtype.type(ASYMMETRY) * size[:, :, None] * size[:, None, :]
+            proper = symmetric.all(axis=(1, 2)) & ~np.isnan(_precision_factors(part)).any(axis=(1, 2))
+            failed.extend(first + int(m) for m in np.flatnonzero(~proper)[:1])
+
+    for_each_block(block, len(covariances), matrices_per_block(covariances.shape[1]), n_threads)
     return min(failed, default=-1)
 
 
@@ -65,9 +92,11 @@ def kl_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1) ->
     Parameters
     ----------
     p, q : Gaussians
-        M each, of one covariance type and dtype, which is that of the arithmetic.
+        M each, of one covariance type and dtype, which is that of the arithmetic. Where precisions_cholesky is None,
+        the covariances are factorised here.
     out : (M,) float64
-        Receives the divergences: exactly 0 where p_m and q_m hold the same numbers, never negative.
+        Receives the divergences: exactly 0 where p_m and q_m hold the same numbers, never negative. NaN where Σ_p or
+        Σ_q is not positive definite and came without P.
     n_threads : int
         Threads to use; the result has the same bits for every number.
 
@@ -81,8 +110,11 @@ def kl_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1) ->
 
         Σ (e − log(1 + e)) = tr E − log |I + E| = Σ_k (d_k − log(1 + d_k)) + Σ_{i>k} L_ik² (1 + d_k),
 
-    in which no term is negative: a tiny divergence keeps its digits. Relative errors in float64: 1e-12 where KL ≥ 1e-3
-    and condition numbers are at most 1e4, 1e-7 down to 1e-12 where they are at most 100.
+    in which no term is negative: a tiny divergence keeps its digits. With Σ_q positive definite, Σ_p is so too if and
+    only if all 1 + d_k > 0; only distant covariances need a factor of Σ_p itself, for log |Σ_p|.
+
+    Relative errors in float64: 1e-12 where KL ≥ 1e-3 and condition numbers are at most 1e4, 1e-7 down to 1e-12 where
+    they are at most 100.
 
     References
     ----------
@@ -103,7 +135,8 @@ def kl_all_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1
     Parameters
     ----------
     p, q : Gaussians
-        M₁ and M₂, of one covariance type and dtype, which is that of the arithmetic.
+        M₁ and M₂, of one covariance type and dtype, which is that of the arithmetic; each with its
+        precisions_cholesky, which serves many pairs: ValueError without.
     out : (M₁, M₂) float64
         Receives the divergences: exactly 0 where p_i and q_j hold the same numbers, never negative.
     n_threads : int
@@ -118,6 +151,7 @@ def kl_all_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1
     ----------
     Nielsen and Nock (2010), Entropies and cross-entropies of exponential families.
     """
+    require_factors(p, q)
     shift, limit = shift_of(p, q), guard(p.means.dtype)
 
     def block(row: int, last_row: int, column: int, last_column: int) -> None:
@@ -135,6 +169,15 @@ def kl_all_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1
 
 
 # ---- P of covariances
+
+
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
+def _precision_factors(covariances: np.ndarray) -> np.ndarray:
+    """P (n, D, D) of the dtype of the covariances, NaN where one is not positive definite."""
+    L, pivots = _factorize(covariances)
+    P = (_inverse(L).transpose(0, 2, 1) / np.sqrt(pivots)[:, None]).astype(covariances.dtype)
+    P[~((pivots > 0) & (pivots < np.inf)).all(axis=1)] = np.nan
+    return P
 
 
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")
@@ -166,18 +209,19 @@ def _inverse(L: np.ndarray) -> np.ndarray:
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def _divergences(p: Gaussians, q: Gaussians, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     """KL(p_i ‖ q_j) for arrays of indices, (n,)."""
-    factor = q.precisions_cholesky[j]
+    factor = _factors(q, j)
     difference, m = p.covariances[i] - q.covariances[j], p.means[i] - q.means[j]
     half = factor.dtype.type(0.5)
     if p.covariance_type == "diag":
         e, delta = difference * factor * factor, m * factor
         # Where 1 + e has lost digits it is σ_p² P_q².
         ratio = np.where(e < -half, p.covariances[i] * factor * factor, e + 1)
-        return half * (_excess(e, ratio) + delta * delta).sum(axis=1)
+        terms = np.where(ratio > 0, _excess(e, ratio) + delta * delta, np.nan)
+        return half * terms.sum(axis=1, dtype=e.dtype)
     E = factor.transpose(0, 2, 1) @ (difference @ factor)
     delta = np.einsum("nij,ni->nj", factor, m)
     close = _close(E.copy())
-    logs = _log_factors(p, i) - _log_factors(q, j)
+    logs = _log_determinant(_factors(p, i)) - _log_determinant(factor)
     terms = np.where(close <= FARTHEST, close, np.einsum("nii->n", E) + 2 * logs)
     return half * (terms + np.einsum("ni,ni->n", delta, delta))
 
@@ -211,9 +255,18 @@ def _excess(d: np.ndarray, x: np.ndarray) -> np.ndarray:
     return np.where((x >= np.sqrt(0.5)) & (x < np.sqrt(2.0)), s * (d - z * p), d - np.log(x))
 
 
-def _log_factors(gaussians: Gaussians, index: np.ndarray | slice) -> np.ndarray:
-    """Σ_i log P_ii = −½ log |Σ| of the chosen ones."""
-    factor = gaussians.precisions_cholesky[index]
+def _factors(gaussians: Gaussians, index: np.ndarray | slice) -> np.ndarray:
+    """P of the chosen ones, computed if it was not given: NaN where Σ is not positive definite."""
+    if gaussians.precisions_cholesky is not None:
+        return gaussians.precisions_cholesky[index]
+    covariances = gaussians.covariances[index]
+    if gaussians.covariance_type == "full":
+        return _precision_factors(covariances)
+    return np.where(covariances > 0, 1 / np.sqrt(covariances), covariances.dtype.type(np.nan))
+
+
+def _log_determinant(factor: np.ndarray) -> np.ndarray:
+    """Σ_i log P_ii = −½ log |Σ|."""
     diagonal = np.einsum("mii->mi", factor) if factor.ndim == 3 else factor
     return np.log(diagonal).sum(axis=1)
 
@@ -226,7 +279,7 @@ def _expectations(p: Gaussians, rows: slice, shift: np.ndarray) -> tuple[np.ndar
 
     φ is that of `emalgam_kernels.parameters.statistic_count`, about `shift`: Σ_ij + m_i m_j, m, 1.
     """
-    m, covariance, logs = p.means[rows] - shift, p.covariances[rows], _log_factors(p, rows)
+    m, covariance, logs = p.means[rows] - shift, p.covariances[rows], _log_determinant(_factors(p, rows))
     one = np.ones((len(m), 1), m.dtype)
     if p.covariance_type == "diag":
         second = diagonal = covariance + m * m
@@ -243,7 +296,8 @@ def _naturals(q: Gaussians, columns: slice, shift: np.ndarray) -> tuple[np.ndarr
 
     With Λ = P Pᵀ: −½ Λ_ii and −Λ_ij (i > j), Λ m, −½ mᵀ Λ m − ½ log |Σ|, up to the constant that −H_p lacks too.
     """
-    m, factor, logs = q.means[columns] - shift, q.precisions_cholesky[columns], _log_factors(q, columns)
+    m, factor = q.means[columns] - shift, _factors(q, columns)
+    logs = _log_determinant(factor)
     half = m.dtype.type(0.5)
     if q.covariance_type == "diag":
         precision = diagonal = factor * factor

@@ -131,7 +131,7 @@ def sample_mixture(
     n_threads : int
         Threads to use; the result has the same bits for every number.
     """
-    ends = _stratum_ends(sampler, seed) if draw == "stratified" else None
+    ends = ends_of_strata(sampler, seed) if draw == "stratified" else None
 
     def block(start: int, stop: int) -> None:
         rows = np.uint64(first) + np.arange(start, stop, dtype=np.uint64)
@@ -242,7 +242,8 @@ def _labels(sampler: Sampler, seed: int, rows: np.ndarray) -> np.ndarray:
     return np.where(u_2 < sampler.table.probability[column], column, sampler.table.alias[column])
 
 
-def _stratum_ends(sampler: Sampler, seed: int) -> np.ndarray:
+def ends_of_strata(sampler: Sampler, seed: int) -> np.ndarray:
+    """`stratum_ends` with the offset of the stratified draws of a seed."""
     offset = np.empty(1)
     uniforms(seed, OFFSET, 0, offset)
     return stratum_ends(sampler.weights, sampler.n_total, float(offset[0]))

@@ -1,0 +1,302 @@
+"""Random numbers, samples of mixtures and Monte Carlo divergences on a GPU: the host's side of draws.py.
+
+The functions are specified in `emalgam_kernels.reference.sampling`. Outputs are NumPy arrays, or all of them tensors on
+the device, of any strides: those are written where they lie, on torch's current stream. NumPy arrays are drawn on the
+device and cross the bus in pieces; `n_threads` copy them out of pinned memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from emalgam_kernels.monte_carlo import SUMS, SUMS_WITH_CONTROL
+from emalgam_kernels.numba_cuda import draws, mixture, products
+from emalgam_kernels.numba_cuda.device import (
+    REALS,
+    SIMULATED,
+    Kernel,
+    default_device,
+    explained,
+    is_tensor,
+    multiprocessors,
+    on,
+    span,
+    upload,
+    view,
+)
+from emalgam_kernels.numba_cuda.draws import FEATURES_AT_ONCE, THREADS, Size
+from emalgam_kernels.numba_cuda.staging import Outbound, rows_of_a_piece
+from emalgam_kernels.parameters import Direct, Packed, Sampler
+from emalgam_kernels.philox import NORMALS
+from emalgam_kernels.reference.sampling import ends_of_strata
+
+NEARBY_BYTES: Final = 32 * 1024  # of parameters in shared memory: they leave room for as many blocks as registers do
+BLOCKS_PER_MULTIPROCESSOR: Final = 8
+BLOCKS_OF_A_SUM: Final = 2 if SIMULATED else 256  # whatever the device: the order of the sum
+CHUNK_BYTES: int = 32 * 2**20  # L2 holds 40 MB on an A100, 50 MB on an H100; the order of a sum follows from it
+WITH_CONTROL: Final = 4  # densities: p, q and the control's
+ALL_BITS: Final = 2**64 - 1
+
+# Draws `rows` rows from number `first` on into the tensors that it was made for.
+Drawing = Callable[[int, int], None]
+
+
+def kernels() -> list[Kernel]:
+    """Every kernel of this file, for the compile gate."""
+    return draws.kernels()
+
+
+def philox_words(seed: int, stream: int, block: int, first: int, out: np.ndarray) -> None:
+    """The words of Philox4x32-10; see `emalgam_kernels.reference.sampling.philox_words`."""
+
+    def into(words: torch.Tensor) -> Drawing:
+        place, strides = view(span(words)), words.stride()
+
+        def draw(start: int, rows: int) -> None:
+            draws.word_kernel().launch(_blocks(rows), THREADS, place, seed, stream, block, start, rows, *strides)
+
+        return draw
+
+    signed: Any = out.view(torch.int32) if is_tensor(out) else out.view(np.int32)
+    _draw(into, first, (signed,))
+
+
+def uniforms(seed: int, stream: int, first: int, out: np.ndarray) -> None:
+    """Uniforms in (0, 1); see `emalgam_kernels.reference.sampling.uniforms`."""
+
+    def into(u: torch.Tensor) -> Drawing:
+        kernel, place, stride = draws.uniform_kernel(_name(u.dtype)), view(span(u)), u.stride(0)
+
+        def draw(start: int, rows: int) -> None:
+            kernel.launch(_blocks(rows), THREADS, place, seed, stream, start, rows, stride)
+
+        return draw
+
+    _draw(into, first, (out,))
+
+
+def normals(seed: int, stream: int, first: int, out: np.ndarray, n_threads: int = 1) -> None:
+    """Standard normals, which are samples of N(0, I); see `emalgam_kernels.reference.sampling.normals`."""
+    D = out.shape[1]
+    standard = Sampler(np.zeros((1, D)), np.ones((1, D)), np.ones(1))
+
+    def into(x: torch.Tensor) -> Drawing:
+        return Draws(standard, seed, "plain", x, stream=stream).draw
+
+    _draw(into, first, (out,), n_threads)
+
+
+def sample_mixture(
+    sampler: Sampler,
+    seed: int,
+    first: int,
+    out: np.ndarray,
+    labels: np.ndarray,
+    draw: str = "plain",
+    n_threads: int = 1,
+) -> None:
+    """Samples of a mixture; see `emalgam_kernels.reference.sampling.sample_mixture`."""
+
+    def into(x: torch.Tensor, k: torch.Tensor) -> Drawing:
+        return Draws(sampler, seed, draw, x, k).draw
+
+    _draw(into, first, (out, labels), n_threads)
+
+
+def kl_monte_carlo(
+    sampler: Sampler,
+    p: Packed | Direct,
+    q: Packed | Direct,
+    seed: int,
+    first: int,
+    n: int,
+    out: np.ndarray,
+    draw: str = "plain",
+    n_threads: int = 1,
+    control: tuple[Packed, Packed] | None = None,
+) -> None:
+    """Sums of log p − log q over samples; see `emalgam_kernels.reference.sampling.kl_monte_carlo`.
+
+    `out` may be a tensor on the device: then nothing waits for the sums. `n_threads` has nothing to do here.
+    """
+    place: Any = out
+    device = place.device if is_tensor(out) else default_device()
+    densities = (p, q) if control is None else (p, q, *control)
+    with on(device), torch.no_grad(), explained("the samples of a chunk"):
+        sums = torch.zeros(SUMS_WITH_CONTROL, dtype=torch.float64, device=device)
+        if n > 0:
+            _sum_log_ratios(sampler, densities, seed, first, n, draw, sums)
+        found = sums[: SUMS if control is None else SUMS_WITH_CONTROL]
+        if is_tensor(out):
+            place.copy_(found)
+        else:
+            out[...] = found.cpu().numpy()
+
+
+# ---- drawing where the results lie, or piece by piece
+
+
+def _draw(into: Callable[..., Drawing], first: int, places: tuple[Any, ...], n_threads: int = 1) -> None:
+    """Rows `first`, `first` + 1 … into NumPy arrays, or into tensors on the device."""
+    n = len(places[0])
+    if n == 0:
+        return
+    in_place = is_tensor(places[0])
+    device = places[0].device if in_place else default_device()
+    with on(device), torch.no_grad(), explained("what is drawn"):
+        if in_place:
+            into(*places)(first, n)
+            return
+        rows = min(rows_of_a_piece(sum(place[:1].nbytes for place in places)), n)
+        out = [Outbound(place, rows, device, n_threads) for place in places]
+        for start in range(0, n, rows):
+            count = min(rows, n - start)
+            # New ones each time: those before may still be on their way.
+            pieces = [torch.empty((rows, *place.shape[1:]), dtype=_torch(place), device=device) for place in places]
+            into(*pieces)(first + start & ALL_BITS, count)
+            for each, piece in zip(out, pieces, strict=True):
+                each.put(start, piece[:count])
+        for each in out:
+            each.finish()
+
+
+def _blocks(rows: int) -> int:
+    """Blocks of one row a thread."""
+    return -(-rows // THREADS)
+
+
+def _name(dtype: torch.dtype) -> str:
+    """ "float32" of torch.float32."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _torch(array: np.ndarray) -> torch.dtype:
+    """torch's name for the type of an array's numbers."""
+    return torch.from_numpy(np.empty(0, array.dtype)).dtype
+
+
+# ---- samples
+
+
+class Draws:
+    """A mixture on the device, and where its samples go.
+
+    Parameters
+    ----------
+    sampler : Sampler
+    seed : int
+    draw : {"plain", "antithetic", "stratified"}
+    x : (n, D) float64 or float32 of any strides
+        On the current device; its dtype is the arithmetic's.
+    labels : (n,) int64 of any stride, or None
+        None if nobody wants them.
+    stream : int
+        Of the normals.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        seed: int,
+        draw: str,
+        x: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        stream: int = NORMALS,
+    ) -> None:
+        self.seed, (K, D) = seed, sampler.means.shape
+        columns, means = _parameters(sampler, x.dtype)
+        groups = min(-(-D // FEATURES_AT_ONCE), THREADS)
+        T, S = THREADS // groups, FEATURES_AT_ONCE * (groups | 1)
+        self.panels = -(-D // (FEATURES_AT_ONCE * groups))
+        count = columns.size + means.size
+        nearby = self.panels == 1 and count * x.dtype.itemsize <= NEARBY_BYTES
+        self.shared_bytes = (T * S + (count if nearby else 0)) * x.dtype.itemsize
+        self.kernel = draws.sample_kernel(_name(x.dtype), nearby)
+        self.most_blocks = BLOCKS_PER_MULTIPROCESSOR * multiprocessors(x.device)
+        table = _thresholds(sampler) if draw != "stratified" else ends_of_strata(sampler, seed)
+        self.arguments = (
+            view(upload(np.concatenate([columns.ravel(), means.ravel()]), x.dtype, x.device)),
+            view(upload(table, torch.int64, x.device)),
+            view(span(x)),
+            view(torch.zeros(1, dtype=torch.int64, device=x.device) if labels is None else span(labels)),
+        )
+        self.size = Size(
+            N=0, D=D, K=K, T=T, groups=groups, S=S, W=means.shape[1],
+            component=columns[0].size if len(columns) > 1 else 0, means=columns.size, parameters=count,
+            tiles=0, stream=stream,
+            stride_n=x.stride(0), stride_d=x.stride(1), stride_label=0 if labels is None else labels.stride(0),
+            antithetic=int(draw == "antithetic"), stratified=int(draw == "stratified"),
+            diagonal=int(sampler.factors.ndim == 2), labelled=int(labels is not None),
+        )  # fmt: skip
+
+    def draw(self, first: int, rows: int) -> None:
+        """The first `rows` rows of x become the samples from number `first` on."""
+        tiles = -(-rows // self.size.T)
+        self.kernel.launch(
+            (min(tiles, self.most_blocks), self.panels), THREADS,
+            *self.arguments, self.seed, first, self.size._replace(N=rows, tiles=tiles), shared_bytes=self.shared_bytes,
+        )  # fmt: skip
+
+
+def _parameters(sampler: Sampler, dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """The columns of each L_k, (K or 1, odd, W) with zeros where L has none, and μ (K, W), W a multiple of four.
+
+    The odd number of columns lets threads of different components meet in different banks. Diagonal L: (K or 1, 1, W).
+    """
+    K, D = sampler.means.shape
+    given = sampler.factors[:1] if sampler.factors.strides[0] == 0 else sampler.factors
+    width, real = -(-D // FEATURES_AT_ONCE) * FEATURES_AT_ONCE, _name(dtype)
+    means = np.zeros((K, width), real)
+    means[:, :D] = sampler.means
+    columns = np.zeros((len(given), 1 if given.ndim == 2 else width + 1, width), real)
+    if given.ndim == 2:
+        columns[:, 0, :D] = given
+    else:
+        columns[:, :D, :D] = np.tril(given).transpose(0, 2, 1)
+    return columns, means
+
+
+def _thresholds(sampler: Sampler) -> np.ndarray:
+    """⌈2⁵³ probability⌉ and alias of each column, (K, 2) int64: an integer is below the one if below the product."""
+    return np.stack([np.ceil(np.ldexp(sampler.table.probability, 53)), sampler.table.alias], axis=1).astype(np.int64)
+
+
+# ---- Monte Carlo sums
+
+
+def _sum_log_ratios(
+    sampler: Sampler,
+    densities: tuple[Packed | Direct, ...],
+    seed: int,
+    first: int,
+    n: int,
+    draw: str,
+    sums: torch.Tensor,
+) -> None:
+    """Add Σ d, Σ d², Σ c, Σ c², Σ d c to `sums` (5,), chunk by chunk, all of which are drawn into the same memory."""
+    arithmetics = ["float64" if each.arithmetic == "float64" else "float32" for each in densities]
+    logs_type = max(arithmetics)  # float64, if one of them is
+    rows = _rows_of_a_chunk(n, REALS[arithmetics[0]].itemsize * (sampler.n_features + len(densities)))
+    x = torch.empty((rows, sampler.n_features), dtype=REALS[arithmetics[0]], device=sums.device)
+    logs = torch.empty((len(densities), rows), dtype=REALS[logs_type], device=sums.device)
+    partial = view(torch.empty(BLOCKS_OF_A_SUM * draws.SUMS, dtype=torch.float64, device=sums.device))
+    nothing, logs_view, sums_view = view(torch.zeros_like(sums)), view(logs), view(sums)
+    drawn, passes = Draws(sampler, seed, draw, x), [mixture.Pass(x, each) for each in densities]
+    kernel, add = draws.sum_kernel(logs_type), products.accumulate_kernel("float64")
+    for start in range(0, n, rows):
+        drawn.draw(first + start & ALL_BITS, rows)
+        for each, log_p in zip(passes, logs, strict=True):
+            each.run(None, log_prob=log_p)
+        count = min(rows, n - start)
+        kernel.launch(BLOCKS_OF_A_SUM, THREADS, logs_view, partial, rows, count, int(len(densities) == WITH_CONTROL))
+        add.launch(2, products.THREADS, partial, nothing, sums_view, nothing, draws.SUMS, BLOCKS_OF_A_SUM, 0)
+
+
+def _rows_of_a_chunk(n: int, row_bytes: int) -> int:
+    """As many rows as L2 holds, or so many fewer that all chunks are as long: every chunk is drawn as a whole."""
+    chunks = -(-n // max(CHUNK_BYTES // row_bytes, 1))
+    return -(-n // chunks)

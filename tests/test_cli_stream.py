@@ -1,0 +1,113 @@
+"""`emalgam fit` on data that are read in chunks, as a process: reports, progress, kill and resume."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from emalgam.model_file import load_model
+from emalgam.tables import write_table
+from tests.processes import OnTerminal, error_of, run_json
+from tests.samples import blobs
+
+N = 6000
+HOW = ("-k", 4, "--tol", 1e-6, "--max-iter", 1000, "--init", "random_from_data", "--seed", 3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same rows as .npy, as a Parquet file with weights, and as a folder of Parquet files."""
+    folder = tmp_path_factory.mktemp("stream")
+    x = blobs(N)[0]
+    np.save(folder / "x.npy", x)
+    columns = {f"x{d}": column for d, column in enumerate(x.T)}
+    weights = np.random.default_rng(1).integers(0, 3, N).astype(float)
+    write_table(folder / "weights.npy", weights)
+    pq.write_table(pa.table(columns | {"w": weights}), folder / "x.parquet", row_group_size=500)
+    (folder / "parts").mkdir()
+    for number, begin in enumerate(range(0, N, 2500)):
+        part = pa.table({name: column[begin : begin + 2500] for name, column in columns.items()})
+        pq.write_table(part, folder / "parts" / f"{number}.parquet")
+    return folder
+
+
+def test_a_folder_is_read_in_chunks_and_gives_the_model_of_the_array(folder: Path, tmp_path: Path) -> None:
+    whole = run_json("fit", folder / "x.npy", *HOW, "--in-memory", "-o", tmp_path / "whole")
+    parts = run_json("fit", folder / "parts", *HOW, "-o", tmp_path / "parts")
+    np.testing.assert_allclose(load_model(tmp_path / "parts").means, load_model(tmp_path / "whole").means, rtol=1e-9)
+    assert parts["n_samples"] == N
+    assert parts["n_features"] == 3
+    assert parts["passes"] == parts["n_iter"] + 2  # the survey and the frame
+    assert parts["rows_per_second"] > 0
+    for name in ("lower_bound", "bic", "aic", "log_likelihood"):
+        assert parts[name] == pytest.approx(whole[name], rel=1e-9)
+
+
+def test_weights_from_a_column(folder: Path, tmp_path: Path) -> None:
+    run_json("fit", folder / "x.parquet", *HOW, "--weight-column", "w", "-o", tmp_path / "column")
+    run_json("fit", folder / "x.npy", *HOW, "--weights", folder / "weights.npy", "--stream", "-o", tmp_path / "file")
+    run_json("fit", folder / "x.npy", *HOW, "--weights", folder / "weights.npy", "-o", tmp_path / "whole")
+    for name in ("column", "file"):
+        np.testing.assert_allclose(load_model(tmp_path / name).means, load_model(tmp_path / "whole").means, rtol=1e-9)
+
+
+def test_progress_shows_the_pass_and_the_rate(folder: Path) -> None:
+    with OnTerminal("fit", folder / "parts", *HOW, "--json") as terminal:
+        status, out, shown = terminal.finish()
+    assert status == 0
+    assert "rows/s" in shown
+    assert "pass " in shown
+    assert json.loads(out)["converged"]
+
+
+# ---- kill and resume
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "emalgam", *map(str, arguments)]
+
+
+def test_killed_and_resumed_is_the_same_model(folder: Path, tmp_path: Path) -> None:
+    long: tuple[Any, ...] = ("fit", folder / "parts", "-k", 12, "--tol", 0, "--max-iter", 4000, "--quiet", "--seed", 3)
+    state, model = tmp_path / "state", tmp_path / "model"
+    checkpointed = (*long, "-o", model, "--checkpoint", state, "--checkpoint-every", 0)
+    with subprocess.Popen(command(*checkpointed)) as process:
+        seen, deadline = set(), time.monotonic() + 120
+        while len(seen) < 5 and process.poll() is None and time.monotonic() < deadline:
+            if state.exists():
+                seen.add(state.stat().st_mtime_ns)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert state.exists()
+    assert not model.exists()
+    subprocess.run(command(*checkpointed, "--resume", "--max-iter", 400), check=True, capture_output=True)
+    assert not state.exists()
+    whole = tmp_path / "whole"
+    subprocess.run(command(*long, "-o", whole, "--max-iter", 400), check=True, capture_output=True)
+    assert model.read_bytes() == whole.read_bytes()
+
+
+def test_bad_options(folder: Path, tmp_path: Path) -> None:
+    assert "--checkpoint" in error_of("fit", folder / "x.npy", "-k", 2, "--resume", status=2)
+    both = ("--weights", folder / "weights.npy", "--weight-column", "w")
+    assert "not both" in error_of("fit", folder / "x.parquet", "-k", 2, *both, status=2)
+    assert "--stream" in error_of("fit", folder / "parts", "-k", 2, "--in-memory", status=2)
+    assert "has no column 'v'" in error_of("fit", folder / "x.parquet", "-k", 2, "--weight-column", "v")
+    (tmp_path / "state").write_bytes(b"")
+    message = error_of("fit", folder / "x.npy", "-k", 2, "--checkpoint", tmp_path / "state")
+    assert "there is a checkpoint already" in message
+    assert "header is cut short" in error_of(
+        "fit", folder / "x.npy", "-k", 2, "--checkpoint", tmp_path / "state", "--resume"
+    )
+    (tmp_path / "empty").mkdir()
+    assert "empty" in error_of("fit", tmp_path / "empty", "-k", 2)
