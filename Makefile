@@ -71,8 +71,8 @@ lint: $(VENV)/dev  ## style and formatting
 types: $(VENV)/dev  ## static types
 	$(BIN)/mypy
 
-bench: $(VENV)/peers  ## measure backends and peers on this machine; writes bench/RESULTS.md
-	$(BIN)/python bench/run.py
+bench: $(VENV)/peers  ## measure backends and peers on this machine, or TOPICS="divergence stream"; writes bench/RESULTS.md
+	$(BIN)/python bench/run.py $(TOPICS)
 
 bench-smoke: $(VENV)/peers  ## every benchmark once, small, nothing written
 	$(BIN)/python bench/run.py --smoke

@@ -1,15 +1,18 @@
-"""What `make bench` measures, and RESULTS.md: every number in it but the targets is from the run that writes it.
+"""What `make bench` measures, and RESULTS.md: every number in it but the targets is from a run of that command.
 
-A topic is a function that measures in a smoke test or in full, and returns what it adds; this module puts them
+A topic is a function that measures in a smoke test or in full, and returns what it adds. What it returned last is kept
+in bench/results/, with the machine and the date, so that a topic can be measured alone; RESULTS.md puts these records
 together. Topics that load torch come last: nothing else is measured in a process that has its threads.
 """
 
 from __future__ import annotations
 
 import datetime
+import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Final
 
 from bench import (
@@ -24,7 +27,7 @@ from bench import (
     startup,
     stream,
 )
-from bench.tables import Topic, judged, say, table
+from bench.tables import Target, Topic, judged, say, table
 
 TOPICS: Final[dict[str, Callable[[bool], Topic]]] = {
     "core": core.topic,
@@ -40,31 +43,51 @@ TOPICS: Final[dict[str, Callable[[bool], Topic]]] = {
 
 
 @dataclass(frozen=True)
-class Results:
-    """Everything that one run measured."""
+class Record:
+    """What a topic added, and where and when it was measured."""
 
-    description: dict[str, str]
-    topics: list[Topic]
-    minutes: float
+    topic: Topic
+    machine: dict[str, str]
     date: str
+    minutes: float
 
 
-def measure_all(smoke: bool = False, names: Sequence[str] = tuple(TOPICS)) -> Results:
-    """One run; says on standard error what it is at, and how long that took."""
-    started = time.perf_counter()
-    topics = []
-    for name in names:
-        say(name)
-        begun = time.perf_counter()
-        topics.append(TOPICS[name](smoke))
-        say(f"    {name} took {time.perf_counter() - begun:.0f} s")
-    return Results(
-        description=machine.describe(),
-        topics=topics,
-        date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        minutes=(time.perf_counter() - started) / 60,
+def measure(name: str, smoke: bool = False) -> Record:
+    """One topic; says on standard error what it is at, and how long that took."""
+    say(name)
+    begun = time.perf_counter()
+    topic = TOPICS[name](smoke)
+    seconds = time.perf_counter() - begun
+    say(f"    {name} took {seconds:.0f} s")
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return Record(topic, machine.describe(), date, seconds / 60)
+
+
+# ---- records
+
+
+def save(record: Record, path: Path) -> None:
+    """Write a record as JSON."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(asdict(record), indent=1, ensure_ascii=False) + "\n")
+
+
+def load(path: Path) -> Record:
+    """What `save` has written."""
+    found = json.loads(path.read_text())
+    topic = found["topic"]
+    targets = [Target(**target) for target in topic["targets"]]
+    return Record(
+        Topic(topic["sections"], targets, topic["details"]), found["machine"], found["date"], found["minutes"]
     )
 
+
+def load_all(folder: Path) -> dict[str, Record]:
+    """The topics that have been measured, in the order of `TOPICS`."""
+    return {name: load(path) for name in TOPICS if (path := folder / f"{name}.json").exists()}
+
+
+# ---- RESULTS.md
 
 METHOD: Final = """## How
 
@@ -74,17 +97,28 @@ above, with their own threads or with those of their BLAS.
 """
 
 
-def render(results: Results) -> str:
-    """RESULTS.md."""
-    targets = [target for topic in results.topics for target in topic.targets]
+def render(records: Mapping[str, Record]) -> str:
+    """RESULTS.md: the machine is that of the newest record, and what differs stands beside the older one."""
+    targets = [target for record in records.values() for target in record.topic.targets]
     missed = sum(not target.met for target in targets)
+    newest = max(records.values(), key=lambda record: record.date).machine
+    runs = [
+        [name, record.date, f"{record.minutes:.1f}", differences(record.machine, newest)]
+        for name, record in records.items()
+    ]
     sections = [
-        f"# Results\n\nWritten by `make bench` on {results.date} ({results.minutes:.0f} minutes). Do not edit.\n",
+        "# Results\n\nWritten by `make bench`. Do not edit.\n",
         f"{len(targets) - missed} of {len(targets)} targets met.\n",
-        "## Machine\n\n" + table(["", ""], results.description.items()),
+        "## Machine\n\n" + table(["", ""], newest.items()),
         METHOD,
-        *(section for topic in results.topics for section in topic.sections),
+        "## When\n\n" + table(["topic", "measured", "minutes", "other than above"], runs),
+        *(section for record in records.values() for section in record.topic.sections),
         "## All targets\n\n" + judged(targets),
-        *(details for topic in results.topics for details in topic.details),
+        *(details for record in records.values() for details in record.topic.details),
     ]
     return "\n".join(sections)
+
+
+def differences(machine: Mapping[str, str], newest: Mapping[str, str]) -> str:
+    """What a table of the machine has that the newest one has not."""
+    return ", ".join(f"{name} {value}" for name, value in machine.items() if newest.get(name) != value)

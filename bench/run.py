@@ -1,10 +1,9 @@
-"""Measure everything in one run and write bench/RESULTS.md; ``make bench`` calls this.
+"""Measure and write bench/RESULTS.md; ``make bench`` calls this.
 
-python bench/run.py                      about fifteen minutes
-python bench/run.py --smoke              everything once on small data, the pytest benchmarks too
-python bench/run.py --only divergence    one topic of bench/report.py, or several
-
-The last two print and write nothing.
+python bench/run.py                      every topic of bench/report.py, about twenty minutes
+python bench/run.py divergence           one topic, or several: the others stay as they were measured last
+python bench/run.py --render             measure nothing, write what was measured
+python bench/run.py --smoke              everything once on small data, the pytest benchmarks too; writes nothing
 """
 
 from __future__ import annotations
@@ -18,14 +17,16 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
+RECORDS: Final = ROOT / "bench" / "results"
 PROCESSORS: Final = 2  # the targets are for two
 
 
 def main() -> int:
     """0 when everything ran, whether or not targets were met; an exception when a library computes something else."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="everything once, small, nothing written")
-    parser.add_argument("--only", nargs="+", metavar="TOPIC", help="these topics, nothing written")
+    parser.add_argument("topics", nargs="*", metavar="TOPIC", help="what to measure (default: everything)")
+    parser.add_argument("--smoke", action="store_true", help="once, small, nothing written")
+    parser.add_argument("--render", action="store_true", help="only write RESULTS.md of what was measured")
     parser.add_argument("--processors", type=int, default=PROCESSORS, help="how many to use (default: %(default)s)")
     arguments = parser.parse_args()
     sys.path.insert(0, str(ROOT))
@@ -38,14 +39,16 @@ def main() -> int:
     warnings.simplefilter("error")
     from bench import report  # after the processors are chosen: BLAS libraries count them when they are loaded
 
-    if unknown := set(arguments.only or ()) - set(report.TOPICS):
+    if unknown := set(arguments.topics) - set(report.TOPICS):
         parser.error(f"no topic is called {', '.join(sorted(unknown))}; there are {', '.join(report.TOPICS)}")
-    text = report.render(report.measure_all(arguments.smoke, arguments.only or tuple(report.TOPICS)))
-    print(text)
-    if arguments.smoke and not arguments.only:
-        return run_tests()
-    if not arguments.only:
-        (ROOT / "bench" / "RESULTS.md").write_text(text)
+    for name in () if arguments.render else arguments.topics or report.TOPICS:
+        record = report.measure(name, arguments.smoke)
+        print("\n".join(record.topic.sections))
+        if not arguments.smoke:
+            report.save(record, RECORDS / f"{name}.json")
+    if arguments.smoke:
+        return 0 if arguments.topics else run_tests()
+    (ROOT / "bench" / "RESULTS.md").write_text(report.render(report.load_all(RECORDS)))
     return 0
 
 

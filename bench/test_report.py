@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from bench import peers
-from bench.report import Results, render
+from bench.report import Record, load_all, render, save
 from bench.tables import Target, Topic
+
+FAST = Topic(["## Fast\n"], [Target("speed", 3.0, 2.0, True, " ×")], ["## Each speed\n"])
+LARGE = Topic(["## Large\n"], [Target("memory", 3.0, 2.0, False, " MiB")])
+OLD = Record(LARGE, {"processor": "abacus", "torch": "1"}, "2026-01-01 09:00 UTC", 1.0)
+NEW = Record(FAST, {"processor": "abacus", "torch": "2"}, "2026-01-02 09:00 UTC", 1.0)
 
 
 def test_topics_come_in_order_and_targets_are_counted() -> None:
-    fast = Topic(["## Fast\n"], [Target("speed", 3.0, 2.0, True, " ×")], ["## Each speed\n"])
-    large = Topic(["## Large\n"], [Target("memory", 3.0, 2.0, False, " MiB")])
-    text = render(Results({"processor": "abacus"}, [fast, large], 1.0, "today"))
+    text = render({"fast": NEW, "large": OLD})
     assert "1 of 2 targets met." in text
     assert "| speed | ≥ 2 × | 3 × | met |\n| memory | ≤ 2 MiB | 3 MiB | **missed** |" in text
     titles = [line for line in text.splitlines() if line.startswith("## ")]
-    assert titles == ["## Machine", "## How", "## Fast", "## Large", "## All targets", "## Each speed"]
+    assert titles == ["## Machine", "## How", "## When", "## Fast", "## Large", "## All targets", "## Each speed"]
+
+
+def test_what_an_older_machine_had_stands_beside_its_topic() -> None:
+    text = render({"large": OLD, "fast": NEW})
+    assert "| torch | 2 |" in text
+    assert "| large | 2026-01-01 09:00 UTC | 1.0 | torch 1 |" in text
+    assert "| fast | 2026-01-02 09:00 UTC | 1.0 |  |" in text
+
+
+def test_records_come_back(tmp_path: Path) -> None:
+    save(NEW, tmp_path / "results" / "stream.json")
+    assert load_all(tmp_path / "results") == {"stream": NEW}
 
 
 def test_without_torch_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
