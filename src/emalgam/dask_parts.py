@@ -14,8 +14,8 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial, reduce
+from dataclasses import dataclass, replace
+from functools import cached_property, partial, reduce
 from itertools import compress
 from typing import Any, Final, TypeVar
 from uuid import uuid4
@@ -50,17 +50,20 @@ class Partitions:
 
     Attributes
     ----------
+    collections : sequence
+        What is persisted of them lies in the workers' memory as long as somebody has them.
     graph : dict
-        How the partitions are made; where they are persisted, the futures of what lies in the workers' memory.
+        How the partitions are made, of what is persisted if it is.
     keys : list of tuples
         For each partition its key in every collection.
     get : function of a graph and keys
         Of a scheduler.
     """
 
+    collections: Sequence[Any]
     graph: dict[Any, Any]
     keys: list[tuple[Any, ...]]
-    get: Callable[[dict[Any, Any], Any], Any]
+    get: Callable[[Any, Any], Any]
 
     @classmethod
     def of(cls, collections: Sequence[Any], client: Any = None) -> Partitions:
@@ -72,14 +75,15 @@ class Partitions:
         else:
             optimized = tuple(each.optimize() for each in collections)
         graph = {key: task for each in optimized for key, task in each.__dask_graph__().items()}
-        return cls(graph, list(zip(*(flatten(each.__dask_keys__()) for each in optimized), strict=True)), get)
+        keys = list(zip(*(flatten(each.__dask_keys__()) for each in optimized), strict=True))
+        return cls(collections, graph, keys, get)
 
     def map(
         self, function: Callable[..., Result], common: Any, arguments: Sequence[tuple[Any, ...]] | None = None
     ) -> list[Result]:
         """``function(common, *arguments[i], *partition i)`` of each partition, to this process."""
-        graph, keys = self._applied(function, common, arguments)
-        return list(self.get(self.graph | graph, keys))
+        made, tasks = self._tasks(function, common, arguments)
+        return list(self.get(self._in_place(made, tasks, {}), list(tasks)))
 
     def fold(
         self,
@@ -90,30 +94,74 @@ class Partitions:
     ) -> Share:
         """``function(common, *arguments[i], *partition i)`` of each partition, combined through a tree."""
         spec = dask_module("dask._task_spec")
-        graph, level = self._applied(function, common, arguments)
+        made, tasks = self._tasks(function, common, arguments)
+        tree: dict[Any, Any] = {}
+        level = list(tasks)
         while len(level) > 1:
             name = f"emalgam-sum-{uuid4().hex}"
             groups = [level[start : start + FAN_IN] for start in range(0, len(level), FAN_IN)]
             level = [(name, number) for number in range(len(groups))]
             for key, group in zip(level, groups, strict=True):
-                graph[key] = spec.Task(key, _combined, combine, *map(spec.TaskRef, group))
-        (share,) = self.get(self.graph | graph, level)
+                tree[key] = spec.Task(key, _combined, combine, *map(spec.TaskRef, group))
+        (share,) = self.get(self._in_place(made, tasks, tree), level)
         return share
 
-    def _applied(
+    def _tasks(
         self, function: Callable[..., Any], common: Any, arguments: Sequence[tuple[Any, ...]] | None
-    ) -> tuple[dict[Any, Any], list[Any]]:
-        """The tasks of a function of each partition, and their keys.
+    ) -> tuple[dict[Any, Any], dict[Any, Any]]:
+        """What the tasks of a pass are made of, and the tasks, one for each partition.
 
         `common` is a node of its own, and not scattered: a worker gets it once, and what a worker loses is sent again.
         """
         spec, number = dask_module("dask._task_spec"), uuid4().hex
         name, shared = f"emalgam-{function.__name__.strip('_')}-{number}", f"emalgam-common-{number}"
-        graph: dict[Any, Any] = {shared: spec.DataNode(shared, common)}
-        made = [(name, place) for place in range(len(self.keys))]
-        for key, given, keys in zip(made, arguments or [()] * len(made), self.keys, strict=True):
-            graph[key] = spec.Task(key, function, spec.TaskRef(shared), *given, *map(spec.TaskRef, keys))
-        return graph, made
+        tasks = {}
+        for place, (given, keys) in enumerate(zip(arguments or [()] * len(self.keys), self.keys, strict=True)):
+            key = (name, place)
+            tasks[key] = spec.Task(key, function, spec.TaskRef(shared), *given, *map(spec.TaskRef, keys))
+        return self.graph | {shared: spec.DataNode(shared, common)}, tasks
+
+    def _in_place(self, made: dict[Any, Any], tasks: dict[Any, Any], tree: dict[Any, Any]) -> Any:
+        """All of a pass; the task of a partition that workers hold is for one of them, as long as they live.
+
+        Without being told, a scheduler sends partitions after the parameters, to a worker that got these first and has
+        less to do.
+        """
+        holders = self._holders()
+        if not any(holders):
+            return made | tasks | tree
+        placed: dict[tuple[str, ...], dict[Any, Any]] = {}
+        for workers, (key, task) in zip(holders, tasks.items(), strict=True):
+            placed.setdefault(workers, {})[key] = task
+        dask_graphs, name = dask_module("dask.highlevelgraph"), f"emalgam-pass-{uuid4().hex}"
+        layers = {f"{name}-made": dask_graphs.MaterializedLayer(made)}
+        for number, (workers, some) in enumerate(placed.items()):
+            annotations = {"workers": list(workers), "allow_other_workers": True} if workers else None
+            layers[f"{name}-{number}"] = dask_graphs.MaterializedLayer(some, annotations)
+        layers[f"{name}-tree"] = dask_graphs.MaterializedLayer(tree)
+        names = list(layers)
+        return dask_graphs.HighLevelGraph(layers, {each: set(names[:place]) for place, each in enumerate(names)})
+
+    def _holders(self) -> list[tuple[str, ...]]:
+        """The workers that hold what each partition is made of; none if it is not persisted, or lies here."""
+        client = getattr(self.get, "__self__", None)  # `get` is its method; that of Dask's threads is a function
+        held = {} if client is None else client.who_has(self.collections)
+        if not any(held.values()):
+            return [()] * len(self.keys)
+        return [tuple(sorted({worker for key in keys for worker in held.get(key, ())})) for keys in self._sources]
+
+    @cached_property
+    def _sources(self) -> list[set[Any]]:
+        """For each partition its keys and those that they are made of."""
+        found = []
+        for keys in self.keys:
+            waiting, seen = list(keys), set(keys)
+            while waiting:
+                new = set(getattr(self.graph.get(waiting.pop()), "dependencies", ())) - seen
+                seen |= new
+                waiting.extend(new)
+            found.append(seen)
+        return found
 
 
 def _combined(combine: Callable[[Share, Share], Share], *shares: Share) -> Share:
@@ -156,7 +204,7 @@ class DaskParts(Parts):
         self.n_rows = sum(lengths)
         firsts = np.cumsum([0, *lengths[:-1]]).tolist()
         # A partition without rows has no share.
-        self.partitions = Partitions(partitions.graph, list(compress(partitions.keys, lengths)), partitions.get)
+        self.partitions = replace(partitions, keys=list(compress(partitions.keys, lengths)))
         self._places = [(first, length) for first, length in zip(firsts, lengths, strict=True) if length]
 
     @property

@@ -105,7 +105,7 @@ def address(client: Any) -> str:
 def test_fit_on_a_scheduler(processes: Any, table: Path, tmp_path: Path) -> None:
     model = tmp_path / "model.safetensors"
     arguments = ("-k", 4, "--max-iter", 500, "-o", model)
-    report = run_json("fit", table, *arguments, "--dask", address(processes), "--weights", "weight", "--persist")
+    report = run_json("fit", table, *arguments, "--dask", address(processes), "--weight-column", "weight", "--persist")
     expected = emalgam.fit(rows(), 4, sample_weight=weights(), random_state=0, max_iter=500)
     assert (report["n_samples"], report["n_features"], report["n_iter"]) == (1500, 3, expected.n_iter)
     assert "bic" not in report
@@ -143,7 +143,7 @@ def test_errors_of_the_command_line(error_of: Callable[..., str], processes: Any
     wanted = "x.npy: cannot be read on a cluster; expected a .parquet file, or a folder of them"
     assert error_of("fit", tmp_path / "x.npy", *on).endswith(wanted)
     assert "absent.parquet" in error_of("fit", tmp_path / "absent.parquet", *on)
-    assert "has no column 'w'" in error_of("fit", table, *on, "--weights", "w")
+    assert "has no column 'w'" in error_of("fit", table, *on, "--weight-column", "w")
     assert "--persist" in error_of("fit", table, "-k", 2, "--persist", status=2)
 
 

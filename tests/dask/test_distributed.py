@@ -162,7 +162,7 @@ def test_what_is_persisted_is_made_once_and_the_rest_in_every_pass() -> None:
 
 def test_a_task_has_one_thread_unless_told_otherwise() -> None:
     parts = DaskParts(as_array(rows(), None)[0])
-    assert (parts.threads(None), parts.threads(3), len(parts)) == (1, 3, N)
+    assert (parts.threads(None), parts.threads(3), parts.shape) == (1, 3, (N, 3))
     with pytest.raises(ValueError, match="n_threads is 0"):
         parts.threads(0)
 
