@@ -80,10 +80,10 @@ def test_only_the_row_groups_of_a_group_are_read(tmp_path: Path) -> None:
     parquet.write_table(table, tmp_path / "t.parquet", row_group_size=100)
     with GroupedTable(tmp_path / "t.parquet", "id") as grouped:
         groups = grouped.groups()
-        assert [grouped._row_groups(groups, first, first + 1) for first in range(8)] == [[b // 2] for b in range(8)]
-        assert grouped._row_groups(groups, 1, 7) == [0, 1, 2, 3]
+        assert [grouped._row_groups(groups.part(b, b + 1)) for b in range(8)] == [[b // 2] for b in range(8)]
+        assert grouped._row_groups(groups.part(1, 7)) == [0, 1, 2, 3]
         assert grouped.features == ("a", "b")
-        rows = grouped.rows(groups, 3, 5)
+        rows = grouped.rows(groups.part(3, 5))
     np.testing.assert_array_equal(rows.x[:, 0], table["a"].to_numpy()[150:250])
 
 

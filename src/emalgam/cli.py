@@ -25,6 +25,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -212,6 +213,7 @@ def fit_many(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run; begin if there is none.")
     ] = False,
+    dask: Dask = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -220,7 +222,7 @@ def fit_many(
     A run that is killed or finds the disk full goes on with --resume and ends with the same rows.
     """
     from emalgam.backends import resolve
-    from emalgam.fit_table import Job, fit_table
+    from emalgam.fit_table import Job
 
     settings: dict[str, Any] = {
         "covariance_type": covariance,
@@ -240,7 +242,7 @@ def fit_many(
     )
     _check_folder(output)
     start = time.perf_counter()
-    summary = fit_table(job, resume=resume, n_threads=threads, progress=not quiet and sys.stderr.isatty())
+    summary = _fit_table(job, dask, resume=resume, n_threads=threads, progress=not quiet and sys.stderr.isatty())
     seconds = time.perf_counter() - start
     if as_json or not quiet:
         _print_report(_many_report(job, summary, seconds), as_json)
@@ -531,6 +533,18 @@ def _fit_report(fitted: Fit, x: Any, seconds: float) -> dict[str, Any]:
         "effective_components": fitted.effective_components,
         "lower_bound": fitted.lower_bound,
     }
+
+
+def _fit_table(job: Job, dask: str | None, **how: Any) -> Summary:
+    """`emalgam.fit_table.fit_table` here, or on the workers of a cluster."""
+    from emalgam.fit_table import fit_table
+
+    if dask is None:
+        return fit_table(job, **how)
+    from emalgam import distributed
+
+    with distributed.connected(dask) as client:
+        return fit_table(job, fitting=partial(distributed.fit_shards, client), **how)
 
 
 def _many_report(job: Job, summary: Summary, seconds: float) -> dict[str, Any]:

@@ -16,8 +16,9 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -34,9 +35,13 @@ from emalgam.dask_parts import (
     threads_of_a_task,
 )
 from emalgam.draws import philox_seed
+from emalgam.fit_table import Job, Piece, Shard, pieces
+from emalgam.grouped_table import GroupedTable, Groups
 from emalgam.problems import component_counts
 
-__all__ = ["connected", "fit", "fit_many", "read_parquet"]
+PIECES_OF_A_SLOT: Final = 4  # that a thread of a worker gets at least, if there are enough shards
+
+__all__ = ["connected", "fit", "fit_many", "fit_shards", "read_parquet"]
 
 
 def fit(
@@ -342,6 +347,48 @@ def _fit_whole_groups(shared: tuple[_Table, Any, dict[str, Any]], frame: Any) ->
 # ---- what the command line needs
 
 
+def fit_shards(
+    client: Any, job: Job, table: GroupedTable, groups: Groups, shards: list[Shard], n_threads: int | None
+) -> Iterator[tuple[Shard, ManyFits]]:
+    """The fits of each shard of ``emalgam fit-many``, in any order: workers read and fit, and few results wait for us.
+
+    Raises
+    ------
+    ValueError
+        If a worker finds no table under the path, or another one.
+    """
+    job, there, threads = replace(job, table=job.table.absolute()), _content(table), threads_of_a_task(n_threads)
+    slots = max(sum(client.nthreads().values()), 1)
+    waiting = pieces(groups, shards, len(table.features), PIECES_OF_A_SLOT * slots)
+
+    def begun(count: int) -> list[Any]:
+        some = islice(waiting, count)
+        return [client.submit(_fit_piece, job, piece, there, threads, pure=False) for piece in some]
+
+    as_completed = dask_module("distributed").as_completed
+    running = as_completed(begun(2 * slots), loop=client.loop, with_results=True)
+    for _, fitted in running:
+        running.update(begun(1))
+        yield from fitted
+
+
+def _fit_piece(job: Job, piece: Piece, there: dict[str, Any], n_threads: int) -> list[tuple[Shard, ManyFits]]:
+    """The fits of some shards, by a worker."""
+    try:
+        with job.open() as table:
+            if (here := _content(table)) != there:
+                raise ValueError(f"{job.table}: is another table: {here} instead of {there}")
+            return list(zip(piece.shards, piece.fits(job, table, n_threads), strict=True))
+    except ValueError as error:
+        worker = dask_module("distributed").get_worker().address
+        raise ValueError(f"{error} (on worker {worker}; all have to find the table under its path)") from error
+
+
+def _content(table: GroupedTable) -> dict[str, Any]:
+    """What copies of a table have in common."""
+    return {name: value for name, value in table.fingerprint().items() if name != "modified"}
+
+
 def read_parquet(path: str | os.PathLike[str]) -> Any:
     """A Parquet file, or a folder of them, as a dask data frame; workers have to find it under the same path.
 
@@ -389,3 +436,5 @@ def connected(address: str) -> Iterator[Any]:
             raise ValueError(
                 f"the workers of {address} died of what they were given, of too little memory perhaps ({error})"
             ) from error
+        except distributed.CancelledError as error:
+            raise ValueError(f"the Dask scheduler at {address} was lost ({error})") from error

@@ -36,7 +36,7 @@ NUMBERS_IN_MEMORY: Final = 2**25  # of the rows that are read at once: 256 MB
 JOB: Final = "job.json"  # in the folder of the parts, and in the metadata of the output
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-__all__ = ["Job", "Summary", "fit_table"]
+__all__ = ["Job", "Piece", "Shard", "Summary", "fit_table", "pieces"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,10 @@ class Job:
     def parts(self) -> Path:
         """The folder of the shards."""
         return self.output.with_name(f"{self.output.name}.parts")
+
+    def open(self) -> GroupedTable:
+        """The table; ValueError naming it if it cannot be read, or has not the columns."""
+        return GroupedTable(self.table, self.by, self.features, self.weights)
 
     def described(self, table: GroupedTable) -> dict[str, Any]:
         """Everything that decides about the result, as JSON has it."""
@@ -118,7 +122,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class _Shard:
+class Shard:
     """The groups [first, last), and their file."""
 
     first: int
@@ -126,7 +130,41 @@ class _Shard:
     path: Path
 
 
-def fit_table(job: Job, *, resume: bool = False, n_threads: int | None = None, progress: bool = False) -> Summary:
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Shards that follow each other and are read at once, and their groups alone."""
+
+    shards: list[Shard]
+    groups: Groups
+
+    def fits(self, job: Job, table: GroupedTable, n_threads: int | None) -> Iterator[ManyFits]:
+        """Those of one shard after the other; the rows go when it ends."""
+        rows, begin = table.rows(self.groups), self.shards[0].first
+        for shard in self.shards:
+            which = slice(shard.first - begin, shard.last - begin)
+            offsets = self.groups.offsets[which.start : which.stop + 1]
+            yield job.fit(rows, offsets, self.groups.ranks[which], n_threads)
+
+
+Fitting = Callable[[Job, GroupedTable, Groups, list[Shard], int | None], Iterator[tuple[Shard, ManyFits]]]
+
+
+def fit_here(
+    job: Job, table: GroupedTable, groups: Groups, shards: list[Shard], n_threads: int | None
+) -> Iterator[tuple[Shard, ManyFits]]:
+    """The fits of each shard, in this process."""
+    for piece in pieces(groups, shards, len(table.features)):
+        yield from zip(piece.shards, piece.fits(job, table, n_threads), strict=True)
+
+
+def fit_table(
+    job: Job,
+    *,
+    resume: bool = False,
+    n_threads: int | None = None,
+    progress: bool = False,
+    fitting: Fitting = fit_here,
+) -> Summary:
     """Fit a mixture to each group of a table, and write a table of them.
 
     The output is a file of fits (`emalgam.fits_file`), its rows in the order in which the groups first appear.
@@ -140,6 +178,8 @@ def fit_table(job: Job, *, resume: bool = False, n_threads: int | None = None, p
         As in `emalgam.fit_many`.
     progress : bool
         Show groups done, fits per second and the time left on standard error.
+    fitting : function
+        What fits shards, in any order: `fit_here`, or `emalgam.distributed.fit_shards` of a client.
 
     Raises
     ------
@@ -149,7 +189,7 @@ def fit_table(job: Job, *, resume: bool = False, n_threads: int | None = None, p
     OSError
         If a file cannot be written, naming it; what was written before is kept.
     """
-    with GroupedTable(job.table, job.by, job.features, job.weights) as table:
+    with job.open() as table:
         if job.by in COLUMNS:
             raise ValueError(f"{job.table}: column {job.by!r} has the name of a column of the output; rename it")
         description = job.described(table)
@@ -161,59 +201,41 @@ def fit_table(job: Job, *, resume: bool = False, n_threads: int | None = None, p
         with _own_parts(job.parts, description, resume), _hint():
             groups = table.groups()
             shards = _shards(job.parts, groups.offsets, len(table.features))
-            resumed = _fit_shards(job, table, groups, shards, description, n_threads, progress)
+            missing = [shard for shard in shards if not shard.path.exists()]
+            resumed = len(groups) - sum(shard.last - shard.first for shard in missing)
+            metadata = {"job": json.dumps(description)}
+            with shown(len(groups), progress, resumed) as advance:
+                for shard, fits in fitting(job, table, groups, missing, n_threads):
+                    labels = groups.labels[shard.first : shard.last]
+                    save_fits(fits, shard.path, labels=labels, label_name=job.by, metadata=metadata, durable=True)
+                    advance(len(fits))
             join_fits([shard.path for shard in shards], job.output, folder=job.parts)
         _remove(job.parts)
     return Summary(len(groups), table.n_samples, table.features, resumed, status_counts(job.output))
 
 
-def _fit_shards(
-    job: Job,
-    table: GroupedTable,
-    groups: Groups,
-    shards: list[_Shard],
-    description: dict[str, Any],
-    n_threads: int | None,
-    progress: bool,
-) -> int:
-    """Fit and write the shards that are not there; how many groups were there."""
-    missing = [shard for shard in shards if not shard.path.exists()]
-    there = len(groups) - sum(shard.last - shard.first for shard in missing)
-    ranks, metadata = groups.ranks, {"job": json.dumps(description)}
-    most_rows = NUMBERS_IN_MEMORY // len(table.features)
-
-    def write(some: list[_Shard], advance: Callable[[int], None]) -> None:
-        """Shards that follow each other; their rows go when it returns."""
-        begin = some[0].first
-        rows = table.rows(groups, begin, some[-1].last)
-        for shard in some:
-            which = slice(shard.first, shard.last)
-            offsets = groups.offsets[shard.first : shard.last + 1] - groups.offsets[begin]
-            fits = job.fit(rows, offsets, ranks[which], n_threads)
-            labels = groups.labels[which]
-            save_fits(fits, shard.path, labels=labels, label_name=job.by, metadata=metadata, durable=True)
-            advance(len(fits))
-
-    with shown(len(groups), progress, there) as advance:
-        for some in _together(missing, groups.offsets, most_rows):
-            write(some, advance)
-    return there
-
-
-def _shards(parts: Path, offsets: np.ndarray, n_features: int) -> list[_Shard]:
+def _shards(parts: Path, offsets: np.ndarray, n_features: int) -> list[Shard]:
     """All groups in pieces that depend on their sizes alone."""
-    shards: list[_Shard] = []
+    shards: list[Shard] = []
     first = 0
     while first < len(offsets) - 1:
         last = end_of_slice(offsets, first, GROUPS_OF_A_SHARD, NUMBERS_OF_A_SHARD // n_features)
-        shards.append(_Shard(first, last, parts / f"{first:09}-{last:09}.parquet"))
+        shards.append(Shard(first, last, parts / f"{first:09}-{last:09}.parquet"))
         first = last
     return shards
 
 
-def _together(shards: list[_Shard], offsets: np.ndarray, most_rows: int) -> Iterator[list[_Shard]]:
+def pieces(groups: Groups, shards: list[Shard], n_features: int, least: int = 1) -> Iterator[Piece]:
+    """The shards in pieces as large as memory allows, but in `least` pieces if there are enough shards."""
+    n_rows = sum(int(groups.offsets[shard.last] - groups.offsets[shard.first]) for shard in shards)
+    most_rows = min(NUMBERS_IN_MEMORY // n_features, n_rows // least)
+    for some in _together(shards, groups.offsets, most_rows):
+        yield Piece(some, groups.part(some[0].first, some[-1].last))
+
+
+def _together(shards: list[Shard], offsets: np.ndarray, most_rows: int) -> Iterator[list[Shard]]:
     """Shards that follow each other and whose rows may be in memory at once; one at least."""
-    some: list[_Shard] = []
+    some: list[Shard] = []
     for shard in shards:
         if some and (shard.first != some[-1].last or offsets[shard.last] - offsets[some[0].first] > most_rows):
             yield some

@@ -37,6 +37,8 @@ class Groups:
         Group b has offsets[b + 1] − offsets[b] rows.
     begins, ends : (B,) int64
         The first row of each, and the one after its last.
+    ranks : (B,) int64
+        The place of each label among all labels in ascending order.
     """
 
     labels: Any
@@ -44,17 +46,18 @@ class Groups:
     offsets: np.ndarray
     begins: np.ndarray
     ends: np.ndarray
+    ranks: np.ndarray
 
     def __len__(self) -> int:
         return len(self.codes)
 
-    @property
-    def ranks(self) -> np.ndarray:
-        """The place of each label among the labels in ascending order, (B,) int64."""
-        ascending = pyarrow_module("pyarrow.compute").array_sort_indices(self.labels).to_numpy()
-        ranks = np.empty(len(self), np.int64)
-        ranks[ascending] = np.arange(len(self))
-        return ranks
+    def part(self, first: int, last: int) -> Groups:
+        """Groups `first` to `last`, without the last; numbered from 0, with the ranks that they have among all."""
+        which = slice(first, last)
+        labels = self.labels.take(np.arange(first, last))  # a slice would be pickled with all the others
+        codes = {key: number for number, key in enumerate(_keys(labels))}
+        offsets = self.offsets[first : last + 1] - self.offsets[first]
+        return Groups(labels, codes, offsets, self.begins[which], self.ends[which], self.ranks[which])
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,37 +176,37 @@ class GroupedTable:
             labels.append(distinct.filter(pyarrow_module("pyarrow").array(new)))
         seen = seen[: len(codes)]
         offsets = np.concatenate([[0], np.cumsum(seen[:, 0])])
-        return Groups(pyarrow_module("pyarrow").concat_arrays(labels), codes, offsets, seen[:, 1], seen[:, 2])
+        everything = pyarrow_module("pyarrow").concat_arrays(labels)
+        return Groups(everything, codes, offsets, seen[:, 1], seen[:, 2], _ranks(everything))
 
-    def rows(self, groups: Groups, first: int, last: int) -> Rows:
-        """The rows of groups `first` to `last`, without the last; those of a group in the order of the table.
+    def rows(self, groups: Groups) -> Rows:
+        """The rows of some groups, one group after the other; those of a group in the order of the table.
 
         Raises
         ------
         ValueError
             If the table has changed since the groups were counted.
         """
-        offsets = groups.offsets[first : last + 1] - groups.offsets[first]
-        x = np.empty((int(offsets[-1]), len(self.features)), self.dtype)
+        x = np.empty((int(groups.offsets[-1]), len(self.features)), self.dtype)
         weight = None if self.weights is None else np.empty(len(x))
-        filled = offsets[:-1].copy()
-        for start, batch in self._batches(self.columns, self._row_groups(groups, first, last)):
+        filled = groups.offsets[:-1].copy()
+        for start, batch in self._batches(self.columns, self._row_groups(groups)):
             distinct, local = self._encoded(batch.column(self.by), start)
-            codes = np.array([groups.codes.get(key, -1) for key in _keys(distinct)], np.int64)[local] - first
-            chosen = np.flatnonzero((codes >= 0) & (codes < last - first))
+            codes = np.array([groups.codes.get(key, -1) for key in _keys(distinct)], np.int64)[local]
+            chosen = np.flatnonzero(codes >= 0)
             places = _places(codes[chosen], filled)
-            if (places >= offsets[codes[chosen] + 1]).any():
+            if (places >= groups.offsets[codes[chosen] + 1]).any():
                 break
             x[places] = self._numbers(batch, self.features)[chosen]
             if weight is not None:
                 weight[places] = self._numbers(batch, self.columns[-1:])[chosen, 0]
-        if (filled != offsets[1:]).any():
+        if (filled != groups.offsets[1:]).any():
             raise ValueError(f"{self.path}: has changed while it was read")
         return Rows(x, weight)
 
-    def _row_groups(self, groups: Groups, first: int, last: int) -> list[int]:
+    def _row_groups(self, groups: Groups) -> list[int]:
         """The row groups of the file that may hold rows of these groups."""
-        begin, end = int(groups.begins[first:last].min()), int(groups.ends[first:last].max())
+        begin, end = int(groups.begins.min()), int(groups.ends.max())
         ends = np.cumsum([self.file.metadata.row_group(i).num_rows for i in range(self.file.num_row_groups)])
         return list(range(int(np.searchsorted(ends, begin, "right")), int(np.searchsorted(ends, end, "left")) + 1))
 
@@ -235,6 +238,14 @@ def _keys(labels: Any) -> list[Any]:
     """Labels as objects of Python that can be compared."""
     keys: list[Any] = labels.to_numpy(zero_copy_only=False).tolist()
     return keys
+
+
+def _ranks(labels: Any) -> np.ndarray:
+    """The place of each label among all in ascending order, (B,) int64."""
+    ascending = pyarrow_module("pyarrow.compute").array_sort_indices(labels).to_numpy()
+    ranks = np.empty(len(labels), np.int64)
+    ranks[ascending] = np.arange(len(labels))
+    return ranks
 
 
 def _grown(array: np.ndarray, size: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -157,6 +158,20 @@ def test_no_scheduler_and_no_workers(error_of: Callable[..., str], table: Path) 
         with LocalCluster(n_workers=0, processes=False, protocol="tcp://", dashboard_address=":0") as cluster:
             told = error_of(*fit, cluster.scheduler_address)
             assert told.endswith(f"has no workers; start some with `dask worker {cluster.scheduler_address}`")
+
+
+def test_a_scheduler_that_is_lost() -> None:
+    with LocalCluster(n_workers=1, processes=False, protocol="tcp://", dashboard_address=":0") as cluster:
+        lost = f"the Dask scheduler at {cluster.scheduler_address} was lost"
+
+        def wait_in_vain() -> None:
+            with distributed.connected(cluster.scheduler_address) as client:
+                future = client.submit(time.sleep, 3)
+                cluster.close()
+                future.result()
+
+        with pytest.raises(ValueError, match=lost):
+            wait_in_vain()
 
 
 def test_the_fit_of_processes_is_that_of_memory(processes: Any) -> None:
