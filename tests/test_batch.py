@@ -146,8 +146,9 @@ def test_parts_of_a_result() -> None:
     fits = fit(X)
     np.testing.assert_array_equal(fits[3:7].means, fits.means[3:7])
     np.testing.assert_array_equal(fits[fits.converged].score(X[fits.converged]), fits.score(X)[fits.converged])
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match="there is no problem 12; there are 12"):
         fits[12]
+    assert repr(fits[:3]) == "<ManyFits of 3 mixtures, full, K <= 2, D = 2: 3 fine>"
 
 
 def test_samples_follow_their_mixtures() -> None:
@@ -223,7 +224,10 @@ def test_a_nan_weight_stays_in_its_problem() -> None:
     [
         ({"X": np.zeros((4, 2))}, "X has shape (4, 2) with neither groups nor offsets; expected an array (B, N, D)"),
         ({"X": np.zeros((4, 2)), "groups": np.zeros(3)}, "groups has shape (3,); expected one label per row: (4,)"),
-        ({"X": np.zeros((4, 2)), "groups": [0, np.nan, 1, 1]}, "groups contains NaN at row 1"),
+        ({"X": np.zeros((4, 2)), "groups": [0, np.nan, 1, 1]}, "groups contains nan at row 1"),
+        ({"X": np.zeros((4, 2)), "groups": np.array(["a", None, "b", "b"])}, "groups contains None at row 1"),
+        ({"X": np.zeros((4, 2)), "groups": np.array([0, np.nan, 1, 1], object)}, "groups contains nan at row 1"),
+        ({"X": np.zeros((4, 2)), "groups": np.array([0, "a", 1, 1], object)}, "groups has labels of types int, str"),
         (
             {"X": np.zeros((4, 2)), "offsets": [0, 3]},
             "offsets go from 0 to 3; expected numbers that never fall, from 0",

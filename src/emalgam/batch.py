@@ -7,6 +7,7 @@ neighbours, on the order or on threads, and a problem that cannot be fitted gets
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -157,7 +158,7 @@ def fit_many(
     )
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class ManyFits:
     """B mixtures, and how their fits ended; a sequence of `GaussianMixture`.
 
@@ -209,6 +210,13 @@ class ManyFits:
     def __len__(self) -> int:
         return len(self.status)
 
+    def __repr__(self) -> str:
+        """How many there are, of what size, and how they ended: arrays of a million fits say less."""
+        K, D = self.means.shape[1:]
+        endings = Counter(Status(code).name.lower().replace("_", " ") for code in self.status.tolist())
+        ended = ", ".join(f"{count} {ending}" for ending, count in endings.items())
+        return f"<ManyFits of {len(self)} mixtures, {self.covariance_type}, K <= {K}, D = {D}: {ended or 'none'}>"
+
     def __iter__(self) -> Iterator[GaussianMixture]:
         return (self[b] for b in range(len(self)))
 
@@ -223,6 +231,8 @@ class ManyFits:
         ------
         ValueError
             If problem i has no mixture, with the reason.
+        IndexError
+            If there is no problem i.
         """
         if isinstance(index, slice | np.ndarray | list):
             parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -230,7 +240,7 @@ class ManyFits:
             return ManyFits(**parts)
         from emalgam.estimator import GaussianMixture
 
-        mixture, b = self.mixture(index), range(len(self))[index]
+        mixture, b = self.mixture(index), self._problem(index)
         estimator = GaussianMixture(mixture.n_components, covariance_type=self.covariance_type)
         estimator._adopt(mixture, np.dtype(np.float64))
         estimator.converged_, estimator.n_iter_ = bool(self.converged[b]), int(self.n_iter[b])
@@ -239,12 +249,17 @@ class ManyFits:
 
     def mixture(self, index: int) -> Mixture:
         """Problem i as a `Mixture`; ValueError with the reason if it has none, IndexError if there is no problem i."""
-        b = range(len(self))[index]
+        b = self._problem(index)
         K = int(self.n_components[b])
         if K == 0:
             raise ValueError(f"problem {b} has no mixture: {MESSAGES[Status(int(self.status[b]))]}")
         covariances = self.covariances[b] if self.covariance_type == "tied" else self.covariances[b, :K]
         return Mixture(self.weights[b, :K], self.means[b, :K], covariances, self.covariance_type)
+
+    def _problem(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"there is no problem {index}; there are {len(self)}")
+        return index % len(self)
 
     @property
     def message(self) -> np.ndarray:

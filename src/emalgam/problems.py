@@ -194,13 +194,27 @@ def _grouped(groups: Any, n_samples: int) -> tuple[np.ndarray, np.ndarray, np.nd
     labels = np.asarray(groups)
     if labels.shape != (n_samples,):
         raise ValueError(f"groups has shape {labels.shape}; expected one label per row: ({n_samples},)")
-    if labels.dtype.kind == "f" and np.isnan(labels).any():
-        raise ValueError(f"groups contains NaN at row {int(np.isnan(labels).argmax())}; expected a label for each row")
+    _check_labels(labels)
     ascending = n_samples == 0 or bool((labels[1:] >= labels[:-1]).all())
     order = None if ascending else np.argsort(labels, kind="stable")
     ordered = labels if order is None else labels[order]
     begins = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])) if n_samples else np.empty(0, int)
     return ordered[begins], np.append(begins, n_samples).astype(np.int64), order
+
+
+def _check_labels(labels: np.ndarray) -> None:
+    """ValueError if one is missing or they have no order."""
+    missing = np.not_equal(labels, labels)  # NaN and NaT are not what they are
+    if labels.dtype == object:
+        missing = missing.astype(bool) | np.array([label is None for label in labels], bool)
+    if missing.any():
+        row = int(missing.argmax())
+        raise ValueError(f"groups contains {labels[row]} at row {row}; expected a label for each row")
+    kinds = sorted({type(label).__name__ for label in labels}) if labels.dtype == object else []
+    if len(kinds) > 1:
+        raise ValueError(
+            f"groups has labels of types {', '.join(kinds)}, which have no common order; expected one type"
+        )
 
 
 def problem_numbers(numbers: Any, n_problems: int) -> np.ndarray:
