@@ -11,6 +11,7 @@ every iteration; figures are medians. What Dask costs by itself shows with few r
 from __future__ import annotations
 
 import logging
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ import numpy as np
 import emalgam
 from bench.tables import Target, Topic, judged, milliseconds, number, say, size, table
 from bench.turns import in_turns
+from emalgam.dask_parts import dask_module
 
 N, D, K = 4_000_000, 8, 32
 F: Final = (D + 1) * (D + 2) // 2
@@ -65,14 +67,21 @@ class Measured:
 
 
 def topic(smoke: bool) -> Topic:
-    """Many rows in this process and on workers, and few rows on workers."""
+    """Many rows in this process and on workers, and few rows on workers; without Dask the reason why there are none."""
     rounds = SMOKE_ROUNDS if smoke else ROUNDS
+    try:
+        dask_module("distributed")
+    except ImportError as error:
+        say(f"    not measured: {error}")
+        missing = [target(math.nan, N)]
+        return Topic([f"## A cluster\n\nnot measured: {error}\n\n{judged(missing)}"], missing)
     with cluster() as client:
         say("    many rows")
         many = measure(client, SMOKE_N if smoke else N, rounds)
         say("    few rows")
         few = measure(client, FEW_ROWS, rounds)
-    return Topic(sections(many, few), targets(many))
+    figure = target(many.median(on_dask(JUDGED), "seconds") / many.median(HERE, "seconds"), many.n_rows)
+    return Topic([section(many, few, figure)], [figure])
 
 
 # ---- measuring
@@ -84,9 +93,8 @@ def cluster() -> Iterator[Any]:
     import dask
     from distributed import Client, LocalCluster
 
-    how = {"n_workers": WORKERS, "threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
+    how: dict[str, Any] = {"n_workers": WORKERS, "threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
     how["silence_logs"] = logging.CRITICAL  # of workers that are ended while they report
-
     # Partitions that an idle worker takes over would be counted as what a pass moves.
     with dask.config.set({STEALING: False}), LocalCluster(**how) as workers, Client(workers) as client:
         yield client
@@ -171,10 +179,9 @@ def loopback_bytes() -> float:
 # ---- writing
 
 
-def targets(many: Measured) -> list[Target]:
-    name = f"Dask, {WORKERS} workers of 1 thread, {size(many.n_rows, D, K)}: beside {HERE}"
-    ratio = many.median(on_dask(JUDGED), "seconds") / many.median(HERE, "seconds")
-    return [Target(name, ratio, MOST, False, " ×")]
+def target(ratio: float, n_rows: int) -> Target:
+    """The figure: how many times as long as one process an iteration takes."""
+    return Target(f"Dask, {WORKERS} workers of 1 thread, {size(n_rows, D, K)}: beside {HERE}", ratio, MOST, False, " ×")
 
 
 NOTE: Final = """{rows} rows, D = {D}, K = {K}, full covariances, float64, persisted; {workers} workers of one thread.
@@ -186,9 +193,9 @@ is off.
 """
 
 
-def sections(many: Measured, few: Measured) -> list[str]:
+def section(many: Measured, few: Measured, figure: Target) -> str:
     note = NOTE.format(rows=f"{many.n_rows:,}".replace(",", " "), D=D, K=K, workers=WORKERS, iterations=ITERATIONS)
-    return [f"## A cluster\n\n{note}{_table(many, few)}\n{on_paper(many, few)}\n{judged(targets(many))}"]
+    return f"## A cluster\n\n{note}{_table(many, few)}\n{on_paper(many, few)}\n{judged([figure])}"
 
 
 def _table(many: Measured, few: Measured) -> str:
@@ -215,9 +222,10 @@ def _table(many: Measured, few: Measured) -> str:
 PAPER: Final = (1_000_000_000, 16, 64)
 PAPER_WORKERS, PAPER_PARTITIONS = 64, 512
 PAPER_NOTE: Final = """On paper: {size} on {workers} workers of one thread, {partitions} partitions, {gigabytes} GB on
-each worker. A worker did {rate} Gflop/s here (4 N F K in an iteration), so an iteration computes for {compute} s. A
-partition cost {each} ms of Dask and moved {moved} kB, there {moved_there} kB: {dask} s and {megabytes} MB per iteration
-if nothing of it hides behind the compute, {total} s in all.
+each worker. A worker did {rate} Gflop/s here (4 N F K in an iteration), so an iteration computes for {compute} ms. A
+partition cost {each} ms of Dask here: {dask} ms there, if nothing of it hides behind the compute, and {total} ms in
+all. A partition moved {moved} kB here; there its share of the statistics is {share} kB and goes once to another worker,
+as do the parameters, of the same size, to each worker: at most {megabytes} MB per iteration.
 """
 
 
@@ -226,27 +234,24 @@ def on_paper(many: Measured, few: Measured) -> str:
     n_rows, n_features, n_components = PAPER
     statistics = (n_features + 1) * (n_features + 2) // 2
     most, least = on_dask(PARTITIONS[-1]), on_dask(PARTITIONS[0])
-    rate = (
-        4 * many.n_rows * F * K / many.median(on_dask(JUDGED), "seconds") / WORKERS
-    )  # flop/s, what Dask costs included
-    compute = 4 * n_rows * statistics * n_components / rate / PAPER_WORKERS
     spread = PARTITIONS[-1] - PARTITIONS[0]
-    each = (few.median(most, "seconds") - few.median(least, "seconds")) / spread
-    moved = (few.median(most, "bytes") - few.median(least, "bytes")) / spread
-    moved_there = moved + 8 * (n_components * statistics - K * F)  # of it a share grows with K · F, and a task does not
+    each, moved = ((few.median(most, what) - few.median(least, what)) / spread for what in ("seconds", "bytes"))
+    rate = 4 * many.n_rows * F * K / many.median(on_dask(JUDGED), "seconds") / WORKERS  # flop/s, with Dask's own time
+    compute = 4 * n_rows * statistics * n_components / rate / PAPER_WORKERS
+    share = 8 * n_components * statistics
     return PAPER_NOTE.format(
         size=size(*PAPER),
         workers=PAPER_WORKERS,
         partitions=PAPER_PARTITIONS,
         gigabytes=number(8 * n_rows * n_features / PAPER_WORKERS / 1e9),
         rate=number(rate / 1e9),
-        compute=number(compute),
+        compute=milliseconds(compute),
         each=milliseconds(each),
+        dask=milliseconds(PAPER_PARTITIONS * each),
+        total=milliseconds(compute + PAPER_PARTITIONS * each),
         moved=number(moved / 1e3),
-        moved_there=number(moved_there / 1e3),
-        dask=number(PAPER_PARTITIONS * each),
-        megabytes=number(PAPER_PARTITIONS * moved_there / 1e6),
-        total=number(compute + PAPER_PARTITIONS * each),
+        share=number(share / 1e3),
+        megabytes=number((PAPER_PARTITIONS * (moved + share) + PAPER_WORKERS * share) / 1e6),
     )
 
 

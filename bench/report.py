@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from bench import (
+    cluster,
     core,
     divergence,
     initialization,
@@ -35,6 +36,7 @@ TOPICS: Final[dict[str, Callable[[bool], Topic]]] = {
     "memory": memory.topic,
     "start": startup.topic,
     "stream": stream.topic,
+    "cluster": cluster.topic,
     "mixture_divergence": mixture_divergence.topic,
     "divergence": divergence.topic,
     "sampling": sampling.topic,

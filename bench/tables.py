@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from bench.problems import Case
 
 @dataclass(frozen=True)
 class Target:
-    """A figure, what it has to be and what it is."""
+    """A figure, what it has to be and what it is: NaN if it was not measured, which misses every bound."""
 
     figure: str
     measured: float
@@ -28,7 +29,8 @@ class Target:
         return f"{'≥' if self.at_least else '≤'} {self.bound:g}{self.unit}"
 
     def cells(self) -> list[str]:
-        return [self.figure, self.wanted, f"{number(self.measured)}{self.unit}", verdict(self.met)]
+        measured = "not measured" if math.isnan(self.measured) else f"{number(self.measured)}{self.unit}"
+        return [self.figure, self.wanted, measured, verdict(self.met)]
 
 
 @dataclass(frozen=True)

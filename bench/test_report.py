@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
 import pytest
 
 from bench import peers
-from bench.report import Record, load_all, render, save
+from bench.report import TOPICS, Record, load_all, render, save
 from bench.tables import Target, Topic
 
 FAST = Topic(["## Fast\n"], [Target("speed", 3.0, 2.0, True, " ×")], ["## Each speed\n"])
@@ -23,6 +24,23 @@ def test_topics_come_in_order_and_targets_are_counted() -> None:
     assert "| speed | ≥ 2 × | 3 × | met |\n| memory | ≤ 2 MiB | 3 MiB | **missed** |" in text
     titles = [line for line in text.splitlines() if line.startswith("## ")]
     assert titles == ["## Machine", "## How", "## When", "## Fast", "## Large", "## All targets", "## Each speed"]
+
+
+def test_a_figure_that_is_missing_is_missed() -> None:
+    assert Target("speed", math.nan, 2.0, True, " ×").cells() == ["speed", "≥ 2 ×", "not measured", "**missed**"]
+    assert not Target("memory", math.nan, 2.0, False, " MiB").met
+
+
+def test_without_dask_the_cluster_is_a_missing_figure_and_its_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    topic = TOPICS["cluster"](True)
+    assert [target.cells()[2:] for target in topic.targets] == [["not measured", "**missed**"]]
+    reason = "not measured: a cluster needs Dask"
+    assert reason in capsys.readouterr().err
+    assert reason in topic.sections[0]
+    assert 'pip install "emalgam[dask]"' in topic.sections[0]
 
 
 def test_what_an_older_machine_had_stands_beside_its_topic() -> None:
