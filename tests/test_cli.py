@@ -396,6 +396,17 @@ def test_an_interrupt_ends_with_130_and_without_a_traceback(folder: Path, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("absent", ["dask", "distributed"])
+@pytest.mark.parametrize("command", [["fit", "-k", "2"], ["fit-many", "-k", "2", "--by", "x0", "-o", "fits.parquet"]])
+def test_a_cluster_without_dask_says_what_to_install(absent: str, command: list[str], folder: Path) -> None:
+    code = f"import sys\nsys.modules[{absent!r}] = None\nfrom emalgam.cli import main\nsys.exit(main(sys.argv[1:]))\n"
+    arguments = [*command, str(folder / "x.parquet"), "--dask", "tcp://127.0.0.1:1"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: a cluster needs Dask (")
+    assert done.stderr.endswith('to install it: pip install "emalgam[dask]"\n')
+
+
 def test_a_fit_starts_without_what_it_does_not_need(folder: Path) -> None:
     code = (
         "import sys\n"

@@ -25,7 +25,7 @@ import numpy as np
 from emalgam import arrays, backends
 from emalgam.parts import Part, Parts, Share
 from emalgam.tables import number_columns, pyarrow_module
-from emalgam.validation import check_data, check_threads
+from emalgam.validation import check_data, check_finite, check_threads
 from emalgam_kernels.blocks import tile_dtype
 
 FAN_IN: Final = 16  # shares that one task of the tree combines
@@ -191,6 +191,8 @@ class DaskParts(Parts):
     ValueError
         For collections of other kinds, shapes or types, or weights that are cut otherwise than the rows.
     """
+
+    n_rows: int
 
     def __init__(
         self, x: Any, sample_weight: Any = None, columns: Sequence[Any] | None = None, client: Any = None
@@ -374,12 +376,16 @@ def _answer(
     function: Callable[[np.ndarray], np.ndarray],
     nothing: np.ndarray,
     x: np.ndarray,
-    block_id: tuple[int, ...] | None = None,
+    block_info: Any = None,
 ) -> np.ndarray:
     if not len(x):
         return nothing
     try:
         return function(x)
     except ValueError as error:
-        number = None if block_id is None else block_id[0]
+        where = block_info[0]
+        first = where["array-location"][0][0]
+        if not math.isnan(first):
+            check_finite(x, first=first)
+        number = where["chunk-location"][0]
         raise ValueError(f"{error} (rows are counted from the first of partition {number})") from error

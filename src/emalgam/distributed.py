@@ -267,7 +267,7 @@ class _Table:
         """The rows of a partition with the number of their problem and their own, as a pandas data frame."""
         pandas = dask_module("pandas")
         numbers = {
-            "problem": np.searchsorted(labels, labels_of(frame[self.groups])),
+            "problem": np.searchsorted(labels, labels_of(frame[self.groups])[0]),
             "row": first + np.arange(len(frame)),
         }
         kept = {name: frame[column].astype(self.dtype) for name, column in zip(self.names, self.features, strict=True)}
@@ -276,21 +276,18 @@ class _Table:
         return pandas.DataFrame(numbers | {name: column.to_numpy() for name, column in kept.items()})
 
 
-def labels_of(column: Any) -> np.ndarray:
-    """The labels in a pandas series; ValueError if one is missing."""
-    missing = column.isna().to_numpy()
-    if missing.any():
-        raise ValueError(
-            f"column {column.name!r} has no label in row {int(missing.argmax())} of a partition; expected one for each "
-            "row"
-        )
-    labels: np.ndarray = column.to_numpy()
-    return np.array(labels.tolist()) if labels.dtype.kind == "O" else labels
+def labels_of(column: Any) -> tuple[np.ndarray, int | None]:
+    """The labels in a pandas series up to the first that is missing, and the row of that one, if there is one."""
+    missing = np.flatnonzero(column.isna())
+    end = int(missing[0]) if len(missing) else None
+    labels: np.ndarray = column.iloc[:end].to_numpy()
+    return np.array(labels.tolist()) if labels.dtype.kind == "O" else labels, end
 
 
 def _fit_groups(frame: Any, n_components: Any, table: _Table, how: dict[str, Any], client: Any) -> ManyFits:
     """The groups of a dask data frame: one pass for the labels, the shuffle, and the fits."""
-    labels, lengths = Partitions.of([frame[table.groups]], client).fold(_labels_and_length, _merged, None)
+    labels, sizes = Partitions.of([frame[table.groups]], client).fold(_labels_and_size, _merged, None)
+    lengths = _lengths(table.groups, sizes)
     component_counts(n_components, len(labels))
     empty, none = np.empty((0, len(table.features))), np.empty(0, np.int64)
     nothing = batch.fit_many(empty, _counts_of(n_components, none), groups=none, **how)
@@ -301,12 +298,27 @@ def _fit_groups(frame: Any, n_components: Any, table: _Table, how: dict[str, Any
     return replace(_joined(parts)[order], groups=labels)
 
 
-def _labels_and_length(_: None, column: Any) -> tuple[np.ndarray, list[int]]:
-    return np.unique(labels_of(column)), [len(column)]
+Labels = tuple[np.ndarray, list[tuple[int, int | None]]]
 
 
-def _merged(a: tuple[np.ndarray, list[int]], b: tuple[np.ndarray, list[int]]) -> tuple[np.ndarray, list[int]]:
-    """Labels and lengths of two runs of partitions; one without rows says nothing of the labels' type."""
+def _labels_and_size(_: None, column: Any) -> Labels:
+    """The distinct labels of a partition; its length, and the first row without a label."""
+    labels, missing = labels_of(column)
+    return np.unique(labels), [(len(column), missing)]
+
+
+def _lengths(name: str, sizes: list[tuple[int, int | None]]) -> list[int]:
+    """The lengths of partitions; ValueError naming the first row without a label."""
+    first = 0
+    for length, missing in sizes:
+        if missing is not None:
+            raise ValueError(f"column {name!r} has no label in row {first + missing}; expected one for each row")
+        first += length
+    return [length for length, _ in sizes]
+
+
+def _merged(a: Labels, b: Labels) -> Labels:
+    """Labels and sizes of two runs of partitions; one without rows says nothing of the labels' type."""
     if not len(a[0]) or not len(b[0]):
         return (a if len(a[0]) else b)[0], a[1] + b[1]
     return np.union1d(a[0], b[0]), a[1] + b[1]

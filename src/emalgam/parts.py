@@ -7,6 +7,7 @@ The start of a fit looks at a sample: the rows whose random number, a function o
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,12 +57,15 @@ class Parts(ABC):
     n_features : int
     dtype : float32 or float64
         What kernels read the rows as.
+    n_rows : int or None
+        How many, if that is known before a pass.
     outline : (0, D) data frame or None
         The names of the features, if they have any.
     """
 
     n_features: int
     dtype: np.dtype
+    n_rows: int | None = None
     outline: Any = None
 
     def threads(self, n_threads: int | None) -> int:
@@ -95,14 +99,14 @@ class Sample:
     weight: np.ndarray
 
     @classmethod
-    def of(cls, part: Part, weight: np.ndarray | None, seed: int, wanted: int) -> Sample:
-        """Of the rows with weight of one part; only the chosen ones are copied."""
+    def of(cls, part: Part, weight: np.ndarray | None, seed: int, wanted: int, most: float = 1.0) -> Sample:
+        """Of the rows with weight of one part, below a threshold of at most `most`; only the chosen ones are copied."""
         keys = np.empty(len(part.x))
         for start in range(0, len(keys), ROWS_AT_ONCE):
             uniforms(seed, SAMPLE_STREAM, part.first + start, keys[start : start + ROWS_AT_ONCE])
         if weight is not None:
             keys[weight == 0] = 1.0
-        threshold = _threshold(keys, 1.0, wanted)
+        threshold = _threshold(keys, most, wanted)
         chosen = np.flatnonzero(keys < threshold)
         weights = np.ones(len(chosen)) if weight is None else weight[chosen]
         return cls(wanted, threshold, part.first + chosen, keys[chosen], part.x[chosen], weights)
@@ -151,15 +155,30 @@ class SurveyOf:
     seed: int
     wanted: int
     n_threads: int
+    most: float = 1.0
 
     def __call__(self, part: Part) -> Survey:
         check_finite(part.x, first=part.first)
         weight = _weight(part)
         low, high = ranges_of(part.x, weight, self.n_threads)
-        sample = Sample.of(part, weight, self.seed, self.wanted)
+        sample = Sample.of(part, weight, self.seed, self.wanted, self.most)
         count = len(part.x) if weight is None else int(np.count_nonzero(weight))
         largest = float(len(part.x) > 0) if weight is None else float(weight.max(initial=0.0))
         return Survey(len(part.x), count, largest, low, high, sample)
+
+
+def survey_of(parts: Parts, seed: int, n_threads: int) -> Survey:
+    """One pass; two if most rows have no weight.
+
+    Of n rows about n times the threshold are below it. Where n is known, parts need not offer more than the sample of
+    all can take: four times as many as it has at least. If those turn out to be too few, all parts begin from 1.
+    """
+    wanted = max(ELEMENTS_OF_A_SAMPLE // parts.n_features, FEWEST_ROWS_OF_A_SAMPLE)
+    most = 1.0 if parts.n_rows is None else min(2.0 ** math.ceil(math.log2(4 * wanted / parts.n_rows)), 1.0)
+    survey = parts.fold(SurveyOf(seed, wanted, n_threads, most), Survey.__add__)
+    if most < 1 and survey.sample.threshold == most:
+        survey = parts.fold(SurveyOf(seed, wanted, n_threads), Survey.__add__)
+    return survey
 
 
 def _weight(part: Part) -> np.ndarray | None:
@@ -229,8 +248,7 @@ class ObservationsInParts:
             If the backend cannot run here.
         """
         name, threads, of_a_task = backends.resolve(backend), check_threads(n_threads), parts.threads(n_threads)
-        wanted = max(ELEMENTS_OF_A_SAMPLE // parts.n_features, FEWEST_ROWS_OF_A_SAMPLE)
-        survey = parts.fold(SurveyOf(seed, wanted, of_a_task), Survey.__add__)
+        survey = survey_of(parts, seed, of_a_task)
         if survey.n_with_weight == 0:
             raise ValueError("sample_weight is zero for every sample; expected at least one positive weight")
         factor = moderation(survey.largest_weight)

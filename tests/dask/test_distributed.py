@@ -14,6 +14,7 @@ import pytest
 
 import emalgam
 from emalgam import distributed
+from emalgam import parts as in_parts
 from emalgam.covariance import COVARIANCES
 from emalgam.dask_parts import FAN_IN, DaskParts
 from tests.conftest import need
@@ -167,6 +168,28 @@ def test_a_task_has_one_thread_unless_told_otherwise() -> None:
         parts.threads(0)
 
 
+@pytest.mark.parametrize("rare", [False, True])
+def test_partitions_offer_no_more_than_the_sample_can_take(rare: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sample is that of a stream, which does not know its length; also where few rows have weight."""
+    monkeypatch.setattr(in_parts, "ELEMENTS_OF_A_SAMPLE", 0)
+    monkeypatch.setattr(in_parts, "FEWEST_ROWS_OF_A_SAMPLE", 20)
+    offered: list[int] = []
+    combine = in_parts.Survey.__add__
+
+    def watched(a: in_parts.Survey, b: in_parts.Survey) -> in_parts.Survey:
+        offered.extend((len(a.sample.keys), len(b.sample.keys)))
+        return combine(a, b)
+
+    monkeypatch.setattr(in_parts.Survey, "__add__", watched)
+    weight = (np.arange(N) % 30 == 0).astype(float) if rare else np.ones(N)
+    chunked = da.from_array(rows(), chunks=(100, 3)), da.from_array(weight, chunks=100)
+    found = in_parts.survey_of(DaskParts(*chunked), 0, 1).sample
+    assert rare or max(offered[:2]) < 20
+    expected = in_parts.survey_of(emalgam.open_stream(rows(), sample_weight=weight), 0, 1).sample
+    assert found.threshold == expected.threshold
+    np.testing.assert_array_equal(found.numbers, expected.numbers)
+
+
 def test_data_that_change_are_an_error() -> None:
     made: list[int] = []
 
@@ -237,8 +260,11 @@ def test_not_finite_names_the_row_of_all() -> None:
     with pytest.raises(ValueError, match="contains NaN at row 1234, column 1"):
         emalgam.fit(given, 2)
     mixture = emalgam.fit(rows(), 2).mixture
-    with pytest.raises(ValueError, match=r"row 34, column 1.*\(rows are counted from the first of partition 12\)"):
+    with pytest.raises(ValueError, match="contains NaN at row 1234, column 1"):
         mixture.log_prob(given).compute()
+    uncounted = given[given[:, 0] > -np.inf]
+    with pytest.raises(ValueError, match=r"row 34, column 1.*\(rows are counted from the first of partition 12\)"):
+        mixture.log_prob(uncounted).compute()
     with pytest.raises(ValueError, match="contains NaN at row 1234, column 1"):
         mixture.bic(given)
 
