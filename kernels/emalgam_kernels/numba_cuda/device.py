@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cache, cached_property, lru_cache
 from operator import attrgetter
 from typing import Any, Final, get_type_hints
@@ -61,12 +60,19 @@ def inlined(function: Callable[..., Any]) -> Any:
 log, sqrt = (np.log, np.sqrt) if SIMULATED else (math.log, math.sqrt)
 
 
-def _fma_of_the_simulator(a: Any, b: Any, c: Any) -> Any:
-    """In exact fractions: the simulator's own rounds twice."""
-    plain = a * b + c
-    if not np.isfinite(plain):
-        return plain
-    return type(plain)(Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c)))
+def _fma_of_the_simulator() -> Callable[[Any, Any, Any], Any]:
+    """That of C's library, as the simulator's own rounds twice."""
+    library, by_type = ctypes.CDLL(None), {}
+    for real, name, number in ((np.float64, "fma", ctypes.c_double), (np.float32, "fmaf", ctypes.c_float)):
+        function = getattr(library, name)
+        function.argtypes, function.restype = (number,) * 3, number
+        by_type[real] = function
+
+    def rounded_once(a: Any, b: Any, c: Any) -> Any:
+        real = type(c)
+        return real(by_type[real](a, b, c))
+
+    return rounded_once
 
 
 def _fma(a: Any, b: Any, c: Any) -> Any:
@@ -75,7 +81,7 @@ def _fma(a: Any, b: Any, c: Any) -> Any:
 
 # a b + c, rounded once. The compiler joins other products with sums as it likes, so code that takes rounding errors
 # apart writes every product that enters a sum as one of these: fma(a, b, 0) is the product rounded by itself.
-fma: Final = _fma_of_the_simulator if SIMULATED else inlined(_fma)
+fma: Final = _fma_of_the_simulator() if SIMULATED else inlined(_fma)
 
 
 _launching: Final = threading.Lock() if SIMULATED else nullcontext()  # the simulator runs one kernel at a time
