@@ -25,9 +25,6 @@ import torch
 from cuda import core
 from numba import cuda
 
-# Small grids are meant: Numba would warn of each in every process.
-vars(numba.config)["CUDA_LOW_OCCUPANCY_WARNINGS"] = 0
-
 SIMULATED: Final = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 DEVICE_TYPE: Final = "cpu" if SIMULATED else "cuda"
 
@@ -130,9 +127,14 @@ class Kernel:
         return overload._codelibrary
 
     @cached_property
-    def _with_more_shared_bytes(self) -> set[int]:
-        """Devices where it may have more than `SHARED_BYTES`."""
-        return set()
+    def _loaded(self) -> dict[tuple[int, int, bool], core.Kernel]:
+        """The loaded kernel on each device, in each context, with `SHARED_BYTES` at most and with more."""
+        return {}
+
+    @cached_property
+    def _resident(self) -> dict[tuple[int, int, int], int]:
+        """What `resident_blocks` has found."""
+        return {}
 
     @cached_property
     def _converters(self) -> tuple[Callable[[Any], Sequence[Any]], ...]:
@@ -155,12 +157,42 @@ class Kernel:
             with _launching:
                 self._simulated[grid, block, 0, shared_bytes](*arguments)
             return
-        function = self._library.get_cufunc()
-        if shared_bytes > SHARED_BYTES and function.device.id not in self._with_more_shared_bytes:
-            allow_shared_bytes(function, most_shared_bytes(torch.device("cuda", torch.cuda.current_device())))
-            self._with_more_shared_bytes.add(function.device.id)
-        stream = _stream(torch.cuda.current_stream().cuda_stream)
-        core.launch(stream, _configuration(grid, block, shared_bytes), function.kernel, *self.words(*arguments))
+        loaded = self._on_the_current_device(shared_bytes)
+        stream = _stream(torch.cuda.current_device(), torch.cuda.current_stream().cuda_stream)
+        core.launch(stream, _configuration(grid, block, shared_bytes), loaded, *self.words(*arguments))
+
+    def _on_the_current_device(self, shared_bytes: int) -> core.Kernel:
+        """The loaded kernel; where a launch wants more than `SHARED_BYTES`, it may have all there are from then on."""
+        place = torch.cuda.current_device(), current_context()
+        more = shared_bytes > SHARED_BYTES
+        loaded = self._loaded.get((*place, more))
+        if loaded is None:
+            function = self._library.get_cufunc()
+            if more:
+                allow_shared_bytes(function, most_shared_bytes(torch.device("cuda", place[0])))
+            loaded = self._loaded[*place, more] = function.kernel
+        return loaded
+
+    def resident_blocks(self, threads: int, shared_bytes: int) -> int:
+        """Blocks of so many threads that a multiprocessor of the current device runs at once, at least one.
+
+        The driver knows, from registers and shared memory; in the simulator, what the registers have to suffice for.
+        """
+        if SIMULATED:
+            return max(self.blocks * self.threads // threads, 1)
+        key = torch.cuda.current_device(), threads, shared_bytes
+        if key not in self._resident:
+            occupancy = self._on_the_current_device(shared_bytes).occupancy
+            self._resident[key] = max(occupancy.max_active_blocks_per_multiprocessor(threads, shared_bytes), 1)
+        return self._resident[key]
+
+
+def current_context() -> int:
+    """The address of CUDA's current context."""
+    from cuda.bindings import driver
+
+    _, context = driver.cuCtxGetCurrent()
+    return int(context)
 
 
 @lru_cache(1024)
@@ -169,7 +201,8 @@ def _configuration(grid: int | tuple[int, ...], block: int | tuple[int, ...], sh
 
 
 @lru_cache(1024)
-def _stream(pointer: int) -> core.Stream:
+def _stream(device: int, pointer: int) -> core.Stream:
+    """A stream of a device: each has a default one, with the same pointer, and the object remembers its device."""
     return core.Stream.from_handle(pointer)
 
 
