@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -278,19 +279,68 @@ def test_tf32_is_for_float32_on_the_device() -> None:
             quiet_fit(wrong[0], 3, backend=wrong[1], **how)
 
 
-def test_products_are_strict_whatever_the_process_allows() -> None:
-    setting = torch.backends.cuda.matmul
-    before = setting.fp32_precision
-    for allowed in ("tf32", "ieee"):
-        setting.fp32_precision = allowed
+def allow(how: str) -> None:
+    """Let products round to TF32, or forbid it, in one of the ways that torch has."""
+    if how.startswith("allow_tf32"):
+        torch.backends.cuda.matmul.allow_tf32 = how.endswith("True")
+    elif how in ("highest", "high", "medium"):
+        torch.set_float32_matmul_precision(how)
+    elif how == "everywhere":
+        torch.backends.fp32_precision = "tf32"
+    else:
+        torch.backends.cuda.matmul.fp32_precision = how
+
+
+def settings() -> list[Any]:
+    """What torch says about TF32, refusals included."""
+
+    def answer(ask: Callable[[], Any]) -> Any:
         try:
-            with device.float32_products(False):
-                assert setting.fp32_precision == "ieee"
-                with device.float32_products(True):
-                    assert setting.fp32_precision == "tf32"
-            assert setting.fp32_precision == allowed
-        finally:
-            setting.fp32_precision = before
+            return ask()
+        except RuntimeError:
+            return "refused"
+
+    backends = torch.backends
+    return [
+        backends.cuda.matmul.fp32_precision,
+        backends.mkldnn.matmul.fp32_precision,
+        backends.fp32_precision,
+        answer(lambda: backends.cuda.matmul.allow_tf32),
+        answer(torch.get_float32_matmul_precision),
+    ]
+
+
+@pytest.fixture
+def torchs_own_settings() -> Iterator[None]:
+    """What torch starts with, before and after."""
+
+    def reset() -> None:
+        torch.backends.fp32_precision = "none"
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.mkldnn.matmul.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "none"
+
+    reset()
+    yield
+    reset()
+
+
+@pytest.mark.usefixtures("torchs_own_settings")
+@pytest.mark.parametrize("before", ["", "high", "allow_tf32 = True", "ieee"])
+@pytest.mark.parametrize(
+    "how", ["none", "ieee", "tf32", "allow_tf32 = True", "allow_tf32 = False", "highest", "high", "medium", "everywhere"]
+)
+def test_products_are_strict_whatever_the_process_allows(before: str, how: str) -> None:
+    """In torch's new way to allow TF32, in its old ones, and in one after the other; all are as they were afterwards."""
+    for each in (before, how):
+        if each:
+            allow(each)
+    found, setting = settings(), torch.backends.cuda.matmul
+    with device.float32_products(False):
+        assert (setting.fp32_precision, setting.allow_tf32) == ("ieee", False)
+        with device.float32_products(True):
+            assert (setting.fp32_precision, setting.allow_tf32) == ("tf32", True)
+        assert (setting.fp32_precision, setting.allow_tf32) == ("ieee", False)
+    assert settings() == found
 
 
 def test_nan_on_the_device() -> None:

@@ -320,16 +320,39 @@ _products = threading.RLock()
 def float32_products(tf32: bool) -> Iterator[None]:
     """Whether cuBLAS may round float32 operands to TF32: only if this call asks for it, whatever the process allows.
 
-    The setting is the process's: threads that want different ones take turns.
+    The setting is the process's: threads that want different ones take turns. torch has it twice, and refuses to say
+    what holds while one says "ieee" and the other TF32: the old one goes along with the new one, and back.
     """
     setting = torch.backends.cuda.matmul
     with _products:
         before = setting.fp32_precision
         setting.fp32_precision = "tf32" if tf32 else "ieee"
+        other = _other_setting(tf32)
+        if other is not None:
+            setting.allow_tf32 = tf32
         try:
             yield
         finally:
+            if other is not None:
+                _restore_other_setting(other)
             setting.fp32_precision = before
+
+
+def _other_setting(tf32: bool) -> str | None:
+    """torch's older setting if it contradicts the new one, which is `tf32`: then torch does not read it out."""
+    try:
+        _ = torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:
+        return "highest" if tf32 else torch.get_float32_matmul_precision()
+    return None
+
+
+def _restore_other_setting(value: str) -> None:
+    """Only that of cuBLAS: the function that takes all values changes the one for products on the CPU too."""
+    on_cpu = torch.backends.mkldnn.matmul
+    before = on_cpu.fp32_precision
+    torch.set_float32_matmul_precision(value)
+    on_cpu.fp32_precision = before
 
 
 class Marker:
