@@ -384,3 +384,18 @@ def test_out_of_memory_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mixture, "run", full)
     with pytest.raises(MemoryError, match=r"memory does not suffice for a pass .*2.00 GiB.*give a NumPy array"):
         quiet_fit(on_device(x), 3, max_iter=1, **start(centres, "full"))
+
+
+@pytest.mark.parametrize("direction", [staging.Inbound, staging.Outbound])
+def test_no_page_locked_memory_says_what_to_do(direction: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch raises there is not an error of the GPU's memory."""
+
+    def full(*_: Any, pin_memory: bool = False, **__: Any) -> None:
+        assert pin_memory is not SIMULATED
+        raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be ...")
+
+    piece = on_device(np.zeros((7, 2)))
+    monkeypatch.setattr(device.torch, "empty", full)
+    message = r"112 bytes of page-locked main memory could not be had \(CUDA error: out of memory\); .*ulimit -l.*cuda\(\)"
+    with pytest.raises(MemoryError, match=message):
+        direction(np.zeros((N, 2)), 7, device.default_device(), 1).put(0, piece)

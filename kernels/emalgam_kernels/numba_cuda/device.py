@@ -313,6 +313,19 @@ def upload(array: np.ndarray, dtype: torch.dtype, device: torch.device) -> torch
     return torch.tensor(np.ascontiguousarray(array), dtype=dtype, device=device)
 
 
+def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Main memory that the device copies from and to by itself; MemoryError that says what to do if there is none."""
+    try:
+        return torch.empty(shape, dtype=dtype, pin_memory=not SIMULATED)
+    except RuntimeError as error:
+        n_bytes = math.prod(shape) * dtype.itemsize
+        raise MemoryError(
+            f"{n_bytes} bytes of page-locked main memory could not be had ({str(error).splitlines()[0]}); free some "
+            "memory, raise the limit (ulimit -l; docker run --ulimit memlock=-1), or move the data to the GPU first, "
+            "where they take none: torch.from_numpy(x).cuda()"
+        ) from error
+
+
 _products = threading.RLock()
 
 
