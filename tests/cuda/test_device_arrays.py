@@ -215,6 +215,26 @@ def test_rows_far_away_are_evaluated_again() -> None:
     assert to_host(mixture.predict(on_device(x))).tolist() == mixture.predict(x, backend="reference").tolist()
 
 
+@pytest.mark.parametrize("at_once", [2**26, 16])
+def test_labels_in_few_launches(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many rows at once as responsibilities may take memory, however few a thread of the host would take."""
+    monkeypatch.setattr("emalgam.mixture.ROWS_AT_ONCE", 1)
+    monkeypatch.setattr("emalgam.mixture.ELEMENTS_ON_A_GPU", at_once)
+    passes: list[int] = []
+
+    def counted(x: Any, *arguments: Any) -> None:
+        passes.append(len(x))
+        run(x, *arguments)
+
+    run = mixture.run
+    monkeypatch.setattr(mixture, "run", counted)
+    x, _ = data()
+    two = emalgam.Mixture([0.5, 0.5], [[0.0, 0.0], [1.0, 2.0]], np.array([np.eye(2), 2 * np.eye(2)]))
+    found = to_host(two.predict(on_device(x)))
+    assert len(passes) == -(-2 * N // at_once)
+    np.testing.assert_array_equal(found, two.predict(x, backend="reference"))
+
+
 # ---- main memory
 
 
