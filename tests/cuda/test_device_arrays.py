@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import emalgam
-from emalgam import em
-from emalgam.namespace import to_host
+from emalgam import em, initialization
+from emalgam.namespace import beside, to_host
 from emalgam.observations import Observations
 from emalgam_kernels.numba_cuda import device, mixture, staging
 from tests.conftest import COVARIANCE_TYPES, SIMULATED
@@ -70,6 +70,29 @@ def test_initializations(init_params: str, weighted: bool) -> None:
     assert_same(found, quiet_fit(x, 3, sample_weight=weight, backend="reference", **how), "float64")
 
 
+@pytest.mark.parametrize("init_params", ["random", "random_from_data"])
+def test_random_starts_are_drawn_beside_the_data(init_params: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host learns of blocks, seeds and sums; nothing that it is sent, or sends, is as long as the data."""
+    lengths = []
+
+    def counted(array: Any) -> Any:
+        lengths.append(array.shape[0])
+        return array
+
+    monkeypatch.setattr(initialization, "ROWS_AT_ONCE", 16)
+    monkeypatch.setattr(initialization, "to_host", lambda array: counted(to_host(array)))
+    monkeypatch.setattr(initialization, "beside", lambda array, other: beside(counted(array), other))
+    x, _ = data()
+    weight, covariance = np.random.default_rng(1).integers(0, 3, N).astype(float), em.COVARIANCES["full"]
+    there, here = (Observations.of(*each, covariance) for each in ((on_device(x), on_device(weight)), (x, weight)))
+    starts = [
+        initialization.INITIALIZATIONS[init_params](each, covariance, 3, np.random.default_rng(2))
+        for each in (there, here)
+    ]
+    np.testing.assert_allclose(*starts, rtol=1e-12, atol=1e-12)
+    assert 0 < max(lengths) <= 16
+
+
 def test_initialization_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("emalgam.initialization.FEWEST_ROWS_OF_A_SAMPLE", 8)
     monkeypatch.setattr("emalgam.initialization.ROWS_PER_COMPONENT", 8)
@@ -114,7 +137,9 @@ def test_a_collapse_is_handled_on_the_host(policy: str) -> None:
     np.testing.assert_allclose(found.mixture.means, expected.mixture.means, rtol=1e-5, atol=1e-5)
 
 
-def test_one_wait_an_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+@every_type
+@pytest.mark.parametrize("policy", ["regularize", "reseed", "error"])
+def test_one_wait_an_iteration(covariance_type: str, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two passes the host learns four numbers in one transfer, and asks for nothing else."""
     transfers = []
 
@@ -122,22 +147,50 @@ def test_one_wait_an_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
         transfers.append(tuple(array.shape))
         return to_host(array)
 
+    def unexpected(_: Any) -> Any:
+        raise AssertionError("the host does the M-step")
+
     x, centres = data()
     monkeypatch.setattr(em, "to_host", counted)
-    quiet_fit(on_device(x), 3, max_iter=5, tol=0.0, **start(centres, "full"))
+    monkeypatch.setattr(em.Moments, "on_host", unexpected)
+    how = {"covariance_type": covariance_type, "on_degenerate": policy, **start(centres, covariance_type)}
+    quiet_fit(on_device(x), 3, max_iter=5, tol=0.0, **how)
     assert transfers == [(4,)] * 5
+
+
+@every_type
+def test_narrow_components_are_those_of_the_host(covariance_type: str) -> None:
+    """As wide as the data, flat in one direction, almost flat, a point; one feature of the data is flat as well."""
+    covariance, rng = em.COVARIANCES[covariance_type], np.random.default_rng(0)
+    total, floor = np.diag([1.0, 2.0, 3.0, 0.0]), np.full(4, 1e-6)
+    wide = rng.normal(size=(20, 4)) * [1, 1, 1, 0]
+    flat = wide.copy()
+    flat[:, 0] = -flat[:, 1] - flat[:, 2] if covariance_type == "full" else 0
+    some = np.array([rows.T @ rows / 20 for rows in (wide, flat, flat + 1e-2 * wide, 0 * wide)])
+    estimate = {
+        "full": some,
+        "tied": some[0],
+        "diag": np.einsum("kii->ki", some),
+        "spherical": np.einsum("kii->k", some) / 4,
+    }[covariance_type]
+    expected = covariance.narrow(estimate, total, floor)
+    found = covariance.narrow(*(on_device(each) for each in (estimate, total, floor)))
+    np.testing.assert_array_equal(to_host(found), expected)
+    narrow = {"full": [False, True, False, True], "tied": [False], "spherical": [False, False, False, True]}
+    assert expected.tolist() == narrow.get(covariance_type, [False, True, False, True])
 
 
 @pytest.mark.skipif(SIMULATED, reason="only a GPU can tell who waits")
 @every_type
+@pytest.mark.parametrize("policy", ["regularize", "error"])
 @pytest.mark.parametrize("algorithm", ["packed", "direct"])
-def test_nothing_else_waits(covariance_type: str, algorithm: str) -> None:
+def test_nothing_else_waits(covariance_type: str, algorithm: str, policy: str) -> None:
     """torch itself raises at any synchronisation between the parameters and the four numbers."""
     x, centres = data()
     tensor = on_device(x)
     covariance = em.COVARIANCES[covariance_type]
     observations = Observations.of(tensor, None, covariance)
-    settings, rng = em.Settings(algorithm=algorithm), np.random.default_rng(0)
+    settings, rng = em.Settings(algorithm=algorithm, on_degenerate=policy), np.random.default_rng(0)
     restart = em._RestartOnGpu(observations, covariance, 3, settings, rng, 0)
     given = em.given_parameters(covariance, 3, observations.frame, *start(centres, covariance_type).values())
     components = restart.first(given)
@@ -347,7 +400,8 @@ def torchs_own_settings() -> Iterator[None]:
 @pytest.mark.usefixtures("torchs_own_settings")
 @pytest.mark.parametrize("before", ["", "high", "allow_tf32 = True", "ieee"])
 @pytest.mark.parametrize(
-    "how", ["none", "ieee", "tf32", "allow_tf32 = True", "allow_tf32 = False", "highest", "high", "medium", "everywhere"]
+    "how",
+    ["none", "ieee", "tf32", "allow_tf32 = True", "allow_tf32 = False", "highest", "high", "medium", "everywhere"],
 )
 def test_products_are_strict_whatever_the_process_allows(before: str, how: str) -> None:
     """In torch's new way to allow TF32, in its old ones, and in one after the other; all are as they were afterwards."""
@@ -416,6 +470,8 @@ def test_no_page_locked_memory_says_what_to_do(direction: Any, monkeypatch: pyte
 
     piece = on_device(np.zeros((7, 2)))
     monkeypatch.setattr(device.torch, "empty", full)
-    message = r"112 bytes of page-locked main memory could not be had \(CUDA error: out of memory\); .*ulimit -l.*cuda\(\)"
+    message = (
+        r"112 bytes of page-locked main memory could not be had \(CUDA error: out of memory\); .*ulimit -l.*cuda\(\)"
+    )
     with pytest.raises(MemoryError, match=message):
         direction(np.zeros((N, 2)), 7, device.default_device(), 1).put(0, piece)

@@ -67,9 +67,7 @@ class OnGpu:
         (0x7F00, f"stream {0x7F00} of cuda:1"),
     ],
 )
-def test_the_stream_that_an_array_names(
-    named: int | None, stream: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_stream_that_an_array_names(named: int | None, stream: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Version 3 of the protocol: none, the default one, the thread's own default one, any other."""
     entered: list[str] = []
 

@@ -124,9 +124,7 @@ def kl_monte_carlo(
 # ---- drawing where the results lie, or piece by piece
 
 
-def _draw(
-    prepare: Callable[[torch.device], Drawing], first: int, places: tuple[Any, ...], n_threads: int = 1
-) -> None:
+def _draw(prepare: Callable[[torch.device], Drawing], first: int, places: tuple[Any, ...], n_threads: int = 1) -> None:
     """Rows `first`, `first` + 1 … into NumPy arrays, or into tensors on the device; prepared once for all pieces."""
     n = len(places[0])
     if n == 0:
