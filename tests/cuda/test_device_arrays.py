@@ -404,7 +404,7 @@ def torchs_own_settings() -> Iterator[None]:
     ["none", "ieee", "tf32", "allow_tf32 = True", "allow_tf32 = False", "highest", "high", "medium", "everywhere"],
 )
 def test_products_are_strict_whatever_the_process_allows(before: str, how: str) -> None:
-    """In torch's new way to allow TF32, in its old ones, and in one after the other; all are as they were afterwards."""
+    """In torch's new way to allow TF32, in its old ones, in one after the other; afterwards all is as it was."""
     for each in (before, how):
         if each:
             allow(each)
