@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from emalgam.namespace import cholesky, contiguous, invert_triangular, is_tensor, namespace, positive_or_error
+from emalgam.namespace import below, cholesky, contiguous, invert_triangular, is_tensor, namespace, positive_or_error
 from emalgam.packing import (
     Components,
     Frame,
@@ -219,10 +219,11 @@ class Full(_Matrix):
 
     def narrow(self, estimate: np.ndarray, total: np.ndarray, floor: np.ndarray) -> np.ndarray:
         # The smallest eigenvalue of Σ_k relative to the total, both with the floor: 1 where all data are flat.
-        lower = np.linalg.cholesky(total + np.diag(floor))
-        relative = np.linalg.solve(lower, np.linalg.solve(lower, estimate + np.diag(floor)).swapaxes(1, 2))
-        share = (floor / (np.diag(total) + floor)).min()
-        return np.linalg.eigvalsh(relative)[:, 0] < 2 * share
+        xp = namespace(estimate)
+        inverse = invert_triangular(cholesky((total + xp.diag(floor))[None]))[0]
+        relative = inverse @ (estimate + xp.diag(floor)) @ inverse.T
+        share = (floor / (xp.diag(total) + floor)).min()
+        return below(relative, 2 * share)
 
     def moments(self, statistics: np.ndarray, components: Components, algorithm: str) -> Moments:
         return Moments.of(
@@ -261,7 +262,7 @@ class Tied(_Matrix):
         return np.diag(variances)
 
     def narrow(self, estimate: np.ndarray, total: np.ndarray, floor: np.ndarray) -> np.ndarray:
-        return np.zeros(1, bool)
+        return namespace(estimate).zeros_like(estimate[0, :1], dtype=bool)
 
     def moments(self, statistics: np.ndarray, components: Components, algorithm: str) -> Moments:
         if algorithm == "direct":
@@ -353,8 +354,7 @@ class Diag(Covariance):
         return np.tile(variances, (n_components, 1))
 
     def narrow(self, estimate: np.ndarray, total: np.ndarray, floor: np.ndarray) -> np.ndarray:
-        below: np.ndarray = (estimate < floor) & (np.diag(total) > floor)
-        return np.logical_or.reduce(below, axis=1)
+        return namespace(estimate).any((estimate < floor) & (namespace(total).diag(total) > floor), axis=1)
 
     def cancellation(self, components: Components) -> np.ndarray:
         D = components.means.shape[1]

@@ -11,7 +11,8 @@ import numpy as np
 from emalgam import arrays, backends
 from emalgam.covariance import COVARIANCES, Covariance
 from emalgam.guard import ALGORITHMS, Cancellation, choose_evaluation, packed_reach, parameters_of
-from emalgam.namespace import beside, cast, namespace, to_host, where_true
+from emalgam.namespace import beside, cast, is_tensor, namespace, to_host, where_true
+from emalgam.observations import ELEMENTS_ON_A_GPU
 from emalgam.packing import Components, Frame, log_constants, power_of_two
 from emalgam.parts import Part, Parts
 from emalgam.stream import as_stream, for_many_passes, over_chunks
@@ -209,7 +210,8 @@ class Mixture:
         with arrays.callers_stream(x):
             run = self._query(x, backend, algorithm, n_threads)
             labels = arrays.empty((len(run.data),), np.int64, run.data)
-            step = ROWS_AT_ONCE * run.n_threads
+            on_gpu = is_tensor(run.data)
+            step = max(ELEMENTS_ON_A_GPU // self.n_components, 1) if on_gpu else ROWS_AT_ONCE * run.n_threads
             for start in range(0, len(labels), step):
                 rows = slice(start, start + step)
                 labels[rows] = run.responsibilities(rows).argmax(axis=1)

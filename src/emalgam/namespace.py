@@ -71,6 +71,18 @@ def invert_triangular(lower: Any) -> Any:
     return inverse
 
 
+def below(matrices: Any, bound: Any) -> Any:
+    """Which of symmetric matrices (K, D, D) have an eigenvalue below `bound`, (K,) bool.
+
+    On a GPU eigenvalues would wait for the device: there, those without a Cholesky factor when `bound` is taken off.
+    """
+    if not is_tensor(matrices):
+        return np.linalg.eigvalsh(matrices)[:, 0] < bound
+    torch = sys.modules["torch"]
+    identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+    return torch.linalg.cholesky_ex(matrices - bound * identity)[1] > 0
+
+
 def where_true(mask: Any) -> Any:
     """Indices of the true entries of a mask (n,)."""
     return mask.nonzero()[:, 0] if is_tensor(mask) else np.flatnonzero(mask)

@@ -91,11 +91,10 @@ def test_parameters_too_large_for_shared_memory(
 def test_shared_memory_suffices() -> None:
     """For every number of features; and the largest parameters that go there do."""
     static = draws.THREADS * 8
-    x, labels = tensors(1, 1, "float64")
     for D in (*range(1, 40), 63, 64, 65, 255, 1023, 1024, 1025, 5000):
         for K in (1, 100):
             one = Sampler(np.zeros((K, D)), np.ones((K, D)), np.ones(K))
-            found = sampling.Draws(one, 0, "plain", x.expand(1, D), labels)
+            found = sampling.Draws(one, 0, "plain", torch.float64, device.default_device())
             assert found.shared_bytes + static <= device.SHARED_BYTES
             assert found.size.T * found.size.groups <= draws.THREADS
             assert found.panels * 4 * found.size.groups >= D
@@ -111,8 +110,17 @@ def test_pieces_do_not_show(dtype: str, draw: str, monkeypatch: pytest.MonkeyPat
     expected = drawn(sampler, n, dtype, draw)
     monkeypatch.setattr(staging, "PIECE_BYTES", 400)
     found = np.full((n, 3), np.nan, dtype), np.full(n, -1, np.int64)
+    prepared = []
+
+    def prepare(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
+        prepared.append(arguments)
+        return parameters(*arguments)
+
+    parameters = sampling._parameters
+    monkeypatch.setattr(sampling, "_parameters", prepare)
     sampling.sample_mixture(sampler, SEED, FIRST, *found, draw, n_threads=2)
     assert_same(found, expected)
+    assert len(prepared) == 1, "the mixture was sent more than once"
 
 
 def test_pieces_of_words_and_uniforms(monkeypatch: pytest.MonkeyPatch) -> None:

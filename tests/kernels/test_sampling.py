@@ -24,7 +24,7 @@ from emalgam_kernels.monte_carlo import rows_per_tile
 from emalgam_kernels.parameters import Sampler
 from emalgam_kernels.philox import DRAWS, LABELS, NORMALS, rows_per_block
 from tests import oracles
-from tests.conftest import DTYPES, SIMULATED
+from tests.conftest import DTYPES, SIMULATED, of_the_cpu
 from tests.kernels.problems import assert_within, direct, packed, random_mixture
 from tests.oracles import LONG, Frame, Gaussians
 from tests.tolerances import EPS, tolerance
@@ -562,6 +562,7 @@ def guarded(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
         assert (memory[end:] == 0xA5).all(), "bytes behind the workspace were written"
 
 
+@of_the_cpu
 @every_dtype
 @pytest.mark.parametrize("compiled", ["cython_cpu", "numba_cpu"])
 def test_workspace_is_large_enough(compiled: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:

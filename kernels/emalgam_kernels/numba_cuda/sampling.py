@@ -41,8 +41,8 @@ CHUNK_BYTES: int = 32 * 2**20  # L2 holds 40 MB on an A100, 50 MB on an H100; th
 WITH_CONTROL: Final = 4  # densities: p, q and the control's
 ALL_BITS: Final = 2**64 - 1
 
-# Draws `rows` rows from number `first` on into the tensors that it was made for.
-Drawing = Callable[[int, int], None]
+# Draws rows from number `first` on into tensors on the device, as many as they have: (first, *tensors).
+Drawing = Callable[..., None]
 
 
 def kernels() -> list[Kernel]:
@@ -53,41 +53,29 @@ def kernels() -> list[Kernel]:
 def philox_words(seed: int, stream: int, block: int, first: int, out: np.ndarray) -> None:
     """The words of Philox4x32-10; see `emalgam_kernels.reference.sampling.philox_words`."""
 
-    def into(words: torch.Tensor) -> Drawing:
-        place, strides = view(span(words)), words.stride()
-
-        def draw(start: int, rows: int) -> None:
-            draws.word_kernel().launch(_blocks(rows), THREADS, place, seed, stream, block, start, rows, *strides)
-
-        return draw
+    def into(start: int, words: torch.Tensor) -> None:
+        arguments = seed, stream, block, start, len(words), *words.stride()
+        draws.word_kernel().launch(_blocks(len(words)), THREADS, view(span(words)), *arguments)
 
     signed: Any = out.view(torch.int32) if is_tensor(out) else out.view(np.int32)
-    _draw(into, first, (signed,))
+    _draw(lambda _: into, first, (signed,))
 
 
 def uniforms(seed: int, stream: int, first: int, out: np.ndarray) -> None:
     """Uniforms in (0, 1); see `emalgam_kernels.reference.sampling.uniforms`."""
+    kernel = draws.uniform_kernel(_name(_dtype(out)))
 
-    def into(u: torch.Tensor) -> Drawing:
-        kernel, place, stride = draws.uniform_kernel(_name(u.dtype)), view(span(u)), u.stride(0)
+    def into(start: int, u: torch.Tensor) -> None:
+        kernel.launch(_blocks(len(u)), THREADS, view(span(u)), seed, stream, start, len(u), u.stride(0))
 
-        def draw(start: int, rows: int) -> None:
-            kernel.launch(_blocks(rows), THREADS, place, seed, stream, start, rows, stride)
-
-        return draw
-
-    _draw(into, first, (out,))
+    _draw(lambda _: into, first, (out,))
 
 
 def normals(seed: int, stream: int, first: int, out: np.ndarray, n_threads: int = 1) -> None:
     """Standard normals, which are samples of N(0, I); see `emalgam_kernels.reference.sampling.normals`."""
     D = out.shape[1]
     standard = Sampler(np.zeros((1, D)), np.ones((1, D)), np.ones(1))
-
-    def into(x: torch.Tensor) -> Drawing:
-        return Draws(standard, seed, "plain", x, stream=stream).draw
-
-    _draw(into, first, (out,), n_threads)
+    _draw(lambda device: Draws(standard, seed, "plain", _dtype(out), device, stream).into, first, (out,), n_threads)
 
 
 def sample_mixture(
@@ -100,11 +88,7 @@ def sample_mixture(
     n_threads: int = 1,
 ) -> None:
     """Samples of a mixture; see `emalgam_kernels.reference.sampling.sample_mixture`."""
-
-    def into(x: torch.Tensor, k: torch.Tensor) -> Drawing:
-        return Draws(sampler, seed, draw, x, k).draw
-
-    _draw(into, first, (out, labels), n_threads)
+    _draw(lambda device: Draws(sampler, seed, draw, _dtype(out), device).into, first, (out, labels), n_threads)
 
 
 def kl_monte_carlo(
@@ -140,26 +124,27 @@ def kl_monte_carlo(
 # ---- drawing where the results lie, or piece by piece
 
 
-def _draw(into: Callable[..., Drawing], first: int, places: tuple[Any, ...], n_threads: int = 1) -> None:
-    """Rows `first`, `first` + 1 … into NumPy arrays, or into tensors on the device."""
+def _draw(prepare: Callable[[torch.device], Drawing], first: int, places: tuple[Any, ...], n_threads: int = 1) -> None:
+    """Rows `first`, `first` + 1 … into NumPy arrays, or into tensors on the device; prepared once for all pieces."""
     n = len(places[0])
     if n == 0:
         return
     in_place = is_tensor(places[0])
     device = places[0].device if in_place else default_device()
     with on(device), torch.no_grad(), explained("what is drawn"):
+        into = prepare(device)
         if in_place:
-            into(*places)(first, n)
+            into(first, *places)
             return
         rows = min(rows_of_a_piece(sum(place[:1].nbytes for place in places)), n)
         out = [Outbound(place, rows, device, n_threads) for place in places]
         for start in range(0, n, rows):
             count = min(rows, n - start)
             # New ones each time: those before may still be on their way.
-            pieces = [torch.empty((rows, *place.shape[1:]), dtype=_torch(place), device=device) for place in places]
-            into(*pieces)(first + start & ALL_BITS, count)
+            pieces = [torch.empty((count, *place.shape[1:]), dtype=_dtype(place), device=device) for place in places]
+            into(first + start & ALL_BITS, *pieces)
             for each, piece in zip(out, pieces, strict=True):
-                each.put(start, piece[:count])
+                each.put(start, piece)
         for each in out:
             each.finish()
 
@@ -174,26 +159,27 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _torch(array: np.ndarray) -> torch.dtype:
+def _dtype(array: Any) -> torch.dtype:
     """torch's name for the type of an array's numbers."""
-    return torch.from_numpy(np.empty(0, array.dtype)).dtype
+    found: torch.dtype = array.dtype if is_tensor(array) else torch.from_numpy(np.empty(0, array.dtype)).dtype
+    return found
 
 
 # ---- samples
 
 
 class Draws:
-    """A mixture on the device, and where its samples go.
+    """A mixture on the device, ready to be drawn from.
 
     Parameters
     ----------
     sampler : Sampler
     seed : int
     draw : {"plain", "antithetic", "stratified"}
-    x : (n, D) float64 or float32 of any strides
-        On the current device; its dtype is the arithmetic's.
-    labels : (n,) int64 of any stride, or None
-        None if nobody wants them.
+    dtype : torch.float64 or torch.float32
+        Of the samples and of the arithmetic.
+    device : torch.device
+        The current one.
     stream : int
         Of the normals.
     """
@@ -203,42 +189,43 @@ class Draws:
         sampler: Sampler,
         seed: int,
         draw: str,
-        x: torch.Tensor,
-        labels: torch.Tensor | None = None,
+        dtype: torch.dtype,
+        device: torch.device,
         stream: int = NORMALS,
     ) -> None:
         self.seed, (K, D) = seed, sampler.means.shape
-        columns, means = _parameters(sampler, x.dtype)
+        columns, means = _parameters(sampler, dtype)
         groups = min(-(-D // FEATURES_AT_ONCE), THREADS)
         T, S = THREADS // groups, FEATURES_AT_ONCE * (groups | 1)
         self.panels = -(-D // (FEATURES_AT_ONCE * groups))
         count = columns.size + means.size
-        nearby = self.panels == 1 and count * x.dtype.itemsize <= NEARBY_BYTES
-        self.shared_bytes = (T * S + (count if nearby else 0)) * x.dtype.itemsize
-        self.kernel = draws.sample_kernel(_name(x.dtype), nearby)
-        self.most_blocks = BLOCKS_PER_MULTIPROCESSOR * multiprocessors(x.device)
+        nearby = self.panels == 1 and count * dtype.itemsize <= NEARBY_BYTES
+        self.shared_bytes = (T * S + (count if nearby else 0)) * dtype.itemsize
+        self.kernel = draws.sample_kernel(_name(dtype), nearby)
+        self.most_blocks = BLOCKS_PER_MULTIPROCESSOR * multiprocessors(device)
         table = _thresholds(sampler) if draw != "stratified" else ends_of_strata(sampler, seed)
-        self.arguments = (
-            view(upload(np.concatenate([columns.ravel(), means.ravel()]), x.dtype, x.device)),
-            view(upload(table, torch.int64, x.device)),
-            view(span(x)),
-            view(torch.zeros(1, dtype=torch.int64, device=x.device) if labels is None else span(labels)),
-        )
+        self.parameters = view(upload(np.concatenate([columns.ravel(), means.ravel()]), dtype, device))
+        self.table = view(upload(table, torch.int64, device))
+        self.nothing = torch.zeros(1, dtype=torch.int64, device=device)
         self.size = Size(
             N=0, D=D, K=K, T=T, groups=groups, S=S, W=means.shape[1],
             component=columns[0].size if len(columns) > 1 else 0, means=columns.size, parameters=count,
-            tiles=0, stream=stream,
-            stride_n=x.stride(0), stride_d=x.stride(1), stride_label=0 if labels is None else labels.stride(0),
+            tiles=0, stream=stream, stride_n=0, stride_d=0, stride_label=0,
             antithetic=int(draw == "antithetic"), stratified=int(draw == "stratified"),
-            diagonal=int(sampler.factors.ndim == 2), labelled=int(labels is not None),
+            diagonal=int(sampler.factors.ndim == 2), labelled=0,
         )  # fmt: skip
 
-    def draw(self, first: int, rows: int) -> None:
-        """The first `rows` rows of x become the samples from number `first` on."""
-        tiles = -(-rows // self.size.T)
+    def into(self, first: int, x: torch.Tensor, labels: torch.Tensor | None = None) -> None:
+        """The samples from number `first` on into x (n, D) of any strides; labels (n,) int64 if anybody wants them."""
+        tiles = -(-len(x) // self.size.T)
+        size = self.size._replace(
+            N=len(x), tiles=tiles, stride_n=x.stride(0), stride_d=x.stride(1),
+            stride_label=0 if labels is None else labels.stride(0), labelled=int(labels is not None),
+        )  # fmt: skip
         self.kernel.launch(
             (min(tiles, self.most_blocks), self.panels), THREADS,
-            *self.arguments, self.seed, first, self.size._replace(N=rows, tiles=tiles), shared_bytes=self.shared_bytes,
+            self.parameters, self.table, view(span(x)), view(self.nothing if labels is None else span(labels)),
+            self.seed, first, size, shared_bytes=self.shared_bytes,
         )  # fmt: skip
 
 
@@ -285,10 +272,10 @@ def _sum_log_ratios(
     logs = torch.empty((len(densities), rows), dtype=REALS[logs_type], device=sums.device)
     partial = view(torch.empty(BLOCKS_OF_A_SUM * draws.SUMS, dtype=torch.float64, device=sums.device))
     nothing, logs_view, sums_view = view(torch.zeros_like(sums)), view(logs), view(sums)
-    drawn, passes = Draws(sampler, seed, draw, x), [mixture.Pass(x, each) for each in densities]
+    drawn, passes = Draws(sampler, seed, draw, x.dtype, x.device), [mixture.Pass(x, each) for each in densities]
     kernel, add = draws.sum_kernel(logs_type), products.accumulate_kernel("float64")
     for start in range(0, n, rows):
-        drawn.draw(first + start & ALL_BITS, rows)
+        drawn.into(first + start & ALL_BITS, x)
         for each, log_p in zip(passes, logs, strict=True):
             each.run(None, log_prob=log_p)
         count = min(rows, n - start)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from emalgam_kernels.blocks import for_each_block, tile_dtype
-from emalgam_kernels.numba_cuda.device import REALS, SIMULATED, Copies, Marker, upload
+from emalgam_kernels.numba_cuda.device import REALS, Copies, Marker, pinned, upload
 
 PIECE_BYTES: Final = 64 * 2**20  # a millisecond of the bus: long beside the launches of a pass
 ROWS_PER_COPY: Final = 8192  # of one thread that fills a pinned buffer
@@ -59,7 +59,7 @@ class Inbound:
         self.array, self.rows, self.n_threads = array, max(min(rows, len(array)), 1), n_threads
         shape = (self.rows, *array.shape[1:])
         self.dtype = dtype = torch.float32 if tile_dtype(array) == np.float32 else torch.float64
-        self.pinned = [torch.empty(shape, dtype=dtype, pin_memory=not SIMULATED) for _ in range(BUFFERS)]
+        self.pinned = [pinned(shape, dtype) for _ in range(BUFFERS)]
         self.arrived = [torch.empty(shape, dtype=dtype, device=device) for _ in range(BUFFERS)]
         self.copies = Copies(device)
         self.copied = [Marker() for _ in range(BUFFERS)]
@@ -78,9 +78,9 @@ class Inbound:
             yield self.arrived[buffer][: last - first]
             self.consumed[buffer].set()
 
-    def _fill(self, pinned: np.ndarray, first: int, last: int) -> None:
+    def _fill(self, on_host: np.ndarray, first: int, last: int) -> None:
         def block(start: int, stop: int) -> None:
-            np.copyto(pinned[start:stop], self.array[first + start : first + stop], casting="unsafe")
+            np.copyto(on_host[start:stop], self.array[first + start : first + stop], casting="unsafe")
 
         for_each_block(block, last - first, ROWS_PER_COPY, self.n_threads)
 
@@ -112,13 +112,12 @@ class Outbound:
         """Begin to copy `piece`, which the current stream makes, to out[first : first + len(piece)]."""
         buffer = self.number % BUFFERS
         self._take(buffer)
-        pinned = self.pinned[buffer]
-        if pinned is None:
-            shape = (self.rows, *piece.shape[1:])
-            pinned = self.pinned[buffer] = torch.empty(shape, dtype=piece.dtype, pin_memory=not SIMULATED)
+        on_host = self.pinned[buffer]
+        if on_host is None:
+            on_host = self.pinned[buffer] = pinned((self.rows, *piece.shape[1:]), piece.dtype)
         self.made[buffer].set()
         with self.copies.queue(after=self.made[buffer]):
-            pinned[: len(piece)].copy_(piece, non_blocking=True)
+            on_host[: len(piece)].copy_(piece, non_blocking=True)
             self.copied[buffer].set()
         self.places[buffer] = first, piece
         self.number += 1
@@ -129,12 +128,12 @@ class Outbound:
             self._take((self.number + buffer) % BUFFERS)
 
     def _take(self, buffer: int) -> None:
-        place, pinned = self.places[buffer], self.pinned[buffer]
-        if place is None or pinned is None:
+        place, on_host = self.places[buffer], self.pinned[buffer]
+        if place is None or on_host is None:
             return
         self.copied[buffer].wait_on_host()
         first, piece = place
-        source = pinned.numpy()
+        source = on_host.numpy()
 
         def block(start: int, stop: int) -> None:
             np.copyto(self.out[first + start : first + stop], source[start:stop], casting="same_kind")
