@@ -24,6 +24,7 @@ import torch
 from emalgam_kernels.batch import Mixtures, Outcomes, Problems, Settings
 from emalgam_kernels.numba_cuda import batch_kernels, staging
 from emalgam_kernels.numba_cuda.batch_kernels import (
+    BLOCKS,
     CHUNK,
     LANES,
     OF_A_FEATURE,
@@ -55,7 +56,6 @@ _REAL: Final = torch.float64
 ROWS_OF_A_TILE: Final = (2 * CHUNK,) if SIMULATED else (128, 64, 32, 16, CHUNK)
 TILE_BYTES: Final = 24 * 1024  # T is the largest of those whose tile is no larger, or the smallest
 TILE_ROWS: Final = 3  # beside y
-BLOCKS_PER_MULTIPROCESSOR: Final = 8
 RESERVED_BYTES: Final = 1024  # of each block's shared memory, by the system
 MOST_WORKSPACE: Final = 512 * 2**20
 _RESULTS: Final = torch.float64, torch.int64  # of a row: log p and its label
@@ -85,7 +85,7 @@ def fit_many(
             integers = torch.zeros((4, B), dtype=torch.int64, device=device)
             chosen = _as_tensor(problems.numbers[some], torch.int64, device), torch.cat(list(limits))
             arrays = piece.weights, piece.offsets, *chosen, launch.workspace(device), *shaped, reals, integers
-            fit_kernel(launch.in_shared).launch(
+            fit_kernel(launch.size.full, launch.in_shared).launch(
                 launch.blocks, THREADS, *piece.samples, *map(view, arrays), *numbers, launch.size,
                 shared_bytes=launch.shared_bytes,
             )  # fmt: skip
@@ -110,7 +110,7 @@ def predict_many(
             parts = [_as_tensor(each[some], _REAL, device) for each in given]
             found = targets.of(piece)
             arrays = piece.offsets, _as_tensor(mixtures.n_components[some], torch.int64, device), launch.workspace(device)
-            predict_kernel(launch.in_shared).launch(
+            predict_kernel(launch.size.full, launch.in_shared).launch(
                 launch.blocks, THREADS, *piece.samples, *map(view, (*arrays, *parts, *found)), launch.size,
                 shared_bytes=launch.shared_bytes,
             )  # fmt: skip
@@ -303,7 +303,7 @@ class _Launch:
         if in_shared:
             shared_bytes += memory * ITEM_BYTES
             size = size._replace(memory=0, places=Places(*(tile + place for place in size.places)))
-        of_one = min(BLOCKS_PER_MULTIPROCESSOR, (most_bytes + RESERVED_BYTES) // (shared_bytes + RESERVED_BYTES))
+        of_one = min(BLOCKS, (most_bytes + RESERVED_BYTES) // (shared_bytes + RESERVED_BYTES))
         blocks = min(multiprocessors(piece.x.device) * max(of_one, 1), piece.n_problems)
         if not in_shared:
             blocks = min(blocks, max(MOST_WORKSPACE // (ITEM_BYTES * memory), 1))
@@ -341,11 +341,11 @@ def _size(piece: _Piece, K: int, T: int, covariance_type: str, settings: Setting
     )  # fmt: skip
     row_stride, feature_stride = piece.x.stride()
     return Size(
-        B=piece.n_problems, D=D, K=K, T=T, log_T=T.bit_length() - 1, P=P, Q=Q, M=M, F=F, C=C,
+        full=int(full), B=piece.n_problems, D=D, K=K, T=T, log_T=T.bit_length() - 1, P=P, Q=Q, M=M, F=F, C=C,
         covariance_width=D * D if full else (1 if covariance_type == "spherical" else D),
         row_stride=row_stride, feature_stride=feature_stride, single=int(piece.x.dtype == torch.float32),
         ordered=int(piece.order is not None), weighted=int(piece.weight is not None),
-        full=int(full), shared=int(covariance_type == "tied"), isotropic=int(covariance_type == "spherical"),
+        shared=int(covariance_type == "tied"), isotropic=int(covariance_type == "spherical"),
         aic=int(settings is not None and settings.criterion == "aic"),
         icl=int(settings is not None and settings.criterion == "icl"),
         n_init=0 if settings is None else int(settings.n_init),

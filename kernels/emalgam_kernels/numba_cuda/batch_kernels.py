@@ -38,12 +38,13 @@ from emalgam_kernels.numba_cuda.device import SIMULATED, Kernel, flat, inlined, 
 from emalgam_kernels.numba_cuda.products import at
 from emalgam_kernels.philox import PROBLEMS, SEEDS
 
-THREADS: Final = 8 if SIMULATED else 128
+THREADS: Final = 8 if SIMULATED else 64
+BLOCKS: Final = 4  # of a multiprocessor, with all the registers that a thread may have
 CHUNK: Final = 8  # rows whose masses a thread adds when an index is drawn
 LOG_LIKELIHOOD, ENTROPY = range(2)  # rows of the real results
 N_COMPONENTS, N_ITER, CONVERGED, STATUS = range(4)  # rows of the integer results
 LANES: Final = 4 if SIMULATED else 32
-SUMS_AT_ONCE: Final = 8 if SIMULATED else 128  # partial sums of all statistics, until there are more statistics
+SUMS_AT_ONCE: Final = 8 if SIMULATED else 64  # partial sums of all statistics, until there are more statistics
 OF_A_TASK: Final = 17  # numbers: 16 sums; an odd number lets neighbouring threads meet in different banks
 HALF_LOG_2_PI: Final = 0.5 * math.log(2 * math.pi)
 WHOLE: Final = 2.0**52  # from here on every float64 is a whole number
@@ -98,6 +99,7 @@ class Size(NamedTuple):
     one variance. `memory`: numbers of a block's memory.
     """
 
+    full: int
     B: int
     D: int
     K: int
@@ -114,7 +116,6 @@ class Size(NamedTuple):
     single: int
     ordered: int
     weighted: int
-    full: int
     shared: int
     isotropic: int
     aic: int
@@ -494,6 +495,8 @@ def find_range(samples: Samples, memory: Any, size: Size) -> bool:
         memory[at(places.sums + item)] = low
         memory[at(places.sums + D * LANES + item)] = high
     cuda.syncthreads()
+    for i in range(cuda.threadIdx.x, size.P, cuda.blockDim.x):
+        memory[at(places.means + i)] = 0.0
     for d in range(cuda.threadIdx.x, D, cuda.blockDim.x):
         low, high = np.inf, -np.inf
         for lane in range(LANES):
@@ -505,7 +508,6 @@ def find_range(samples: Samples, memory: Any, size: Size) -> bool:
         memory[at(frame + COARSE)] = power_of_two(high / 2 - low / 2)
         memory[at(frame + MEAN)] = 0.0
         memory[at(frame + FINER)] = 1.0
-        memory[at(places.means + d)] = 0.0
         memory[at(frame + SHIFT)] = low
         memory[at(frame + SCALE)] = high
     cuda.syncthreads()
@@ -1061,13 +1063,14 @@ def fit_problem(
 # ---- kernels
 
 
-def _fit(in_shared: bool) -> Callable[..., None]:
+def _fit(full: int, in_shared: bool) -> Callable[..., None]:
     def fit_many(
         x64: Any, x32: Any, order: Any, weight: Any, offsets: Any, numbers: Any, choices: Any, workspace: Any,
         weights: Any, means: Any, covariances: Any, reals: Any, integers: Any,
-        seed: int, tol: float, added: float, size: Size,
+        seed: int, tol: float, added: float, given: Size,
     ) -> None:  # fmt: skip
         """Every so manieth problem is the block's; `choices` are the fewest components (B,) and the most (B,)."""
+        size = Size(full, *given[1:])  # known to the compiler
         shared = cuda.shared.array(0, types.float64)
         tile = shared
         if in_shared:
@@ -1153,12 +1156,13 @@ def predict_tile(
         labels[at(row)] = label if there else -1
 
 
-def _predict(in_shared: bool) -> Callable[..., None]:
+def _predict(full: int, in_shared: bool) -> Callable[..., None]:
     def predict_many(
         x64: Any, x32: Any, order: Any, offsets: Any, n_components: Any, workspace: Any,
-        weights: Any, means: Any, covariances: Any, log_prob: Any, labels: Any, size: Size,
+        weights: Any, means: Any, covariances: Any, log_prob: Any, labels: Any, given: Size,
     ) -> None:  # fmt: skip
         """Every so manieth problem is the block's."""
+        size = Size(full, *given[1:])  # known to the compiler
         shared = cuda.shared.array(0, types.float64)
         tile = shared
         if in_shared:
@@ -1187,27 +1191,28 @@ def _signature(*arrays: Any) -> tuple[Any, ...]:
 
 
 @cache
-def fit_kernel(in_shared: bool) -> Kernel:
+def fit_kernel(full: int, in_shared: bool) -> Kernel:
     """Whole fits; `in_shared`: all that a problem has is in shared memory, not only the tile."""
     real, integer = types.float64, types.int64
     inputs = real, types.float32, integer, real, integer, integer, integer, real
     signature = *_signature(*inputs, real, real, real, real, integer), types.uint64, real, real, integers_of(Size)
-    return Kernel(_name("many fits", in_shared), "float64", _fit(in_shared), signature, THREADS, 2)
+    return Kernel(_name("many fits", full, in_shared), "float64", _fit(full, in_shared), signature, THREADS, BLOCKS)
 
 
 @cache
-def predict_kernel(in_shared: bool) -> Kernel:
+def predict_kernel(full: int, in_shared: bool) -> Kernel:
     """log p and labels; see `fit_kernel`."""
     real, integer = types.float64, types.int64
     inputs = real, types.float32, integer, integer, integer, real
     signature = *_signature(*inputs, real, real, real, real, integer), integers_of(Size)
-    return Kernel(_name("many predictions", in_shared), "float64", _predict(in_shared), signature, THREADS)
+    return Kernel(_name("many predictions", full, in_shared), "float64", _predict(full, in_shared), signature, THREADS)
 
 
-def _name(what: str, in_shared: bool) -> str:
-    return f"{what}, float64, parameters in {'shared' if in_shared else 'global'} memory"
+def _name(what: str, full: int, in_shared: bool) -> str:
+    return f"{what}, float64, {'full' if full else 'diag'}, parameters in {'shared' if in_shared else 'global'} memory"
 
 
 def kernels() -> list[Kernel]:
     """Every kernel of this file, for the compile gate."""
-    return [kernel(in_shared) for kernel in (fit_kernel, predict_kernel) for in_shared in (True, False)]
+    variants = [(full, in_shared) for full in (1, 0) for in_shared in (True, False)]
+    return [kernel(*variant) for kernel in (fit_kernel, predict_kernel) for variant in variants]
