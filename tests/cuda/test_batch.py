@@ -28,7 +28,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def in_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shared memory for a problem's tile and nothing else; a workspace that holds anything."""
     tile = batch.ITEM_BYTES * (batch._padded(2 + 1) + batch.TILE_ROWS) * batch._rows_of_a_tile(2)
-    monkeypatch.setattr(batch, "most_shared_bytes", lambda _: tile)
+    monkeypatch.setattr(batch, "most_shared_bytes", lambda _: tile + batch.STATIC_BYTES)
 
     def workspace(launch: Any, place: torch.device) -> torch.Tensor:
         return torch.full((launch.blocks * launch.size.memory,), torch.nan, dtype=torch.float64, device=place)

@@ -34,9 +34,11 @@ from emalgam_kernels.numba_cuda.batch_kernels import (
     Places,
     Size,
     fit_kernel,
+    integers_of,
     predict_kernel,
 )
 from emalgam_kernels.numba_cuda.device import (
+    SHARED_BYTES,
     SIMULATED,
     Kernel,
     default_device,
@@ -56,6 +58,7 @@ _REAL: Final = torch.float64
 ROWS_OF_A_TILE: Final = (2 * CHUNK,) if SIMULATED else (128, 64, 32, 16, CHUNK)
 TILE_BYTES: Final = 24 * 1024  # T is the largest of those whose tile is no larger, or the smallest
 TILE_ROWS: Final = 3  # beside y
+STATIC_BYTES: Final = 1024  # of shared memory that a kernel has beside what a launch asks for, at most
 RESERVED_BYTES: Final = 1024  # of each block's shared memory, by the system
 MOST_WORKSPACE: Final = 512 * 2**20
 _RESULTS: Final = torch.float64, torch.int64  # of a row: log p and its label
@@ -83,10 +86,11 @@ def fit_many(
             shaped = [torch.full((B, *each.shape[1:]), torch.nan, dtype=_REAL, device=device) for each in places[:3]]
             reals = torch.full((2, B), torch.nan, dtype=_REAL, device=device)
             integers = torch.zeros((4, B), dtype=torch.int64, device=device)
+            sizes = torch.tensor(integers_of(launch.size), device=device)
             chosen = _as_tensor(problems.numbers[some], torch.int64, device), torch.cat(list(limits))
-            arrays = piece.weights, piece.offsets, *chosen, launch.workspace(device), *shaped, reals, integers
-            fit_kernel(launch.size.full, launch.in_shared).launch(
-                launch.blocks, THREADS, *piece.samples, *map(view, arrays), *numbers, launch.size,
+            arrays = piece.weights, piece.offsets, *chosen, launch.workspace(device), *shaped, reals, integers, sizes
+            fit_kernel(launch.in_shared).launch(
+                launch.blocks, THREADS, *piece.samples, *map(view, arrays), *numbers,
                 shared_bytes=launch.shared_bytes,
             )  # fmt: skip
             found = [*shaped, *reals, *integers[:2], integers[2].bool(), integers[3]]
@@ -110,7 +114,7 @@ def predict_many(
             parts = [_as_tensor(each[some], _REAL, device) for each in given]
             found = targets.of(piece)
             arrays = piece.offsets, _as_tensor(mixtures.n_components[some], torch.int64, device), launch.workspace(device)
-            predict_kernel(launch.size.full, launch.in_shared).launch(
+            predict_kernel(launch.in_shared).launch(
                 launch.blocks, THREADS, *piece.samples, *map(view, (*arrays, *parts, *found)), launch.size,
                 shared_bytes=launch.shared_bytes,
             )  # fmt: skip
@@ -289,7 +293,7 @@ class _Launch:
     @classmethod
     def of(cls, piece: _Piece, mixtures: Mixtures, settings: Settings | None = None) -> _Launch:
         """For problems of up to the K of `mixtures`; without settings nothing is fitted."""
-        K, D, most_bytes = mixtures.weights.shape[1], int(piece.x.shape[1]), most_shared_bytes(piece.x.device)
+        K, D, most_bytes = mixtures.weights.shape[1], int(piece.x.shape[1]), most_shared_bytes(piece.x.device) - STATIC_BYTES
         T = _rows_of_a_tile(D)
         tile = (_padded(D + 1) + TILE_ROWS) * T
         if tile * ITEM_BYTES > most_bytes:
@@ -303,6 +307,8 @@ class _Launch:
         if in_shared:
             shared_bytes += memory * ITEM_BYTES
             size = size._replace(memory=0, places=Places(*(tile + place for place in size.places)))
+        if shared_bytes + STATIC_BYTES > SHARED_BYTES:
+            shared_bytes = max(shared_bytes, SHARED_BYTES + ITEM_BYTES)  # the kernel is to ask whether it may
         of_one = min(BLOCKS, (most_bytes + RESERVED_BYTES) // (shared_bytes + RESERVED_BYTES))
         blocks = min(multiprocessors(piece.x.device) * max(of_one, 1), piece.n_problems)
         if not in_shared:

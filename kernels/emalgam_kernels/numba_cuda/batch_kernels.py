@@ -34,7 +34,8 @@ from numba import cuda, types
 
 from emalgam_kernels import scalars
 from emalgam_kernels.batch import EQUAL, LIFTS, NO_MASS, RELATIVE_FLOOR, ROUND_SHIFT, ROUNDING, Status
-from emalgam_kernels.numba_cuda.device import SIMULATED, Kernel, flat, inlined, integers_of, log, sqrt
+from emalgam_kernels.numba_cuda.device import SIMULATED, Kernel, flat, inlined, log, sqrt
+from emalgam_kernels.numba_cuda.device import integers_of as type_of_integers
 from emalgam_kernels.numba_cuda.products import at
 from emalgam_kernels.philox import PROBLEMS, SEEDS
 
@@ -124,6 +125,38 @@ class Size(NamedTuple):
     max_iter: int
     memory: int
     places: Places
+
+
+_PLACES: Final = len(Size._fields) - 1
+N_INTEGERS: Final = _PLACES + len(Places._fields)
+
+
+def integers_of(size: Size) -> list[int]:
+    """All in one list, as `size_of` takes them."""
+    return [*size[:_PLACES], *size.places]
+
+
+@inlined
+def size_of(sizes: Any) -> Size:
+    """The integers of a launch from shared memory, anew for each step of a fit.
+
+    In registers for a whole fit, they and all that follows from them would leave none for the arithmetic: the compiler
+    takes what does not change out of every loop.
+    """
+    s = sizes
+    places = Places(
+        s[_PLACES], s[_PLACES + 1], s[_PLACES + 2], s[_PLACES + 3], s[_PLACES + 4], s[_PLACES + 5], s[_PLACES + 6],
+        s[_PLACES + 7], s[_PLACES + 8], s[_PLACES + 9], s[_PLACES + 10], s[_PLACES + 11], s[_PLACES + 12],
+        s[_PLACES + 13], s[_PLACES + 14], s[_PLACES + 15], s[_PLACES + 16],
+    )  # fmt: skip
+    return Size(
+        s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12], s[13], s[14], s[15], s[16],
+        s[17], s[18], s[19], s[20], s[21], s[22], s[23], places,
+    )  # fmt: skip
+
+
+# There it would take longer than the steps themselves.
+_size_of: Final = inlined(lambda sizes: sizes) if SIMULATED else size_of
 
 
 class Samples(NamedTuple):
@@ -381,6 +414,7 @@ def statistic_tile(tile: Any, memory: Any, size: Size, K: int, start: int) -> No
         for e in range(16):
             if size.full or e < 8:
                 memory[at(place + e)] = sums[e]
+    cuda.syncthreads()
 
 
 @inlined
@@ -413,22 +447,22 @@ def add_to_lanes(tile: Any, memory: Any, size: Size, start: int) -> None:
         for t in range((item - start) & (LANES - 1), size.T, LANES):
             total += tile[at(row * size.T + t)]
         memory[place] = total
+    cuda.syncthreads()
 
 
 @inlined
-def sweep(samples: Samples, tile: Any, memory: Any, size: Size, K: int, form: int) -> None:
+def sweep(samples: Samples, tile: Any, memory: Any, sizes: Any, K: int, form: int) -> None:
     """One pass: the statistics of all samples, and the sums of ω log p and of the entropy."""
-    for start in range(0, samples.n, size.T):
-        read_tile(samples, tile, memory, size, start)
+    for start in range(0, samples.n, _size_of(sizes).T):
+        read_tile(samples, tile, memory, _size_of(sizes), start)
         if form != ALL:
-            logit_tile(tile, memory, size, K, form)
-        responsibility_tile(tile, memory, size, K, form)
+            logit_tile(tile, memory, _size_of(sizes), K, form)
+        responsibility_tile(tile, memory, _size_of(sizes), K, form)
         if form != EVALUATE:
-            statistic_tile(tile, memory, size, K, start)
-        add_to_lanes(tile, memory, size, start)
-        cuda.syncthreads()
+            statistic_tile(tile, memory, _size_of(sizes), K, start)
+        add_to_lanes(tile, memory, _size_of(sizes), start)
     if form != EVALUATE:
-        add_slices(memory, size, K)
+        add_slices(memory, _size_of(sizes), K)
 
 
 # ---- the frame
@@ -655,17 +689,17 @@ def factorize(memory: Any, size: Size, C: int, times: Any, rounding: Any) -> Non
 
 
 @inlined
-def regularize(memory: Any, size: Size, C: int) -> None:
+def regularize(memory: Any, sizes: Any, C: int) -> None:
     """As many floors as it takes to be positive definite; what none makes so stays pending."""
     lifts = cuda.const.array_like(_LIFTS)
     for attempt in range(len(LIFTS)):
-        pending = False
+        pending, states = False, _size_of(sizes).places.states
         for c in range(C):
-            pending = pending or memory[at(size.places.states + c)] == PENDING
+            pending = pending or memory[at(states + c)] == PENDING
         if not pending:
             break
         cuda.syncthreads()
-        factorize(memory, size, C, lifts[attempt], ROUNDING)
+        factorize(memory, _size_of(sizes), C, lifts[attempt], ROUNDING)
 
 
 @inlined
@@ -790,20 +824,27 @@ def estimate(memory: Any, size: Size, K: int) -> None:
 
 
 @inlined
-def maximize(memory: Any, size: Size, K: int) -> tuple[bool, bool]:
+def maximize(memory: Any, sizes: Any, K: int) -> tuple[bool, bool]:
     """w_k = N_k / N, μ_k and Σ_k from the statistics: Bishop (2006), eq. 9.24-9.26.
 
     Whether all covariances are positive definite, and whether a component has collapsed.
     """
-    C, fine, collapsed = 1 if size.shared else K, True, False
-    move(memory, size, K)
-    estimate(memory, size, K)
-    regularize(memory, size, C)
-    invert(memory, size, C)
-    find_constants(memory, size, K)
+    C = 1 if _size_of(sizes).shared else K
+    move(memory, _size_of(sizes), K)
+    estimate(memory, _size_of(sizes), K)
+    regularize(memory, sizes, C)
+    invert(memory, _size_of(sizes), C)
+    find_constants(memory, _size_of(sizes), K)
+    return verdict(memory, _size_of(sizes), K)
+
+
+@inlined
+def verdict(memory: Any, size: Size, K: int) -> tuple[bool, bool]:
+    """What `maximize` returns, from masses and states."""
+    fine, collapsed = True, False
     for k in range(K):
         collapsed = collapsed or memory[at(size.places.masses + k)] == 0
-    for c in range(C):
+    for c in range(1 if size.shared else K):
         state = memory[at(size.places.states + c)]
         fine = fine and state != PENDING
         collapsed = collapsed or (state == NARROW and not size.shared)
@@ -814,33 +855,47 @@ def maximize(memory: Any, size: Size, K: int) -> tuple[bool, bool]:
 
 
 @inlined
-def prepare(samples: Samples, tile: Any, memory: Any, size: Size, added: Any) -> Any:
+def prepare(samples: Samples, tile: Any, memory: Any, sizes: Any, added: Any) -> Any:
     """The frame, its ranges having been found; returns Σ ω."""
-    D, places, total = size.D, size.places, 0.0
+    total = 0.0
     for stage in range(3):
         # Σ ω z; Σ ω (z − mean)²; in the frame Σ ω z zᵀ
-        sweep(samples, tile, memory, size, 1, ALL)
-        total = memory[at(places.statistics + size.M + D)]
-        if stage == 0:
-            for d in range(cuda.threadIdx.x, D, cuda.blockDim.x):
-                memory[at(places.means + d)] = memory[at(places.statistics + size.M + d)] / total
-            cuda.syncthreads()
-        elif stage == 1:
-            find_finer(memory, size, total)
-            find_scale(memory, size, added)
+        sweep(samples, tile, memory, sizes, 1, ALL)
+        total = take_total(memory, _size_of(sizes), stage)
+        if stage == 1:
+            find_finer(memory, _size_of(sizes), total)
+            find_scale(memory, _size_of(sizes), added)
     # The variance of each feature given those before it, of all samples together.
-    for d in range(cuda.threadIdx.x, D, cuda.blockDim.x):
-        memory[at(places.statistics + size.M + d)] = 0.0
+    estimate(memory, _size_of(sizes), 1)
+    factorize(memory, _size_of(sizes), 1, 1.0, 0.0)
+    keep_pivots(memory, _size_of(sizes))
+    return total
+
+
+@inlined
+def take_total(memory: Any, size: Size, stage: int) -> Any:
+    """Σ ω; at first means ← the mean, in the end the statistics become moments about the origin, of one component."""
+    places, linear = size.places, size.places.statistics + size.M
+    total = memory[at(linear + size.D)]
+    for d in range(cuda.threadIdx.x, size.D, cuda.blockDim.x):
+        if stage == 0:
+            memory[at(places.means + d)] = memory[at(linear + d)] / total
+        elif stage == 2:
+            memory[at(linear + d)] = 0.0
     if cuda.threadIdx.x == 0:
         memory[at(places.masses)], memory[at(places.states)] = total, PENDING
     cuda.syncthreads()
-    estimate(memory, size, 1)
-    factorize(memory, size, 1, 1.0, 0.0)
-    for d in range(cuda.threadIdx.x, D, cuda.blockDim.x):
-        root = memory[at(places.sums + entry(size, d, d))]
-        memory[at(places.frame + d * OF_A_FEATURE + PIVOT)] = root * root if memory[at(places.states)] != PENDING else 0.0
-    cuda.syncthreads()
     return total
+
+
+@inlined
+def keep_pivots(memory: Any, size: Size) -> None:
+    """Of the covariance of all samples."""
+    for d in range(cuda.threadIdx.x, size.D, cuda.blockDim.x):
+        root = memory[at(size.places.sums + entry(size, d, d))]
+        pivot = root * root if memory[at(size.places.states)] != PENDING else 0.0
+        memory[at(size.places.frame + d * OF_A_FEATURE + PIVOT)] = pivot
+    cuda.syncthreads()
 
 
 # ---- the start
@@ -899,25 +954,27 @@ def pick_from_chunk(tile: Any, memory: Any, size: Size, start: int, chunk: int, 
 
 
 @inlined
-def draw(samples: Samples, tile: Any, memory: Any, size: Size, k: int, by_weight: bool, count: int) -> None:
-    """picks ← the first sample whose cumulative mass, ω or ω · nearest, exceeds each target; never one without."""
-    places, chunks, cumulative = size.places, size.T // CHUNK, 0.0
-    for start in range(0, samples.n, size.T):
-        read_tile(samples, tile, memory, size, start)
-        mass_tile(tile, memory, size, k, by_weight)
-        for chunk in range(cuda.threadIdx.x, chunks, cuda.blockDim.x):
-            below = cumulative
-            for before in range(chunk):
-                below += memory[at(places.chunks + before)]
-            above = below + memory[at(places.chunks + chunk)]
-            pick_from_chunk(tile, memory, size, start, chunk, below, above, count)
-        for chunk in range(chunks):
-            cumulative += memory[at(places.chunks + chunk)]
-        cuda.syncthreads()
-    # candidates ← those samples; rounding may have left a target that no cumulative mass exceeds
+def pick_from_tile(tile: Any, memory: Any, size: Size, start: int, cumulative: Any, count: int) -> Any:
+    """For each target that the cumulative mass of a tile reaches, the sample; and the cumulative mass behind the tile."""
+    chunks = size.places.chunks
+    for chunk in range(cuda.threadIdx.x, size.T // CHUNK, cuda.blockDim.x):
+        below = cumulative
+        for before in range(chunk):
+            below += memory[at(chunks + before)]
+        pick_from_chunk(tile, memory, size, start, chunk, below, below + memory[at(chunks + chunk)], count)
+    for chunk in range(size.T // CHUNK):
+        cumulative += memory[at(chunks + chunk)]
+    cuda.syncthreads()
+    return cumulative
+
+
+@inlined
+def take_candidates(samples: Samples, memory: Any, size: Size, count: int) -> None:
+    """candidates ← the samples picked; rounding may have left a target that no cumulative mass exceeds."""
+    places = size.places
     for c in range(count):
         pick = memory[at(places.picks + c)]
-        for chunk in range(chunks if pick < 0 else 0):
+        for chunk in range(size.T // CHUNK if pick < 0 else 0):
             pick = max(pick, memory[at(places.lasts + chunk)])
         row = row_of(samples, size, types.int64(max(pick, 0.0)))
         for d in range(cuda.threadIdx.x, size.D, cuda.blockDim.x):
@@ -926,52 +983,69 @@ def draw(samples: Samples, tile: Any, memory: Any, size: Size, k: int, by_weight
 
 
 @inlined
-def weigh(samples: Samples, tile: Any, memory: Any, size: Size, k: int, count: int) -> None:
-    """potentials ← Σ ω min(nearest, squared distance to the candidate), in parts."""
+def potential_tile(tile: Any, memory: Any, size: Size, k: int, count: int, start: int) -> None:
+    """The partial sums of ω min(nearest, squared distance to the candidate) go on with the rows of a tile."""
     places = size.places
-    for start in range(0, samples.n, size.T):
-        read_tile(samples, tile, memory, size, start)
-        for t in range(cuda.threadIdx.x, size.T, cuda.blockDim.x):
-            weight, least = tile[at(size.P * size.T + t)], nearest(tile, memory, size, k, t)
-            for c in range(count):
-                distance = squared_distance(tile, memory, size, places.candidates + c * size.P, t)
-                value = weight * min(least, distance) if weight > 0 else 0.0
-                memory[at(places.logits + c * size.T + t)] = value
-        cuda.syncthreads()
-        for item in range(cuda.threadIdx.x, count * LANES, cuda.blockDim.x):
-            row, total = places.logits + (item // LANES) * size.T, memory[at(places.sums + item)] if start > 0 else 0.0
-            for t in range((item - start) & (LANES - 1), size.T, LANES):
-                total += memory[at(row + t)]
-            memory[at(places.sums + item)] = total
-        cuda.syncthreads()
+    for t in range(cuda.threadIdx.x, size.T, cuda.blockDim.x):
+        weight, least = tile[at(size.P * size.T + t)], nearest(tile, memory, size, k, t)
+        for c in range(count):
+            distance = squared_distance(tile, memory, size, places.candidates + c * size.P, t)
+            memory[at(places.logits + c * size.T + t)] = weight * min(least, distance) if weight > 0 else 0.0
+    cuda.syncthreads()
+    for item in range(cuda.threadIdx.x, count * LANES, cuda.blockDim.x):
+        row, total = places.logits + (item // LANES) * size.T, memory[at(places.sums + item)] if start > 0 else 0.0
+        for t in range((item - start) & (LANES - 1), size.T, LANES):
+            total += memory[at(row + t)]
+        memory[at(places.sums + item)] = total
+    cuda.syncthreads()
+
+
+@inlined
+def set_targets(memory: Any, size: Size, key: Any, K: int, restart: int, t: int, count: int, mass: Any) -> None:
+    """Where candidates are to be drawn: u · mass, with the numbers from t on; nothing is picked yet."""
+    for c in range(cuda.threadIdx.x, count, cuda.blockDim.x):
+        memory[at(size.places.targets + c)] = uniform(key, K, restart, t + c) * mass
+        memory[at(size.places.picks + c)] = -1.0
+    for chunk in range(cuda.threadIdx.x, size.T // CHUNK, cuda.blockDim.x):
+        memory[at(size.places.lasts + chunk)] = -1.0
+    cuda.syncthreads()
+
+
+@inlined
+def take_seed(memory: Any, size: Size, k: int, count: int) -> Any:
+    """Mean k ← the first of the candidates that leave the least potential, which is returned."""
+    places, best = size.places, 0
+    least = sum_of(memory, places.sums, LANES)
+    for c in range(1, count):
+        potential = sum_of(memory, places.sums + c * LANES, LANES)
+        if potential < (1 - ROUNDING) * least:
+            best, least = c, potential
+    for d in range(cuda.threadIdx.x, size.D, cuda.blockDim.x):
+        memory[at(places.means + k * size.P + d)] = memory[at(places.candidates + best * size.P + d)]
+    cuda.syncthreads()
+    return least
 
 
 @inlined
 def choose_seeds(
-    samples: Samples, tile: Any, memory: Any, size: Size, key: Any, K: int, restart: int, total: Any
+    samples: Samples, tile: Any, memory: Any, sizes: Any, key: Any, K: int, restart: int, total: Any
 ) -> None:
     """means ← greedy k-means++: each seed is the best of 2 + log K candidates, drawn in proportion to ω · nearest."""
-    places, by_weight, mass, t = size.places, True, total, 0
+    by_weight, mass, t, T = True, total, 0, _size_of(sizes).T
     for k in range(K):
-        count = 1 if k == 0 else 2 + types.int64(log(types.float64(K)))
-        for c in range(cuda.threadIdx.x, count, cuda.blockDim.x):
-            memory[at(places.targets + c)] = uniform(key, K, restart, t + c) * mass
-            memory[at(places.picks + c)] = -1.0
-        for chunk in range(cuda.threadIdx.x, size.T // CHUNK, cuda.blockDim.x):
-            memory[at(places.lasts + chunk)] = -1.0
-        cuda.syncthreads()
-        draw(samples, tile, memory, size, k, by_weight, count)
-        weigh(samples, tile, memory, size, k, count)
-        best, least = 0, sum_of(memory, places.sums, LANES)
-        for c in range(1, count):
-            potential = sum_of(memory, places.sums + c * LANES, LANES)
-            if potential < (1 - ROUNDING) * least:
-                best, least = c, potential
-        for d in range(cuda.threadIdx.x, size.D, cuda.blockDim.x):
-            memory[at(places.means + k * size.P + d)] = memory[at(places.candidates + best * size.P + d)]
-        cuda.syncthreads()
-        by_weight = not least > 0
-        mass = total if by_weight else least
+        count, cumulative = 1 if k == 0 else 2 + types.int64(log(types.float64(K))), 0.0
+        set_targets(memory, _size_of(sizes), key, K, restart, t, count, mass)
+        for start in range(0, samples.n, T):
+            read_tile(samples, tile, memory, _size_of(sizes), start)
+            mass_tile(tile, memory, _size_of(sizes), k, by_weight)
+            cumulative = pick_from_tile(tile, memory, _size_of(sizes), start, cumulative, count)
+        take_candidates(samples, memory, _size_of(sizes), count)
+        for start in range(0, samples.n, T):
+            read_tile(samples, tile, memory, _size_of(sizes), start)
+            potential_tile(tile, memory, _size_of(sizes), k, count, start)
+        mass = take_seed(memory, _size_of(sizes), k, count)
+        by_weight = not mass > 0
+        mass = total if by_weight else mass
         t += count
 
 
@@ -980,29 +1054,37 @@ def choose_seeds(
 
 @inlined
 def restart_fit(
-    samples: Samples, tile: Any, memory: Any, size: Size, key: Any, K: int, restart: int, total: Any, tol: Any
+    samples: Samples, tile: Any, memory: Any, sizes: Any, key: Any, K: int, restart: int, total: Any, tol: Any
 ) -> tuple[bool, Any, Any, int, bool, bool]:
     """EM from one start: whether it came to something, Σ ω log p, entropy, iterations, converged, collapsed."""
-    choose_seeds(samples, tile, memory, size, key, K, restart, total)
-    begin_components(memory, size, K)
+    choose_seeds(samples, tile, memory, sizes, key, K, restart, total)
+    begin_components(memory, _size_of(sizes), K)
     fine, collapsed, converged, bound = True, False, False, -np.inf
     form, n_iter = NEAREST, -1  # the M-step of the start is no iteration
     while fine and form != EVALUATE:
-        if converged or n_iter >= size.max_iter:
+        if converged or n_iter >= _size_of(sizes).max_iter:
             form = EVALUATE
-        sweep(samples, tile, memory, size, K, form)
+        sweep(samples, tile, memory, sizes, K, form)
         if form != EVALUATE:
             if form == EM:
-                previous, bound = bound, sum_of(memory, size.places.lanes, LANES) / total
+                previous, bound = bound, sum_of(memory, _size_of(sizes).places.lanes, LANES) / total
                 converged = abs(bound - previous) < tol
-            fine, collapsed = maximize(memory, size, K)
+            fine, collapsed = maximize(memory, sizes, K)
             fine = fine and (form == NEAREST or abs(bound) < np.inf)
             form, n_iter = EM, n_iter + 1
-    log_p, entropy = sum_of(memory, size.places.lanes, LANES), sum_of(memory, size.places.lanes + LANES, LANES)
-    for d in range(size.D):
-        log_p += total * log(memory[at(size.places.frame + d * OF_A_FEATURE + SCALE)])
-    cuda.syncthreads()
+    log_p, entropy = evaluation(memory, _size_of(sizes), total)
     return fine and abs(log_p) < np.inf, log_p, entropy, n_iter, converged, collapsed
+
+
+@inlined
+def evaluation(memory: Any, size: Size, total: Any) -> tuple[Any, Any]:
+    """Σ ω log p(x), in the units of the data, and the entropy, from the last pass."""
+    lanes, frame = size.places.lanes, size.places.frame
+    log_p, entropy = sum_of(memory, lanes, LANES), sum_of(memory, lanes + LANES, LANES)
+    for d in range(size.D):
+        log_p += total * log(memory[at(frame + d * OF_A_FEATURE + SCALE)])
+    cuda.syncthreads()
+    return log_p, entropy
 
 
 @inlined
@@ -1036,26 +1118,27 @@ def store(memory: Any, size: Size, b: int, K: int, weights: Any, means: Any, cov
 
 @inlined
 def fit_problem(
-    samples: Samples, tile: Any, memory: Any, size: Size, b: int, key: Any, fewest: int, most: int, tol: Any,
+    samples: Samples, tile: Any, memory: Any, sizes: Any, b: int, key: Any, fewest: int, most: int, tol: Any,
     total: Any, weights: Any, means: Any, covariances: Any, reals: Any, integers: Any,
 ) -> int:  # fmt: skip
     """The fit with the smallest criterion of all numbers of components and restarts; returns its status."""
     status, best, largest = _NO_LIKELIHOOD, np.inf, samples.largest
-    for fit in range((most - fewest + 1) * size.n_init):
-        K, restart = fewest + fit // size.n_init, fit % size.n_init
+    for fit in range((most - fewest + 1) * _size_of(sizes).n_init):
+        K, restart = fewest + fit // _size_of(sizes).n_init, fit % _size_of(sizes).n_init
         fine, log_p, entropy, n_iter, converged, collapsed = restart_fit(
-            samples, tile, memory, size, key, K, restart, total, tol
+            samples, tile, memory, sizes, key, K, restart, total, tol
         )
         log_p, entropy = log_p * largest, entropy * largest
-        value = criterion_of(size, K, log_p, entropy, log(total) + log(largest))
+        value = criterion_of(_size_of(sizes), K, log_p, entropy, log(total) + log(largest))
         if fine and (status == _NO_LIKELIHOOD or value < best - EQUAL * total * largest):
             best, status = value, _COLLAPSED if collapsed else (_FINE if converged else _NOT_CONVERGED)
             # K never falls, so this covers all that an earlier fit has left
-            store(memory, size, b, K, weights, means, covariances)
+            store(memory, _size_of(sizes), b, K, weights, means, covariances)
             if cuda.threadIdx.x == 0:
-                reals[at(LOG_LIKELIHOOD * size.B + b)], reals[at(ENTROPY * size.B + b)] = log_p, entropy
-                integers[at(N_COMPONENTS * size.B + b)], integers[at(N_ITER * size.B + b)] = K, n_iter
-                integers[at(CONVERGED * size.B + b)] = 1 if converged else 0
+                B = _size_of(sizes).B
+                reals[at(LOG_LIKELIHOOD * B + b)], reals[at(ENTROPY * B + b)] = log_p, entropy
+                integers[at(N_COMPONENTS * B + b)], integers[at(N_ITER * B + b)] = K, n_iter
+                integers[at(CONVERGED * B + b)] = 1 if converged else 0
         cuda.syncthreads()
     return status
 
@@ -1063,42 +1146,46 @@ def fit_problem(
 # ---- kernels
 
 
-def _fit(full: int, in_shared: bool) -> Callable[..., None]:
+def _fit(in_shared: bool) -> Callable[..., None]:
     def fit_many(
         x64: Any, x32: Any, order: Any, weight: Any, offsets: Any, numbers: Any, choices: Any, workspace: Any,
         weights: Any, means: Any, covariances: Any, reals: Any, integers: Any,
-        seed: int, tol: float, added: float, given: Size,
+        given: Any, seed: int, tol: float, added: float,
     ) -> None:  # fmt: skip
         """Every so manieth problem is the block's; `choices` are the fewest components (B,) and the most (B,)."""
-        size = Size(full, *given[1:])  # known to the compiler
-        shared = cuda.shared.array(0, types.float64)
-        tile = shared
+        tile = cuda.shared.array(0, types.float64)
+        kept = cuda.shared.array(N_INTEGERS, types.int64)
+        for i in range(cuda.threadIdx.x, N_INTEGERS, cuda.blockDim.x):
+            kept[i] = given[i]
+        cuda.syncthreads()
+        sizes = size_of(kept) if SIMULATED else kept
         if in_shared:
-            memory = shared
+            memory = tile
         else:
-            memory = workspace[cuda.blockIdx.x * size.memory : (cuda.blockIdx.x + 1) * size.memory]
-        begin_tile(tile, size)
-        for b in range(cuda.blockIdx.x, size.B, cuda.gridDim.x):
+            memory = workspace[cuda.blockIdx.x * _size_of(sizes).memory : (cuda.blockIdx.x + 1) * _size_of(sizes).memory]
+        begin_tile(tile, _size_of(sizes))
+        for b in range(cuda.blockIdx.x, _size_of(sizes).B, cuda.gridDim.x):
             first, fewest, status = offsets[at(b)], choices[at(b)], _FINE
             n = offsets[at(b + 1)] - first
             samples = Samples(x64, x32, order, weight, first, n, 1.0)
-            bad, positive, largest = survey_weights(samples, memory, size)
+            bad, positive, largest = survey_weights(samples, memory, _size_of(sizes))
             if bad:
                 status = _BAD_WEIGHT
             elif positive < fewest:
                 status = _TOO_FEW_ROWS
-            elif not find_range(samples, memory, size):
+            elif not find_range(samples, memory, _size_of(sizes)):
                 status = _NOT_FINITE
             else:
                 samples = Samples(x64, x32, order, weight, first, n, largest)
-                total = prepare(samples, tile, memory, size, added)
-                a, c, _, _ = philox(at(seed), _STREAM_OF_PROBLEMS, _0, at(numbers[at(b)]))
+                total = prepare(samples, tile, memory, sizes, added)
+                low, high, _, _ = philox(at(seed), _STREAM_OF_PROBLEMS, _0, at(numbers[at(b)]))
+                most = min(choices[at(_size_of(sizes).B + b)], positive)
                 status = fit_problem(
-                    samples, tile, memory, size, b, a | c << _32, fewest, min(choices[at(size.B + b)], positive), tol,
-                    total, weights, means, covariances, reals, integers,
+                    samples, tile, memory, sizes, b, low | high << _32, fewest, most, tol, total,
+                    weights, means, covariances, reals, integers,
                 )  # fmt: skip
             if cuda.threadIdx.x == 0:
-                integers[at(STATUS * size.B + b)] = status
+                integers[at(STATUS * _size_of(sizes).B + b)] = status
             cuda.syncthreads()
 
     return fit_many
@@ -1156,13 +1243,12 @@ def predict_tile(
         labels[at(row)] = label if there else -1
 
 
-def _predict(full: int, in_shared: bool) -> Callable[..., None]:
+def _predict(in_shared: bool) -> Callable[..., None]:
     def predict_many(
         x64: Any, x32: Any, order: Any, offsets: Any, n_components: Any, workspace: Any,
-        weights: Any, means: Any, covariances: Any, log_prob: Any, labels: Any, given: Size,
+        weights: Any, means: Any, covariances: Any, log_prob: Any, labels: Any, size: Size,
     ) -> None:  # fmt: skip
         """Every so manieth problem is the block's."""
-        size = Size(full, *given[1:])  # known to the compiler
         shared = cuda.shared.array(0, types.float64)
         tile = shared
         if in_shared:
@@ -1191,28 +1277,27 @@ def _signature(*arrays: Any) -> tuple[Any, ...]:
 
 
 @cache
-def fit_kernel(full: int, in_shared: bool) -> Kernel:
+def fit_kernel(in_shared: bool) -> Kernel:
     """Whole fits; `in_shared`: all that a problem has is in shared memory, not only the tile."""
     real, integer = types.float64, types.int64
     inputs = real, types.float32, integer, real, integer, integer, integer, real
-    signature = *_signature(*inputs, real, real, real, real, integer), types.uint64, real, real, integers_of(Size)
-    return Kernel(_name("many fits", full, in_shared), "float64", _fit(full, in_shared), signature, THREADS, BLOCKS)
+    signature = *_signature(*inputs, real, real, real, real, integer, integer), types.uint64, real, real
+    return Kernel(_name("many fits", in_shared), "float64", _fit(in_shared), signature, THREADS, BLOCKS)
 
 
 @cache
-def predict_kernel(full: int, in_shared: bool) -> Kernel:
+def predict_kernel(in_shared: bool) -> Kernel:
     """log p and labels; see `fit_kernel`."""
     real, integer = types.float64, types.int64
     inputs = real, types.float32, integer, integer, integer, real
-    signature = *_signature(*inputs, real, real, real, real, integer), integers_of(Size)
-    return Kernel(_name("many predictions", full, in_shared), "float64", _predict(full, in_shared), signature, THREADS)
+    signature = *_signature(*inputs, real, real, real, real, integer), type_of_integers(Size)
+    return Kernel(_name("many predictions", in_shared), "float64", _predict(in_shared), signature, THREADS)
 
 
-def _name(what: str, full: int, in_shared: bool) -> str:
-    return f"{what}, float64, {'full' if full else 'diag'}, parameters in {'shared' if in_shared else 'global'} memory"
+def _name(what: str, in_shared: bool) -> str:
+    return f"{what}, float64, parameters in {'shared' if in_shared else 'global'} memory"
 
 
 def kernels() -> list[Kernel]:
     """Every kernel of this file, for the compile gate."""
-    variants = [(full, in_shared) for full in (1, 0) for in_shared in (True, False)]
-    return [kernel(*variant) for kernel in (fit_kernel, predict_kernel) for variant in variants]
+    return [kernel(in_shared) for kernel in (fit_kernel, predict_kernel) for in_shared in (True, False)]
