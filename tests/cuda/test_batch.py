@@ -1,4 +1,4 @@
-"""Many fits on the device: places, pieces and where a problem's numbers lie change no bit; tests/kernels has the rest."""
+"""Many fits on the device: places, pieces and the workspace change no bit; tests/kernels has the rest."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ def on_device(given: Any) -> Any:
 
 
 def arrays(given: Any) -> dict[str, np.ndarray]:
-    return {each.name: getattr(given, each.name) for each in fields(given) if hasattr(getattr(given, each.name), "shape")}
+    return {
+        each.name: getattr(given, each.name) for each in fields(given) if hasattr(getattr(given, each.name), "shape")
+    }
 
 
 def sent(array: np.ndarray) -> torch.Tensor:
@@ -113,7 +115,7 @@ def test_how_many_pieces_there_are(small: None) -> None:
 
 @pytest.mark.parametrize("covariance_type", ["full", "spherical"])
 def test_order_weights_and_strides(covariance_type: str, small: None) -> None:
-    """Rows of problems in any order, every other column, float32: sent in the order of the problems, or where they lie."""
+    """Rows in any order, every other column, float32: sent in the order of the problems, or read where they lie."""
     plain = some_problems(n=20)
     rng, N = np.random.default_rng(1), len(plain.x)
     order, weight = rng.permutation(N), rng.integers(0, 3, N).astype(float)
@@ -189,7 +191,9 @@ def test_a_workspace_changes_no_bit(covariance_type: str, request: pytest.Fixtur
     shared = fitted(problems, how)
     predictions = predicted(problems, shared[0])
     request.getfixturevalue("in_workspace")
-    launch = batch._Launch.of(next(batch._pieces(problems, np.array([0, 7]), device.default_device(), 1)), shared[0], how)
+    launch = batch._Launch.of(
+        next(batch._pieces(problems, np.array([0, 7]), device.default_device(), 1)), shared[0], how
+    )
     assert not launch.in_shared
     assert_same_bits(shared, fitted(problems, how))
     for found, expected in zip(predicted(problems, shared[0]), predictions, strict=True):
@@ -220,7 +224,9 @@ def test_places_do_not_overlap_and_sums_have_room(covariance_type: str, D: int, 
 
 def test_too_many_features_is_an_error() -> None:
     problems = together([np.zeros((3, 9000))])
-    with pytest.raises(ValueError, match="many fits of 9000 features need .* expected fewer features; use a CPU backend"):
+    with pytest.raises(
+        ValueError, match=r"many fits of 9000 features need .* expected fewer features; use a CPU backend"
+    ):
         fitted(problems, settings(problems, "diag", 1))
 
 

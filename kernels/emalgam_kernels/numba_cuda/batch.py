@@ -113,7 +113,11 @@ def predict_many(
             some, launch = piece.problems, _Launch.of(piece, mixtures)
             parts = [_as_tensor(each[some], _REAL, device) for each in given]
             found = targets.of(piece)
-            arrays = piece.offsets, _as_tensor(mixtures.n_components[some], torch.int64, device), launch.workspace(device)
+            arrays = (
+                piece.offsets,
+                _as_tensor(mixtures.n_components[some], torch.int64, device),
+                launch.workspace(device),
+            )
             predict_kernel(launch.in_shared).launch(
                 launch.blocks, THREADS, *piece.samples, *map(view, (*arrays, *parts, *found)), launch.size,
                 shared_bytes=launch.shared_bytes,
@@ -183,7 +187,7 @@ def _at(x: Any) -> Iterator[torch.device]:
 
 
 def _edges(problems: Problems, problem_bytes: int, results_of_a_row: int = 0) -> np.ndarray:
-    """Problems [edges[i], edges[i + 1]) are piece i: as many as fill a buffer that crosses the bus, and at least one."""
+    """Problems [edges[i], edges[i + 1]) are piece i: as many as fill a buffer of the bus, and at least one."""
     x: Any = problems.x
     crossing = 0 if is_tensor(x) else problems.n_features * x.itemsize + ITEM_BYTES * results_of_a_row
     offsets = _on_host(problems.offsets)
@@ -210,7 +214,7 @@ def _pieces(problems: Problems, edges: np.ndarray, device: torch.device, n_threa
     for (first, last), (start, stop) in zip(pairwise(edges.tolist()), pairwise(rows.tolist()), strict=True):
         ends = _as_tensor(offsets[first : last + 1] - (0 if in_place else start), torch.int64, device)
         if in_place:
-            yield _Piece(first, last - first, start, stop - start, whole, order, weight, ends)  # type: ignore[arg-type]
+            yield _Piece(first, last - first, start, stop - start, whole, order, weight, ends)
         else:
             part = next(samples), None, next(weights, None)
             yield _Piece(first, last - first, start, stop - start, *part, ends)
@@ -293,13 +297,17 @@ class _Launch:
     @classmethod
     def of(cls, piece: _Piece, mixtures: Mixtures, settings: Settings | None = None) -> _Launch:
         """For problems of up to the K of `mixtures`; without settings nothing is fitted."""
-        K, D, most_bytes = mixtures.weights.shape[1], int(piece.x.shape[1]), most_shared_bytes(piece.x.device) - STATIC_BYTES
+        K, D, most_bytes = (
+            mixtures.weights.shape[1],
+            int(piece.x.shape[1]),
+            most_shared_bytes(piece.x.device) - STATIC_BYTES,
+        )
         T = _rows_of_a_tile(D)
         tile = (_padded(D + 1) + TILE_ROWS) * T
         if tile * ITEM_BYTES > most_bytes:
             raise ValueError(
-                f"many fits of {D} features need {tile * ITEM_BYTES} bytes of shared memory, and a block of this GPU has "
-                f"{most_bytes}; expected fewer features; use a CPU backend"
+                f"many fits of {D} features need {tile * ITEM_BYTES} bytes of shared memory, and a block of this GPU "
+                f"has {most_bytes}; expected fewer features; use a CPU backend"
             )
         size = _size(piece, K, T, mixtures.covariance_type, settings)
         memory, shared_bytes = size.memory, tile * ITEM_BYTES
@@ -341,8 +349,8 @@ def _size(piece: _Piece, K: int, T: int, covariance_type: str, settings: Setting
     tasks = K * (fours * (fours + 1) // 2 if full else fours)
     sums = max(max(tasks, SUMS_AT_ONCE) * OF_A_TASK, LANES * (2 * D + 8))
     lengths = Places(
-        frame=OF_A_FEATURE * D, weights=K, means=K * P, covariances=C * M, factors=C * (Q * Q if full else D), constants=K,
-        masses=K, states=C, statistics=K * F, lanes=2 * LANES, candidates=K * P, targets=K, picks=K,
+        frame=OF_A_FEATURE * D, weights=K, means=K * P, covariances=C * M, factors=C * (Q * Q if full else D),
+        constants=K, masses=K, states=C, statistics=K * F, lanes=2 * LANES, candidates=K * P, targets=K, picks=K,
         chunks=T // CHUNK, lasts=T // CHUNK, logits=K * T, sums=sums,
     )  # fmt: skip
     row_stride, feature_stride = piece.x.stride()

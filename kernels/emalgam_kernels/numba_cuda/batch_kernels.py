@@ -63,6 +63,8 @@ PENDING, BROAD, NARROW, KEPT = 0.0, 1.0, 2.0, 3.0
 _STREAM_OF_PROBLEMS, _STREAM_OF_SEEDS, _0, _32 = at(PROBLEMS), at(SEEDS), at(0), at(32)
 _FINE, _NOT_CONVERGED, _COLLAPSED, _TOO_FEW_ROWS, _NOT_FINITE, _BAD_WEIGHT, _NO_LIKELIHOOD = map(int, Status)
 
+_int64: Any = types.int64
+_float64: Any = types.float64
 philox, unit_float64 = inlined(scalars.philox), inlined(scalars.unit_float64)
 
 
@@ -94,10 +96,11 @@ class Places(NamedTuple):
 class Size(NamedTuple):
     """The integers of a launch, in one argument. Flags are 0 or 1.
 
-    `B` problems of up to `K` components. D features are padded to P > D and Q ≥ D, multiples of 4. M are the numbers of
-    a covariance, and the first of the F statistics of a component: behind them are those of (z − μ, 1). Covariances are `covariance_width` numbers in the result, C of
-    them one problem's. `single`: x is float32. `shared`: components share one covariance; `isotropic`: features share
-    one variance. `memory`: numbers of a block's memory.
+    `full`: covariances are matrices; `shared`: components share one covariance; `isotropic`: features share one
+    variance; `single`: x is float32. `B` problems of up to `K` components. D features are padded to P > D and Q ≥ D,
+    multiples of 4. M are the numbers of a covariance, and the first of the F statistics of a component; the others are
+    those of (z − μ, 1). A problem has C covariances, of `covariance_width` numbers in the result. `memory`: numbers of
+    a block's part of the workspace.
     """
 
     full: int
@@ -133,7 +136,8 @@ N_INTEGERS: Final = _PLACES + len(Places._fields)
 
 def integers_of(size: Size) -> list[int]:
     """All in one list, as `size_of` takes them."""
-    return [*size[:_PLACES], *size.places]
+    numbers: Any = size[:_PLACES]
+    return [*numbers, *size.places]
 
 
 @inlined
@@ -187,7 +191,7 @@ def number(samples: Samples, size: Size, row: int, d: int) -> Any:
     """x_d of a row, in float64."""
     place = at(row * size.row_stride + d * size.feature_stride)
     if size.single:
-        return types.float64(samples.x32[place])
+        return _float64(samples.x32[place])
     return samples.x64[place]
 
 
@@ -510,7 +514,7 @@ def survey_weights(samples: Samples, memory: Any, size: Size) -> tuple[bool, int
         positive += memory[at(place + LANES + lane)]
         largest = max(largest, memory[at(place + 2 * LANES + lane)])
     cuda.syncthreads()
-    return bad > 0, types.int64(positive), largest
+    return bad > 0, _int64(positive), largest
 
 
 @inlined
@@ -546,7 +550,10 @@ def find_range(samples: Samples, memory: Any, size: Size) -> bool:
         memory[at(frame + SCALE)] = high
     cuda.syncthreads()
     for d in range(D):
-        low, high = memory[at(places.frame + d * OF_A_FEATURE + SHIFT)], memory[at(places.frame + d * OF_A_FEATURE + SCALE)]
+        low, high = (
+            memory[at(places.frame + d * OF_A_FEATURE + SHIFT)],
+            memory[at(places.frame + d * OF_A_FEATURE + SCALE)],
+        )
         finite = finite and low > -np.inf and high < np.inf
     cuda.syncthreads()
     return finite
@@ -567,15 +574,21 @@ def find_finer(memory: Any, size: Size, total: Any) -> None:
         memory[at(places.frame + d * OF_A_FEATURE + FLOOR)] = deviation
     cuda.syncthreads()
     for d in range(D):
-        scale = memory[at(places.frame + d * OF_A_FEATURE + COARSE)] * memory[at(places.frame + d * OF_A_FEATURE + FINER)]
+        scale = (
+            memory[at(places.frame + d * OF_A_FEATURE + COARSE)] * memory[at(places.frame + d * OF_A_FEATURE + FINER)]
+        )
         if memory[at(places.frame + d * OF_A_FEATURE + FLOOR)] > 0 and scale < least:
             least = scale
     cuda.syncthreads()
     for d in range(cuda.threadIdx.x, D, cuda.blockDim.x):
         if size.isotropic:  # one scale for all features
             one = least if least < np.inf else 1.0
-            memory[at(places.frame + d * OF_A_FEATURE + FINER)] = one / memory[at(places.frame + d * OF_A_FEATURE + COARSE)]
-        scaled = memory[at(places.frame + d * OF_A_FEATURE + FLOOR)] * memory[at(places.frame + d * OF_A_FEATURE + FINER)]
+            memory[at(places.frame + d * OF_A_FEATURE + FINER)] = (
+                one / memory[at(places.frame + d * OF_A_FEATURE + COARSE)]
+            )
+        scaled = (
+            memory[at(places.frame + d * OF_A_FEATURE + FLOOR)] * memory[at(places.frame + d * OF_A_FEATURE + FINER)]
+        )
         memory[at(places.frame + d * OF_A_FEATURE + FLOOR)] = scaled * scaled
     cuda.syncthreads()
 
@@ -619,7 +632,7 @@ def entry(size: Size, i: int, j: int) -> int:
 
 @inlined
 def group_of(size: Size, C: int) -> tuple[int, int, int, int]:
-    """Threads in groups, one for each of C matrices: of this one its group and its number there; groups, and threads."""
+    """A group of threads for each of C matrices: this thread's group, its number there; groups, and threads of one."""
     log_lanes = 0
     while (C << (log_lanes + 1)) <= cuda.blockDim.x and (1 << log_lanes) < size.D:
         log_lanes += 1
@@ -656,7 +669,8 @@ def factorize(memory: Any, size: Size, C: int, times: Any, rounding: Any) -> Non
     A pivot is what the other features leave of a variance, or of the spread of all samples. It is narrow if it took any
     floor, or if some feature, given those before it, varies less than the floor, and less than in all samples together.
     """
-    D, places, group, lane, groups, step = size.D, size.places, *group_of(size, C)
+    D, places = size.D, size.places
+    group, lane, groups, step = group_of(size, C)
     for first in range(0, C, groups):
         c = first + group
         covariance, lower, frame = places.covariances + c * size.M, places.sums + c * size.M, places.frame
@@ -664,7 +678,10 @@ def factorize(memory: Any, size: Size, C: int, times: Any, rounding: Any) -> Non
         narrow = times > 0
         for j in range(D):
             if fine:
-                floor, added = memory[at(frame + j * OF_A_FEATURE + FLOOR)], memory[at(frame + j * OF_A_FEATURE + ADDED)]
+                floor, added = (
+                    memory[at(frame + j * OF_A_FEATURE + FLOOR)],
+                    memory[at(frame + j * OF_A_FEATURE + ADDED)],
+                )
                 variance = memory[at(covariance + entry(size, j, j))] + (added + times * floor)
                 pivot = pivot_of(memory, size, lower, variance, j)
                 fine = pivot > rounding * max(variance, rounding * floor / RELATIVE_FLOOR)
@@ -683,7 +700,9 @@ def factorize(memory: Any, size: Size, C: int, times: Any, rounding: Any) -> Non
             if lane == 0:
                 memory[at(places.states + c)] = NARROW if narrow else BROAD
             for j in range(lane, D, step):
-                lift = memory[at(frame + j * OF_A_FEATURE + ADDED)] + times * memory[at(frame + j * OF_A_FEATURE + FLOOR)]
+                lift = (
+                    memory[at(frame + j * OF_A_FEATURE + ADDED)] + times * memory[at(frame + j * OF_A_FEATURE + FLOOR)]
+                )
                 memory[at(covariance + entry(size, j, j))] += lift
     cuda.syncthreads()
 
@@ -709,7 +728,7 @@ def invert(memory: Any, size: Size, C: int) -> None:
     for item in range(cuda.threadIdx.x, C * D, cuda.blockDim.x):
         c, j = item // D, item % D
         state = memory[at(places.states + c)]
-        if state == KEPT or state == PENDING:
+        if state in (KEPT, PENDING):
             continue
         lower = places.sums + c * size.M
         if not size.full:
@@ -935,8 +954,10 @@ def mass_tile(tile: Any, memory: Any, size: Size, k: int, by_weight: bool) -> No
 
 
 @inlined
-def pick_from_chunk(tile: Any, memory: Any, size: Size, start: int, chunk: int, below: Any, above: Any, count: int) -> None:
-    """For targets in [below, above): the first row of the chunk whose cumulative mass exceeds them, never one without."""
+def pick_from_chunk(
+    tile: Any, memory: Any, size: Size, start: int, chunk: int, below: Any, above: Any, count: int
+) -> None:
+    """For targets in [below, above): the first row of the chunk whose cumulative mass is larger, never one without."""
     place = (size.P + 1) * size.T + chunk * CHUNK
     for c in range(count):
         target, cumulative, found, last = memory[at(size.places.targets + c)], below, -1, -1
@@ -955,7 +976,7 @@ def pick_from_chunk(tile: Any, memory: Any, size: Size, start: int, chunk: int, 
 
 @inlined
 def pick_from_tile(tile: Any, memory: Any, size: Size, start: int, cumulative: Any, count: int) -> Any:
-    """For each target that the cumulative mass of a tile reaches, the sample; and the cumulative mass behind the tile."""
+    """For each target that the cumulative mass of a tile reaches, the sample; returns the cumulative mass behind it."""
     chunks = size.places.chunks
     for chunk in range(cuda.threadIdx.x, size.T // CHUNK, cuda.blockDim.x):
         below = cumulative
@@ -976,7 +997,7 @@ def take_candidates(samples: Samples, memory: Any, size: Size, count: int) -> No
         pick = memory[at(places.picks + c)]
         for chunk in range(size.T // CHUNK if pick < 0 else 0):
             pick = max(pick, memory[at(places.lasts + chunk)])
-        row = row_of(samples, size, types.int64(max(pick, 0.0)))
+        row = row_of(samples, size, _int64(max(pick, 0.0)))
         for d in range(cuda.threadIdx.x, size.D, cuda.blockDim.x):
             memory[at(places.candidates + c * size.P + d)] = in_frame(samples, memory, size, row, d)
     cuda.syncthreads()
@@ -1033,7 +1054,7 @@ def choose_seeds(
     """means ← greedy k-means++: each seed is the best of 2 + log K candidates, drawn in proportion to ω · nearest."""
     by_weight, mass, t, T = True, total, 0, _size_of(sizes).T
     for k in range(K):
-        count, cumulative = 1 if k == 0 else 2 + types.int64(log(types.float64(K))), 0.0
+        count, cumulative = 1 if k == 0 else 2 + _int64(log(_float64(K))), 0.0
         set_targets(memory, _size_of(sizes), key, K, restart, t, count, mass)
         for start in range(0, samples.n, T):
             read_tile(samples, tile, memory, _size_of(sizes), start)
@@ -1092,7 +1113,7 @@ def criterion_of(size: Size, K: int, log_likelihood: Any, entropy: Any, log_tota
     """See `emalgam_kernels.batch.criterion_value`."""
     numbers = size.D if size.isotropic else 1
     each = size.D + (0 if size.shared else size.M // numbers)
-    count = types.float64(K - 1 + K * each + (size.M if size.shared else 0))
+    count = _float64(K - 1 + K * each + (size.M if size.shared else 0))
     penalty = 2.0 if size.aic else log_total
     return -2.0 * log_likelihood + count * penalty + (2.0 * entropy if size.icl else 0.0)
 
@@ -1104,7 +1125,10 @@ def store(memory: Any, size: Size, b: int, K: int, weights: Any, means: Any, cov
     scale, shift = places.frame + SCALE, places.frame + SHIFT
     for item in range(cuda.threadIdx.x, K * D, cuda.blockDim.x):
         k, d = item // D, item % D
-        mean = memory[at(places.means + k * size.P + d)] / memory[at(scale + d * OF_A_FEATURE)] + memory[at(shift + d * OF_A_FEATURE)]
+        mean = (
+            memory[at(places.means + k * size.P + d)] / memory[at(scale + d * OF_A_FEATURE)]
+            + memory[at(shift + d * OF_A_FEATURE)]
+        )
         means[at((b * size.K + k) * D + d)] = mean
         if d == 0:
             weights[at(b * size.K + k)] = memory[at(places.weights + k)]
@@ -1146,6 +1170,12 @@ def fit_problem(
 # ---- kernels
 
 
+@inlined
+def part_of(workspace: Any, size: Size) -> Any:
+    """The block's."""
+    return workspace[cuda.blockIdx.x * size.memory : (cuda.blockIdx.x + 1) * size.memory]
+
+
 def _fit(in_shared: bool) -> Callable[..., None]:
     def fit_many(
         x64: Any, x32: Any, order: Any, weight: Any, offsets: Any, numbers: Any, choices: Any, workspace: Any,
@@ -1159,10 +1189,7 @@ def _fit(in_shared: bool) -> Callable[..., None]:
             kept[i] = given[i]
         cuda.syncthreads()
         sizes = size_of(kept) if SIMULATED else kept
-        if in_shared:
-            memory = tile
-        else:
-            memory = workspace[cuda.blockIdx.x * _size_of(sizes).memory : (cuda.blockIdx.x + 1) * _size_of(sizes).memory]
+        memory = tile if in_shared else part_of(workspace, _size_of(sizes))
         begin_tile(tile, _size_of(sizes))
         for b in range(cuda.blockIdx.x, _size_of(sizes).B, cuda.gridDim.x):
             first, fewest, status = offsets[at(b)], choices[at(b)], _FINE
@@ -1249,12 +1276,8 @@ def _predict(in_shared: bool) -> Callable[..., None]:
         weights: Any, means: Any, covariances: Any, log_prob: Any, labels: Any, size: Size,
     ) -> None:  # fmt: skip
         """Every so manieth problem is the block's."""
-        shared = cuda.shared.array(0, types.float64)
-        tile = shared
-        if in_shared:
-            memory = shared
-        else:
-            memory = workspace[cuda.blockIdx.x * size.memory : (cuda.blockIdx.x + 1) * size.memory]
+        tile = cuda.shared.array(0, types.float64)
+        memory = tile if in_shared else part_of(workspace, size)
         begin_tile(tile, size)
         for b in range(cuda.blockIdx.x, size.B, cuda.gridDim.x):
             first, K = offsets[at(b)], n_components[at(b)]

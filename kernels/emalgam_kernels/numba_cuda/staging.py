@@ -68,7 +68,7 @@ class Inbound:
     ) -> None:
         self.array, self.n_threads, self.order = array, n_threads, order
         self.edges = [*range(0, len(array), rows), len(array)] if isinstance(rows, int) else rows.tolist()
-        self.rows = max(max(last - first for first, last in pairwise(self.edges)), 1) if len(self.edges) > 1 else 1
+        self.rows = max((last - first for first, last in pairwise(self.edges)), default=0) or 1
         shape = (self.rows, *array.shape[1:])
         self.dtype = dtype = torch.float32 if tile_dtype(array) == np.float32 else torch.float64
         self.pinned = [torch.empty(shape, dtype=dtype, pin_memory=not SIMULATED) for _ in range(BUFFERS)]
