@@ -55,7 +55,7 @@ test-cuda: $(VENV)/cuda  ## the CUDA kernels in Numba's simulator: the contract,
 	NUMBA_ENABLE_CUDASIM=1 EMALGAM_REQUIRED_BACKENDS=numba_cuda EMALGAM_TESTED_BACKENDS=numba_cuda \
 	$(BIN)/python -m pytest -q tests/cuda kernels/emalgam_kernels/numba_cuda \
 		tests/kernels/test_contract.py tests/kernels/test_mixture.py tests/kernels/test_kl.py \
-		tests/kernels/test_philox.py tests/kernels/test_sampling.py
+		tests/kernels/test_philox.py tests/kernels/test_sampling.py tests/kernels/test_batch.py
 
 cuda-gate: $(VENV)/cuda  ## compile every CUDA kernel: no spills, no stack, no float64 in float32 kernels
 	$(BIN)/python -m pytest -q tests/cuda/test_compile_gate.py
