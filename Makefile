@@ -42,7 +42,7 @@ test: $(VENV)/dev  ## all tests; cython_cpu and numba_cpu have to be there
 	EMALGAM_REQUIRED_BACKENDS=cython_cpu,numba_cpu $(BIN)/python -m pytest -q
 
 test-torch: $(VENV)/torch  ## the tests that need torch (2.13.0)
-	$(BIN)/python -m pytest -q tests/torch
+	$(BIN)/python -m pytest -q tests/torch src/emalgam/nn
 
 test-cuda: $(VENV)/cuda  ## the CUDA kernels in Numba's simulator: the contract, the oracles, and their own tests
 	NUMBA_ENABLE_CUDASIM=1 EMALGAM_REQUIRED_BACKENDS=numba_cuda EMALGAM_TESTED_BACKENDS=numba_cuda \

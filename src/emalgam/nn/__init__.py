@@ -1,0 +1,57 @@
+"""Autoencoders, VAEs and mixtures as their priors, in torch: the only place of emalgam that imports it.
+
+``pip install emalgam[torch]``. Names are imported when they are first used. Models are plain modules, usable in
+anyone's loop: see `LatentModel` for what they share.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Final
+
+if find_spec("torch") is None:
+    raise ImportError("emalgam.nn needs torch, which is not installed: pip install emalgam[torch]")
+
+_LAZY: Final = {
+    "MODELS": "models",
+    "Autoencoder": "autoencoders",
+    "Bernoulli": "likelihoods",
+    "ContinuousBernoulli": "likelihoods",
+    "ConvAutoencoder": "autoencoders",
+    "Gaussian": "likelihoods",
+    "LatentModel": "model",
+    "Likelihood": "likelihoods",
+    "LinearAutoencoder": "autoencoders",
+    "MixtureVAE": "mixture_vae",
+    "Posterior": "vae",
+    "VAE": "vae",
+}
+
+__all__ = [*_LAZY]
+
+if TYPE_CHECKING:
+    from emalgam.nn.autoencoders import Autoencoder as Autoencoder
+    from emalgam.nn.autoencoders import ConvAutoencoder as ConvAutoencoder
+    from emalgam.nn.autoencoders import LinearAutoencoder as LinearAutoencoder
+    from emalgam.nn.likelihoods import Bernoulli as Bernoulli
+    from emalgam.nn.likelihoods import ContinuousBernoulli as ContinuousBernoulli
+    from emalgam.nn.likelihoods import Gaussian as Gaussian
+    from emalgam.nn.likelihoods import Likelihood as Likelihood
+    from emalgam.nn.mixture_vae import MixtureVAE as MixtureVAE
+    from emalgam.nn.model import LatentModel as LatentModel
+    from emalgam.nn.models import MODELS as MODELS
+    from emalgam.nn.vae import VAE as VAE
+    from emalgam.nn.vae import Posterior as Posterior
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'emalgam.nn' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"emalgam.nn.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
