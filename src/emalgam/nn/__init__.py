@@ -20,12 +20,16 @@ _LAZY: Final = {
     "ContinuousBernoulli": "likelihoods",
     "ConvAutoencoder": "autoencoders",
     "Gaussian": "likelihoods",
+    "LatentMixtureSampler": "latent",
     "LatentModel": "model",
     "Likelihood": "likelihoods",
     "LinearAutoencoder": "autoencoders",
     "MixtureVAE": "mixture_vae",
     "Posterior": "vae",
     "VAE": "vae",
+    "as_dataset": "data",
+    "as_loader": "data",
+    "load_idx": "data",
 }
 
 __all__ = [*_LAZY]
@@ -34,6 +38,10 @@ if TYPE_CHECKING:
     from emalgam.nn.autoencoders import Autoencoder as Autoencoder
     from emalgam.nn.autoencoders import ConvAutoencoder as ConvAutoencoder
     from emalgam.nn.autoencoders import LinearAutoencoder as LinearAutoencoder
+    from emalgam.nn.data import as_dataset as as_dataset
+    from emalgam.nn.data import as_loader as as_loader
+    from emalgam.nn.data import load_idx as load_idx
+    from emalgam.nn.latent import LatentMixtureSampler as LatentMixtureSampler
     from emalgam.nn.likelihoods import Bernoulli as Bernoulli
     from emalgam.nn.likelihoods import ContinuousBernoulli as ContinuousBernoulli
     from emalgam.nn.likelihoods import Gaussian as Gaussian
