@@ -143,7 +143,7 @@ def manifold_grid(
         If the model has fewer than two latent dimensions, or not those asked for; if `limits` are not two
         probabilities, or `scale` is not positive.
     """
-    from emalgam.nn.latent import decode
+    from emalgam.nn.evaluation import decode
 
     pyplot_module()
     D = int(np.prod(model.latent_shape))
@@ -200,7 +200,7 @@ def interpolation(
     ValueError
         If `a` and `b` are not as many, or not data of the model.
     """
-    from emalgam.nn.latent import decode, encode
+    from emalgam.nn.evaluation import decode, encode
 
     pyplot_module()
     t = np.linspace(0, 1, check_integer("n", n, 2))
