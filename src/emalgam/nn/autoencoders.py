@@ -10,11 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from emalgam.nn.layers import check_sizes, dense, tied_dense
+from emalgam.nn.layers import (
+    ConvolutionalEncoder,
+    TiedConvolution,
+    Transposed,
+    Upsampled,
+    check_sizes,
+    dense,
+    tied_dense,
+    with_activations,
+)
 from emalgam.nn.model import LatentModel
-from emalgam.validation import check_choice, check_number
+from emalgam.validation import check_choice, check_integer, check_number
 
 OUTPUTS = ("identity", "sigmoid")
+UPSAMPLINGS = {"transposed": Transposed, "nearest": Upsampled}
 
 
 class Reconstructing(LatentModel):
@@ -118,6 +128,116 @@ class Autoencoder(Reconstructing):
             "activation": self.activation,
             "output": self.output,
             "latent_activation": self.latent_activation,
+            "tied": self.tied,
+            "denoising": self.denoising,
+        }
+
+
+class LinearAutoencoder(Autoencoder):
+    """x → z → x̂ without activations: trained, it spans the subspace of the first principal components.
+
+    Parameters
+    ----------
+    n_features, n_latent : int
+    tied : bool
+        As for `Autoencoder`.
+
+    References
+    ----------
+    Baldi, Hornik (1989), "Neural networks and principal component analysis: learning from examples without local
+    minima".
+
+    Examples
+    --------
+    >>> sum(p.numel() for p in LinearAutoencoder(3, 2).parameters())
+    17
+    """
+
+    def __init__(self, n_features: int, n_latent: int, tied: bool = False) -> None:
+        n_features, n_latent = check_integer("n_features", n_features, 1), check_integer("n_latent", n_latent, 1)
+        super().__init__((n_features, n_latent), "identity", tied=tied)
+
+    def configuration(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"n_features": self.widths[0], "n_latent": self.widths[1], "tied": self.tied}
+
+    def subspace(self) -> Tensor:
+        """An orthonormal basis of what the decoder can make, less its offset, (n_features, n_latent)."""
+        weight = self.encoder[0].weight.t() if self.tied else self.decoder[0].weight
+        return torch.linalg.qr(weight.detach())[0]
+
+
+class ConvAutoencoder(Reconstructing):
+    """Convolutions and poolings to latent images, and back.
+
+    Parameters
+    ----------
+    data_shape : (channels, height, width)
+        Of one image; each pooling halves height and width (rounded down).
+    channels : sequence of int
+        Of the hidden images, the last of the latents.
+    activation, output, latent_activation, denoising
+        As for `Autoencoder`.
+    upsample : {"transposed", "nearest"}
+        How the decoder doubles images: 2 × 2 transposed convolutions of stride 2, or pixels repeated and then a 3 × 3
+        convolution.
+    tied : bool
+        Whether the decoder's layers are the adjoints of the encoder's 3 × 3 convolutions, with the same weights; the
+        biases are its own.
+
+    Examples
+    --------
+    >>> model = ConvAutoencoder()
+    >>> model.latent_shape, sum(p.numel() for p in model.parameters())
+    ((8, 7, 7), 15241)
+    """
+
+    def __init__(
+        self,
+        data_shape: Sequence[int] = (1, 28, 28),
+        channels: Sequence[int] = (128, 8),
+        activation: str = "relu",
+        output: str = "sigmoid",
+        latent_activation: str = "identity",
+        upsample: str = "transposed",
+        tied: bool = False,
+        denoising: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.data_shape, self.channels = check_sizes("data_shape", data_shape, 3), check_sizes("channels", channels)
+        poolings = len(self.channels)
+        if len(self.data_shape) != 3 or min(self.data_shape[1:]) >> poolings == 0:
+            raise ValueError(
+                f"data_shape is {tuple(data_shape)}; expected (channels, height, width), of at least "
+                f"{2**poolings} x {2**poolings} pixels: each of {poolings} poolings halves them"
+            )
+        self.activation, self.latent_activation = activation, latent_activation
+        self.output, self.upsample = check_choice("output", output, OUTPUTS), upsample
+        self.tied, self.denoising = tied, check_number("denoising", denoising)
+        self.unit_interval = output == "sigmoid"
+        self.encoder = ConvolutionalEncoder(
+            (self.data_shape[0], *self.channels), self.data_shape[1:], activation, latent_activation
+        )
+        self.latent_shape = (self.channels[-1], *self.encoder.images[-1])
+        self.decoder = with_activations(self._upsamplings(), activation, output)
+
+    def _upsamplings(self) -> list[nn.Module]:
+        """The decoder's layers: the encoder's in reverse."""
+        layer = UPSAMPLINGS[check_choice("upsample", self.upsample, tuple(UPSAMPLINGS))]
+        steps = reversed(list(zip(self.encoder.convolutions, self.encoder.images[:-1], strict=True)))
+        if self.tied:
+            return [TiedConvolution(mirrored, image, self.upsample) for mirrored, image in steps]
+        return [layer(mirrored.out_channels, mirrored.in_channels, image) for mirrored, image in steps]
+
+    def configuration(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            "data_shape": list(self.data_shape),
+            "channels": list(self.channels),
+            "activation": self.activation,
+            "output": self.output,
+            "latent_activation": self.latent_activation,
+            "upsample": self.upsample,
             "tied": self.tied,
             "denoising": self.denoising,
         }

@@ -55,6 +55,59 @@ def with_activations(layers: Sequence[nn.Module], activation: str, last: str) ->
     return network
 
 
+class ConvolutionalEncoder(nn.Sequential):
+    """3 × 3 convolutions, each with an activation and a pooling that halves the image (rounded down).
+
+    Parameters
+    ----------
+    channels : sequence of int
+        From the data to the latents.
+    image : (height, width)
+        Of the data.
+    """
+
+    def __init__(self, channels: Sequence[int], image: tuple[int, int], activation: str, last: str) -> None:
+        super().__init__()
+        self.convolutions = tuple(nn.Conv2d(*pair, kernel_size=3, padding=1) for pair in pairwise(channels))
+        self.images = [tuple(size >> i for size in image) for i in range(len(channels))]
+        for i, convolution in enumerate(self.convolutions, 1):
+            self.append(convolution)
+            self.append(activation_of(last if i == len(self.convolutions) else activation))
+            self.append(nn.MaxPool2d(2))
+
+
+class Upsampled(nn.Sequential):
+    """Pixels repeated to `image`, then a 3 × 3 convolution (Odena et al. 2016: no checkerboards)."""
+
+    def __init__(self, inputs: int, outputs: int, image: tuple[int, int]) -> None:
+        super().__init__(nn.Upsample(size=image), nn.Conv2d(inputs, outputs, kernel_size=3, padding=1))
+
+
+class Transposed(nn.ConvTranspose2d):
+    """A 2 × 2 transposed convolution of stride 2 that makes `image`: odd sizes get a further row or column."""
+
+    def __init__(self, inputs: int, outputs: int, image: tuple[int, int]) -> None:
+        super().__init__(inputs, outputs, kernel_size=2, stride=2, output_padding=tuple(size % 2 for size in image))
+
+
+class TiedConvolution(nn.Module):
+    """The adjoint of a 3 × 3 convolution, with its weights: of stride 2, or after repeating pixels; makes `image`."""
+
+    def __init__(self, mirrored: nn.Conv2d, image: tuple[int, int], upsample: str) -> None:
+        super().__init__()
+        self._mirrored = (mirrored,)  # in a tuple: its parameters stay those of the encoder
+        self.bias = nn.Parameter(mirrored.weight.new_zeros(mirrored.in_channels))
+        self.image, self.repeat = image, upsample == "nearest"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, out_channels of the other, h, w) → (N, its in_channels, *image)."""
+        weight = self._mirrored[0].weight
+        if self.repeat:
+            return functional.conv_transpose2d(functional.interpolate(x, self.image), weight, self.bias, padding=1)
+        even = [1 - size % 2 for size in self.image]  # (h − 1) 2 − 2 even + 3 + even: 2 h, or 2 h + 1 if odd
+        return functional.conv_transpose2d(x, weight, self.bias, stride=2, padding=even, output_padding=even)
+
+
 class TiedLinear(nn.Module):
     """y = Wᵀ x + b, with the weight W of another layer."""
 
