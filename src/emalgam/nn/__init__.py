@@ -21,6 +21,7 @@ _LAZY: Final = {
     "ConvAutoencoder": "autoencoders",
     "Gaussian": "likelihoods",
     "LatentMixtureSampler": "latent",
+    "History": "training",
     "LatentModel": "model",
     "Likelihood": "likelihoods",
     "LinearAutoencoder": "autoencoders",
@@ -30,6 +31,7 @@ _LAZY: Final = {
     "as_dataset": "data",
     "as_loader": "data",
     "load_idx": "data",
+    "train": "training",
 }
 
 __all__ = [*_LAZY]
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
     from emalgam.nn.mixture_vae import MixtureVAE as MixtureVAE
     from emalgam.nn.model import LatentModel as LatentModel
     from emalgam.nn.models import MODELS as MODELS
+    from emalgam.nn.training import History as History
+    from emalgam.nn.training import train as train
     from emalgam.nn.vae import VAE as VAE
     from emalgam.nn.vae import Posterior as Posterior
 
