@@ -6,8 +6,7 @@ clustering" (VaDE). Equation numbers are those of arXiv:1611.05148.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from emalgam.mixture import Mixture
+from emalgam.nn.evaluation import evaluating
 from emalgam.nn.likelihoods import LOG_2_PI, Likelihood
 from emalgam.nn.vae import LOG_VARIANCES, VAE, Posterior
 from emalgam.validation import check_integer
@@ -64,7 +64,7 @@ class DiagonalMixturePrior(nn.Module):
         log_weights = np.log(np.maximum(mixture.weights, np.finfo(np.float64).tiny))
         values = (log_weights, mixture.means, np.log(mixture.covariances).clip(*LOG_VARIANCES))
         for parameter, value in zip((self.logits, self.means, self.log_variances), values, strict=True):
-            parameter.copy_(torch.from_numpy(np.ascontiguousarray(value)))
+            parameter.copy_(torch.tensor(value))
 
     def to_mixture(self) -> Mixture:
         """The prior as an `emalgam.Mixture` of covariance type "diag"."""
@@ -213,7 +213,7 @@ class MixtureVAE(VAE):
         from emalgam.estimator import GaussianMixture
 
         is_array = isinstance(source, np.ndarray | Tensor)
-        latents = torch.as_tensor(source) if is_array else torch.cat(list(self._encoded(source)))
+        latents = torch.as_tensor(source) if is_array else self._encoded(source)
         if latents.ndim != 2 or latents.shape[1:] != self.latent_shape:
             raise ValueError(
                 f"latents have shape {tuple(latents.shape)}; expected (N, {self.latent_shape[0]}): pass "
@@ -222,27 +222,13 @@ class MixtureVAE(VAE):
         model = GaussianMixture(self.n_components, covariance_type="diag", n_init=n_init, random_state=random_state)
         return model.fit(latents.detach().double().cpu().numpy()).mixture_
 
-    @torch.no_grad()
-    def _encoded(self, batches: Iterable[Any]) -> Iterator[Tensor]:
-        own = next(self.parameters())
-        with _evaluating(self):
-            for batch in batches:
-                x = batch[0] if isinstance(batch, tuple | list) else batch
-                yield self.encode(x.to(own.device)).cpu()
+    def _encoded(self, batches: Iterable[Any]) -> Tensor:
+        with evaluating(self) as device:
+            inputs = (batch[0] if isinstance(batch, tuple | list) else batch for batch in batches)
+            return torch.cat([self.encode(x.to(device)).cpu() for x in inputs])
 
 
 def _mixture_of(source: Any) -> Mixture | None:
     """A mixture, or that of a fitted estimator; None for anything else."""
     mixture = getattr(source, "mixture_", source)
     return mixture if isinstance(mixture, Mixture) else None
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """eval() inside, and what it was afterwards."""
-    was = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was)
