@@ -30,7 +30,11 @@ _LAZY: Final = {
     "VAE": "vae",
     "as_dataset": "data",
     "as_loader": "data",
+    "load_extra": "model_file",
     "load_idx": "data",
+    "load_model": "model_file",
+    "load_sampler": "model_file",
+    "save_model": "model_file",
     "train": "training",
 }
 
@@ -50,6 +54,10 @@ if TYPE_CHECKING:
     from emalgam.nn.likelihoods import Likelihood as Likelihood
     from emalgam.nn.mixture_vae import MixtureVAE as MixtureVAE
     from emalgam.nn.model import LatentModel as LatentModel
+    from emalgam.nn.model_file import load_extra as load_extra
+    from emalgam.nn.model_file import load_model as load_model
+    from emalgam.nn.model_file import load_sampler as load_sampler
+    from emalgam.nn.model_file import save_model as save_model
     from emalgam.nn.models import MODELS as MODELS
     from emalgam.nn.training import History as History
     from emalgam.nn.training import train as train

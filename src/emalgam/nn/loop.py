@@ -66,6 +66,7 @@ def _trainer(recorder: Recorder, settings: Settings, checkpoints: Checkpoints) -
         enable_progress_bar=len(callbacks) > 1,
         enable_model_summary=False,
         num_sanity_val_steps=0,
+        limit_val_batches=0 if recorder.module.data.validation is None else 1.0,
         log_every_n_steps=1,
         use_distributed_sampler=not isinstance(recorder.module.data.training, Indexed),  # ours knows of processes
         default_root_dir=settings.folder,
@@ -89,7 +90,7 @@ class Module(pl.LightningModule):
         return self._loader(self.data.training, _derived(self.settings.seed, ORDER))
 
     def val_dataloader(self) -> Any:
-        return [] if self.data.validation is None else self._loader(self.data.validation, None)
+        return self._loader(self.data.validation, None)
 
     def _loader(self, data: Any, seed: int | None) -> Any:
         if not isinstance(data, Indexed):

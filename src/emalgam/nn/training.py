@@ -142,18 +142,18 @@ class Data:
 
     training: Any
     validation: Any
-    checksums: tuple[int | None, int | None]
+    checksums: tuple[int | None, ...]
 
     @staticmethod
     def prepare(model: nn.Module, data: Any, validation: Any, seed: int) -> Data:
         """Data that the model takes; a fraction for validation is drawn from the training data, by the seed."""
-        parts = [_usable(data, model), None]
+        training, validating = _usable(data, model), None
         if isinstance(validation, float):
-            parts = list(_split(parts[0], validation, seed))
+            training, validating = _split(training, validation, seed)
         elif validation is not None:
-            parts[1] = _usable(validation, model)
-        training, validating = (check_data(part, model) if isinstance(part, Indexed) else None for part in parts)
-        return Data(*parts, (training, validating))
+            validating = _usable(validation, model)
+        checksums = (check_data(part, model) if isinstance(part, Indexed) else None for part in (training, validating))
+        return Data(training, validating, tuple(checksums))
 
     def described(self) -> dict[str, Any]:
         """How many rows and a checksum, as far as they are known beforehand."""
