@@ -305,7 +305,7 @@ class LatentStream:
         for x in as_loader(self.data, self.model, batch_size=self.rows_at_once, scale=self.scale):
             z = encode(self.model, x, rows_at_once=self.rows_at_once)
             z = z.reshape(len(z), -1)
-            check_finite(z, "the latents", first)
+            check_finite(z, "the array of latents", first)
             first += len(z)
             yield z
 
