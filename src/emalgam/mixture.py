@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -375,7 +376,8 @@ class Query:
 
     def __init__(self, mixture: Mixture, backend: str, data: Any, algorithm: str, n_threads: int | None) -> None:
         check_choice("algorithm", algorithm, ALGORITHMS)
-        self.kernels, self.data, self.n_threads = backends.kernels(backend), data, check_threads(n_threads)
+        self.backend, self.kernels = backend, backends.kernels(backend)
+        self.data, self.n_threads = data, check_threads(n_threads)
         self.covariance, self.frame = mixture.covariance, mixture.own_frame()
         self.components = mixture.components(self.frame)
         self.alive = mixture.weights > 0
@@ -388,6 +390,12 @@ class Query:
         self.lowest = -np.inf  # the log-density below which a row is evaluated again, directly
         if algorithm == "auto" and how.algorithm == "packed":
             self.lowest = float(self.constants.max()) - packed_reach(how, cancellation, D)
+
+    def of(self, data: Any, n_threads: int) -> Query:
+        """The same call on other data of this type on this device."""
+        other = copy(self)
+        other.data, other.n_threads = data, n_threads
+        return other
 
     def log_prob(self) -> Any:
         """log p of all rows, (N,) float64, where they lie."""

@@ -20,6 +20,7 @@ _LAZY: Final = {
     "ContinuousBernoulli": "likelihoods",
     "ConvAutoencoder": "autoencoders",
     "Gaussian": "likelihoods",
+    "GaussianMixturePrior": "prior",
     "LatentMixtureSampler": "latent",
     "History": "training",
     "LatentModel": "model",
@@ -30,10 +31,14 @@ _LAZY: Final = {
     "VAE": "vae",
     "as_dataset": "data",
     "as_loader": "data",
+    "kl_gaussian": "divergence",
+    "kl_to_mixture": "divergence",
     "load_extra": "model_file",
     "load_idx": "data",
     "load_model": "model_file",
     "load_sampler": "model_file",
+    "mixture_log_prob": "operators",
+    "mixture_responsibilities": "operators",
     "save_model": "model_file",
     "train": "training",
 }
@@ -47,6 +52,8 @@ if TYPE_CHECKING:
     from emalgam.nn.data import as_dataset as as_dataset
     from emalgam.nn.data import as_loader as as_loader
     from emalgam.nn.data import load_idx as load_idx
+    from emalgam.nn.divergence import kl_gaussian as kl_gaussian
+    from emalgam.nn.divergence import kl_to_mixture as kl_to_mixture
     from emalgam.nn.latent import LatentMixtureSampler as LatentMixtureSampler
     from emalgam.nn.likelihoods import Bernoulli as Bernoulli
     from emalgam.nn.likelihoods import ContinuousBernoulli as ContinuousBernoulli
@@ -59,6 +66,9 @@ if TYPE_CHECKING:
     from emalgam.nn.model_file import load_sampler as load_sampler
     from emalgam.nn.model_file import save_model as save_model
     from emalgam.nn.models import MODELS as MODELS
+    from emalgam.nn.operators import mixture_log_prob as mixture_log_prob
+    from emalgam.nn.operators import mixture_responsibilities as mixture_responsibilities
+    from emalgam.nn.prior import GaussianMixturePrior as GaussianMixturePrior
     from emalgam.nn.training import History as History
     from emalgam.nn.training import train as train
     from emalgam.nn.vae import VAE as VAE

@@ -1,13 +1,13 @@
 """The backward passes of `emalgam.nn.operators`: gradients of log-densities and responsibilities as packed algebra.
 
-A loss depends on the logits L_nk = log w_k N(x_n; μ_k, Σ_k) = ⟨η_k, φ(x_n)⟩ through coefficients a_nk = ∂ loss / ∂ L_nk:
+A loss depends on the logits L_nk = log w_k N(x_n; μ_k, Σ_k) = ⟨η_k, φ(x_n)⟩ with coefficients a_nk = ∂ loss / ∂ L_nk:
 g_n r_nk for a log-density with the gradient g, r_nk (G_nk − Σ_j G_nj r_nj) for responsibilities with the gradient G. So
 
     ∂ loss / ∂ η_k = Σ_n a_nk φ(x_n)        the statistics of an M-step: `em_statistics` with the weights g
     ∂ loss / ∂ x_n = J_φ(x_n)ᵀ Σ_k a_nk η_k = Σ_k a_nk Λ_k (μ_k − x_n)
 
-and the statistics about the means, M_k = Σ_n a_nk (1, x − μ_k, (x − μ_k)(x − μ_k)ᵀ), give the gradients in w, μ and L by
-the chain rule. Nothing of size (N, K, D) exists; what is of size (N, K) exists a block of rows at a time. Where
+and the statistics about the means, M_k = Σ_n a_nk (1, x − μ_k, (x − μ_k)(x − μ_k)ᵀ), give the gradients in w, μ and L
+by the chain rule. Nothing of size (N, K, D) exists; what is of size (N, K) exists a block of rows at a time. Where
 `emalgam.guard` says that packed products would cancel, each component's differences are formed first.
 
 Letters: N rows, D features, K components, F packed statistics. NumPy arrays on the CPU, tensors on a GPU.
@@ -15,6 +15,7 @@ Letters: N rows, D features, K components, F packed statistics. NumPy arrays on 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,6 +35,7 @@ from emalgam_kernels.blocks import for_each_block, sum_over_blocks
 
 ELEMENTS_OF_A_BLOCK: Final = 2**18  # of the largest array, (rows, D, D) or (rows, K): 2 MB, which a second cache holds
 ELEMENTS_ON_A_GPU: Final = 2**26
+LARGEST_KEPT: Final = 2**18  # elements of L: what takes longer to prepare takes much longer to evaluate
 LARGEST_LOG: Final = float(np.log(np.finfo(np.float64).max))
 FULL: Final = COVARIANCES["full"]
 
@@ -49,7 +51,9 @@ class ParameterGradients(NamedTuple):
 class Form(Protocol):
     """A way to pull coefficients back through the logits."""
 
-    dtype: str
+    @property
+    def dtype(self) -> str:
+        """The type that rows and coefficients come in."""
 
     def input_gradient(self, a: Any, z: Any) -> Any:
         """Σ_k a_nk ∂ L_nk / ∂ z_n, (n, D), for coefficients (n, K) and rows (n, D) in the frame."""
@@ -119,6 +123,65 @@ class CentralMoments:
         return CentralMoments(self.mass + other.mass, self.first + other.first, self.second + other.second)
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What depends on the parameters alone: `weights` (K,), `means` (K, D), `lower` L_k (K, D, D), float64 on the host.
+
+    `query` holds the mixture of the normalised weights in its frame, for data of a type on a device, but no data.
+    """
+
+    weights: np.ndarray
+    means: np.ndarray
+    lower: np.ndarray
+    query: Query
+
+    @classmethod
+    @np.errstate(all="ignore")
+    def of(cls, weights: np.ndarray, means: np.ndarray, lower: np.ndarray, none: Any) -> Prepared:
+        """Prepared for data like `none`, which has no rows."""
+        D = means.shape[1]
+        factors = np.ascontiguousarray(invert_triangular(lower).swapaxes(1, 2))
+        components = Components(weights / weights.sum(), means, lower @ lower.swapaxes(1, 2), factors)
+        mixture = Mixture.from_components(components, Frame(np.zeros(D), np.ones(D)), FULL)
+        return cls(weights, means, lower, Query(mixture, backends.resolve("auto", none), none, "auto", 1))
+
+    def serves(self, weights: np.ndarray, means: np.ndarray, lower: np.ndarray, none: Any) -> bool:
+        """Whether these are its parameters, and its kind of data and backend."""
+        ours, query = (self.weights, self.means, self.lower), self.query
+        return (
+            query.backend == backends.resolve("auto", none)
+            and (query.data.dtype, query.data.device) == (none.dtype, none.device)
+            and all(np.array_equal(own, given) for own, given in zip(ours, (weights, means, lower), strict=True))
+        )
+
+    @cached_property
+    def log_total(self) -> float:
+        """log Σ_k w_k."""
+        with np.errstate(all="ignore"):
+            return float(np.log(self.weights.sum()))
+
+    @cached_property
+    def precisions(self) -> np.ndarray:
+        """Λ_k in the frame, (K, D, D)."""
+        P = self.query.components.precisions_cholesky
+        return P @ P.swapaxes(1, 2)
+
+
+# A training step evaluates the same parameters forwards and backwards.
+_recent: deque[Prepared] = deque(maxlen=4)
+
+
+def _prepare(weights: np.ndarray, means: np.ndarray, lower: np.ndarray, none: Any) -> Prepared:
+    """One of the last few, or a new one."""
+    for prepared in tuple(_recent):
+        if prepared.serves(weights, means, lower, none):
+            return prepared
+    prepared = Prepared.of(weights, means, lower, none)
+    if lower.size <= LARGEST_KEPT:
+        _recent.append(prepared)
+    return prepared
+
+
 class Evaluation:
     """A mixture Σ_k w_k N(μ_k, L_k L_kᵀ) at rows x: its values and what they pull back.
 
@@ -132,17 +195,14 @@ class Evaluation:
         Threads of the CPU; no result depends on it.
     """
 
-    @np.errstate(all="ignore")
     def __init__(self, x: Any, weights: Any, means: Any, scale_tril: Any, n_threads: int) -> None:
-        self.n_threads = n_threads
         self.weights, mu, lower = (to_host(each).astype(np.float64) for each in (weights, means, scale_tril))
-        self.total, lower = self.weights.sum(), np.tril(lower)
-        factors = np.ascontiguousarray(invert_triangular(lower).swapaxes(1, 2))
-        components = Components(self.weights / self.total, mu, lower @ lower.swapaxes(1, 2), factors)
-        D = mu.shape[1]
-        mixture = Mixture.from_components(components, Frame(np.zeros(D), np.ones(D)), FULL)
-        self.data, backend = arrays.read(x), backends.resolve("auto", x)
-        self.query = Query(mixture, backend, self.data, "auto", n_threads)
+        self.data, self.n_threads = arrays.read(x), n_threads
+        self.prepared = _prepare(
+            self.weights, mu, np.tril(lower), arrays.empty((0, mu.shape[1]), arrays.tile_dtype(x), self.data)
+        )
+        self.log_total = self.prepared.log_total
+        self.query = self.prepared.query.of(self.data, n_threads)
         self.components, self.frame = self.query.components, self.query.frame
         self.direct = isinstance(self.query.parameters, Direct)
 
@@ -151,7 +211,7 @@ class Evaluation:
     @np.errstate(all="ignore")
     def log_prob(self) -> Any:
         """log p(x_n), (N,) float64."""
-        return self.query.log_prob() + np.log(self.total)
+        return self.query.log_prob() + self.log_total
 
     @np.errstate(all="ignore")
     def responsibilities(self) -> Any:
@@ -174,9 +234,9 @@ class Evaluation:
 
     @np.errstate(all="ignore")
     def parameter_gradients(self, gradient: Any, log_prob: Any) -> ParameterGradients:
-        """Gradients in w, μ and L for g (N,): a pass of `em_statistics`, and another one over rows that are far away."""
+        """Gradients in w, μ and L for g (N,): a pass of `em_statistics`, and another one of rows that are far away."""
         g, log_p = as_float64(arrays.read(gradient)), as_float64(arrays.read(log_prob))
-        far = self.query.beyond_reach(log_p - np.log(self.total))
+        far = self.query.beyond_reach(log_p - self.log_total)
         moments = self._moments(self.data, namespace(g).where(far, 0.0, g), self.query.parameters)
         if bool(far.any()):
             rows = where_true(far)
@@ -200,7 +260,7 @@ class Evaluation:
             slope = as_float64(G[rows] - (G[rows] * r).sum(axis=1)[:, None])
             form.add_statistics(r * slope, self._pull_back(form, r * slope, rows, out), statistics)
             for k in self.absent:
-                ratio = self._ratio(k, self.data[rows], log_p + np.log(self.total))
+                ratio = self._ratio(k, self.data[rows], log_p + self.log_total)
                 of_absent[k] += (slope[:, k] * ratio).sum()
 
         sums = np.empty((len(self.weights), self.query.parameters.n_statistics + 1))
@@ -212,13 +272,12 @@ class Evaluation:
     # ---- parts
 
     def _form(self, dtype: str) -> Form:
-        P = self.components.precisions_cholesky
-        precisions = P @ P.swapaxes(1, 2)
+        precisions = self.prepared.precisions
         if self.direct:
             return DirectForm(beside(self.components.means, self.data), beside(precisions, self.data))
         linear = (precisions @ self.components.means[:, :, None])[:, :, 0]
         flat = precisions.reshape(len(precisions), -1)
-        return PackedForm(*(beside(each.astype(dtype), self.data) for each in (flat, linear)), dtype)
+        return PackedForm(beside(flat.astype(dtype), self.data), beside(linear.astype(dtype), self.data), dtype)
 
     def _pull_back(self, form: Form, a: Any, rows: slice, out: Any) -> Any:
         """out ← Σ_k a_nk ∂ L_nk / ∂ x_n for some rows; returns their z in the form's type."""
@@ -238,12 +297,11 @@ class Evaluation:
     def _chain(self, moments: CentralMoments) -> ParameterGradients:
         """The gradients in w, μ and L, in the data's units."""
         P, scale = self.components.precisions_cholesky, self.frame.scale
-        transposed = P.swapaxes(1, 2)
         # ∂ L_nk / ∂ μ_k = Λ_k (z − μ_k)
-        means = (P @ (transposed @ moments.first[:, :, None]))[:, :, 0]
+        means = (self.prepared.precisions @ moments.first[:, :, None])[:, :, 0]
         # ∂ L_nk / ∂ L_k = the lower triangle of L_k⁻ᵀ (y yᵀ − I), with y = L_k⁻¹ (z − μ_k) and L_k⁻ᵀ = P_k
         identity = np.eye(P.shape[1]) * moments.mass[:, None, None]
-        lower = np.tril(P @ (transposed @ moments.second @ P - identity))
+        lower = np.tril(P @ (P.swapaxes(1, 2) @ moments.second @ P - identity))
         # ∂ L_nk / ∂ w_k = 1 / w_k
         return ParameterGradients(moments.mass / self.weights, means * scale, lower * scale[:, None])
 

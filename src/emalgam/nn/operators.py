@@ -2,8 +2,8 @@
 
 ``emalgam::mixture_log_prob`` and ``emalgam::mixture_responsibilities`` run the kernels of `emalgam.backends` on the
 tensors' own memory, on the CPU with torch's number of threads and on a GPU on the caller's stream. They have first
-derivatives in x, weights, means and Cholesky factors (`emalgam.nn.gradients`), no second ones; `torch.compile` takes them
-as they are; under autocast they compute in float32.
+derivatives in x, weights, means and Cholesky factors (`emalgam.nn.gradients`), no second ones; `torch.compile` takes
+them as they are; under autocast they compute in float32.
 
 On a GPU the parameters are brought to the host, where their factors are inverted: one wait for the device in each
 call. That path is checked in Numba's simulator; it has not yet run on a GPU.
@@ -206,7 +206,8 @@ for _device in ("cpu", "cuda"):
 
 def _evaluation(x: Tensor, weights: Tensor, means: Tensor, scale_tril: Tensor) -> Evaluation:
     _check(x, weights, means, scale_tril)
-    return Evaluation(*(each.detach() for each in (x, weights, means, scale_tril)), torch.get_num_threads())
+    parameters = weights.detach(), means.detach(), scale_tril.detach()
+    return Evaluation(x.detach(), *parameters, n_threads=torch.get_num_threads())
 
 
 def _check(x: Tensor, weights: Tensor, means: Tensor, scale_tril: Tensor) -> None:
@@ -215,12 +216,14 @@ def _check(x: Tensor, weights: Tensor, means: Tensor, scale_tril: Tensor) -> Non
     for name, each in given.items():
         if each.dtype not in DTYPES:
             raise TypeError(
-                f"{name} has dtype {each.dtype}; expected float32 or float64: call {name}.float(), or use torch.autocast"
+                f"{name} has dtype {each.dtype}; expected float32 or float64: {name}.float(), or torch.autocast"
             )
         if each.dtype != x.dtype:
             raise TypeError(f"x has dtype {x.dtype} but {name} {each.dtype}; expected one type: {name}.to(x.dtype)")
         if each.device != x.device:
-            raise ValueError(f"x is on {x.device} but {name} on {each.device}; expected one device: {name}.to(x.device)")
+            raise ValueError(
+                f"x is on {x.device} but {name} on {each.device}; expected one device: {name}.to(x.device)"
+            )
     K, D = weights.shape[-1] if weights.ndim else 0, x.shape[-1]
     for name, shape in {"weights": (K,), "means": (K, D), "scale_tril": (K, D, D)}.items():
         if tuple(given[name].shape) != shape or 0 in shape:
