@@ -28,6 +28,7 @@ from emalgam.tables import DEFLATE_RATIO, reading
 IDX_TYPES: Final = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 GZIP_MAGIC: Final = b"\x1f\x8b"
 MOST_AXES: Final = 16
+PIECE_BYTES: Final = 2**20
 ROWS_AT_ONCE: Final = 1024
 NUMBERS_AT_ONCE: Final = 2**22
 
@@ -94,7 +95,9 @@ def _read_idx(file: Any, most_bytes: int) -> np.ndarray:
     wanted, held = math.prod(shape) * dtype.itemsize, most_bytes - 4 - 4 * n_axes
     if wanted > held:
         raise ValueError(f"shape {shape} of {dtype.name} does not fit in {held} bytes of data (cut short, forged?)")
-    content = file.read(wanted)
+    content = bytearray()  # grows with what is there: read(wanted) would take memory for all that is wanted
+    while len(content) < wanted and (piece := file.read(min(PIECE_BYTES, wanted - len(content)))):
+        content += piece
     if len(content) < wanted:
         raise ValueError(f"data has {len(content)} bytes, expected {wanted} for shape {shape} (cut short)")
     if file.read(1):
