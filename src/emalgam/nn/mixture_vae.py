@@ -17,7 +17,7 @@ from emalgam.mixture import Mixture
 from emalgam.nn.evaluation import evaluating
 from emalgam.nn.likelihoods import LOG_2_PI, Likelihood
 from emalgam.nn.vae import LOG_VARIANCES, VAE, Posterior
-from emalgam.validation import check_integer
+from emalgam.validation import check_integer, check_number
 
 
 class DiagonalMixturePrior(nn.Module):
@@ -181,8 +181,13 @@ class MixtureVAE(VAE):
         reconstruction = self.likelihood.log_density(x, self.output(z)).mean()
         return {"loss": -reconstruction, "reconstruction": reconstruction}
 
-    def initialize_prior(self, source: Any, *, random_state: Any = None, n_init: int = 5) -> MixtureVAE:
+    def initialize_prior(
+        self, source: Any, *, random_state: Any = None, n_init: int = 5, posterior_variance: float | None = 0.1
+    ) -> MixtureVAE:
         """Put a mixture fitted to latents in place of the prior, as Jiang et al. (2017), section 4.2, do.
+
+        Pre-training says nothing about σ² of q(z | x). As it is in a new model, near 1 whatever the scale of the
+        latents, it can be larger than the distance of clusters, and then training begins by losing them: so it is set.
 
         Parameters
         ----------
@@ -191,6 +196,9 @@ class MixtureVAE(VAE):
             on the model's device.
         random_state, n_init
             As for `emalgam.GaussianMixture`, if one is fitted.
+        posterior_variance : float or None
+            What σ² of q(z | x) begins with for every x, as a share of the components' mean variance; None leaves the
+            encoder as it is.
 
         Raises
         ------
@@ -207,7 +215,17 @@ class MixtureVAE(VAE):
                 f"{mixture.covariance_type!r}; expected {expected} and 'diag'"
             )
         self.prior.set(mixture)
+        if posterior_variance is not None:
+            self._set_posterior_variance(check_number("posterior_variance", posterior_variance), mixture)
         return self
+
+    @torch.no_grad()
+    def _set_posterior_variance(self, share: float, mixture: Mixture) -> None:
+        """σ²_j = share · Σ_c π_c σ²_cj for every x: the part of the encoder's last layer that makes log σ²."""
+        last, n_latent = self.encoder[-2], self.latent_shape[0]
+        variance = torch.tensor(mixture.weights @ mixture.covariances)
+        last.weight[n_latent:] = 0.0
+        last.bias[n_latent:] = (share * variance).log().clamp(*LOG_VARIANCES)
 
     def _fit(self, source: Any, random_state: Any, n_init: int) -> Mixture:
         from emalgam.estimator import GaussianMixture
@@ -229,6 +247,8 @@ class MixtureVAE(VAE):
 
 
 def _mixture_of(source: Any) -> Mixture | None:
-    """A mixture, or that of a fitted estimator; None for anything else."""
+    """A mixture, or that of a fitted estimator; None for anything else. ValueError for one that is not fitted."""
     mixture = getattr(source, "mixture_", source)
+    if hasattr(mixture, "fit"):
+        raise ValueError(f"the {type(source).__name__} is not fitted; call its fit first, or pass latents")
     return mixture if isinstance(mixture, Mixture) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mpmath
 import numpy as np
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 DIGITS = 400  # exp(h) − 1 for h down to 1e-30 and up to 1e4, without a thought
 
@@ -59,15 +59,14 @@ def vade_bound(
 
 def mixture_log_prob(z: np.ndarray, weights: np.ndarray, means: np.ndarray, variances: np.ndarray) -> np.ndarray:
     """log Σ_c π_c N(z; μ_c, diag σ_c²) of rows."""
-    logs = [np.log(w) + stats.norm.logpdf(z, m, np.sqrt(v)).sum(1) for w, m, v in zip(weights, means, variances)]
+    prior = zip(weights, means, variances, strict=True)
+    logs = [np.log(w) + stats.norm.logpdf(z, mean, np.sqrt(variance)).sum(1) for w, mean, variance in prior]
     return np.asarray(special.logsumexp(logs, axis=0))
 
 
 def clustering_accuracy(labels: np.ndarray, truth: np.ndarray) -> float:
     """The share of rows that are right under the best matching of clusters with classes (Jiang et al., eq. 17)."""
-    from scipy.optimize import linear_sum_assignment
-
     together = np.zeros((labels.max() + 1, truth.max() + 1))
     np.add.at(together, (labels, truth), 1)
-    rows, columns = linear_sum_assignment(-together)
+    rows, columns = optimize.linear_sum_assignment(-together)
     return float(together[rows, columns].sum() / len(truth))
