@@ -103,7 +103,7 @@ class Gaussian(Likelihood):
             raise ValueError(f"variance is {variance!r}; expected a finite number > 0")
         self.initial_variance, self.learned = float(variance), learned
         log_variance = math.log(variance)
-        self.log_variance = nn.Parameter(torch.tensor(log_variance)) if learned else log_variance
+        self.log_variance: Any = nn.Parameter(torch.tensor(log_variance)) if learned else log_variance
 
     def configuration(self) -> dict[str, Any]:
         """Name, the variance at the start, and whether it is learnt."""
