@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INCHES_OF_AN_IMAGE: Final = 0.7
+INCHES_OF_A_SHEET: Final = 9  # at most, if that leaves the images large enough
 PIXELS_OF_A_GAP: Final = 14  # of an image, for one pixel of a gap
 
 
@@ -189,14 +190,15 @@ def as_images(name: str, x: Any, shape: tuple[int, ...] | None = None) -> np.nda
     return array
 
 
-def draw_sheet(images: np.ndarray, n_columns: int, ax: Axes | None, look: Look, gap: int | None = None) -> Axes:
+def draw_sheet(images: np.ndarray, n_columns: int, ax: Axes | None, look: Look) -> Axes:
     """Images in rows of `n_columns`, each image one unit wide and high: the first has its centre at (0, 0)."""
     H, W = images.shape[1:3]
-    gap = max(max(H, W) // PIXELS_OF_A_GAP, 1) if gap is None else gap
+    gap = max(max(H, W) // PIXELS_OF_A_GAP, 1)
     n_rows = -(-len(images) // n_columns)
     sheet = _sheet(images, n_rows, n_columns, gap)
     if ax is None:
-        size = (1 + n_columns * INCHES_OF_AN_IMAGE, 0.5 + n_rows * INCHES_OF_AN_IMAGE * H / W)
+        inches = max(min(INCHES_OF_AN_IMAGE, INCHES_OF_A_SHEET / max(n_columns, n_rows)), INCHES_OF_AN_IMAGE / 3)
+        size = (1 + n_columns * inches, 0.5 + n_rows * inches * H / W)
         ax = pyplot_module().subplots(figsize=size, layout="constrained")[1]
     # Half a gap is missing around the sheet.
     across, down = 0.5 * gap / (W + gap), 0.5 * gap / (H + gap)

@@ -159,7 +159,7 @@ def manifold_grid(
     across, up = (middle[axis] + spread[axis] * steps for axis in chosen)
     z[:, :, chosen[0]], z[:, :, chosen[1]] = across, up[::-1, None]  # the first row of a sheet is on top
     images = as_images("decode(z)", decode(model, z.reshape(n * n, *model.latent_shape)), shape)
-    ax = draw_sheet(images, n, ax, Look(shape, value_limits, cmap).within(images), gap=0)
+    ax = draw_sheet(images, n, ax, Look(shape, value_limits, cmap).within(images))
     _scale_of_axes(ax, across, up[::-1], chosen)
     return ax
 

@@ -172,13 +172,13 @@ def test_the_manifold_is_decoded_over_quantiles() -> None:
     center, scale = np.array([1.0, 2.0, 3.0]), np.array([0.5, 2.0, 1.0])
     ax = plot.manifold_grid(Decoding(), n=5, limits=(0.1, 0.9), axes=(2, 0), center=center, scale=scale)
     sheet = sheet_of(ax)
-    assert sheet.shape == (10, 10)
+    assert sheet.shape == (14, 14)
     quantiles = [NormalDist().inv_cdf(u) for u in (0.1, 0.3, 0.5, 0.7, 0.9)]
     for row in range(5):
         for column in range(5):
             across, up = 3.0 + quantiles[column], 1.0 + 0.5 * quantiles[4 - row]
             expected = up + 10 * 2.0 + 100 * across + np.arange(4).reshape(2, 2) / 1000
-            np.testing.assert_allclose(cell(sheet, row, column, 2, 0), expected, rtol=1e-12)
+            np.testing.assert_allclose(cell(sheet, row, column, 2, 1), expected, rtol=1e-12)
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("latent 2", "latent 0")
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1.7", "2.5", "3", "3.5", "4.3"]
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["1.6", "1.3", "1", "0.74", "0.36"]
