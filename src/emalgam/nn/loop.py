@@ -29,7 +29,7 @@ from emalgam.nn.training import LOSSES, VALIDATION, Data, History, Settings, che
 
 FORMAT: Final = "emalgam.training"
 FORMAT_VERSION: Final = 1
-PARTS: Final = ("state_dict", "optimizer_states", "loops", "callbacks")
+PARTS: Final = {"state_dict": dict, "optimizer_states": list, "loops": dict, "callbacks": dict}
 ORDER, TRAINING_NOISE, VALIDATION_NOISE = range(3)
 
 
@@ -44,6 +44,10 @@ def run(model: nn.Module, data: Data, settings: Settings, identity: Mapping[str,
         with _quietly(), _own_random_numbers(), _deterministic(), _interruptible():
             trainer = _trainer(recorder, settings, Checkpoints(identity, module))
             trainer.fit(module, ckpt_path=path, weights_only=True)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if path is None or module.restored or isinstance(error, ModelFileError):
+            raise
+        raise ModelFileError(f"{path}: holds no state to go on from ({error!r}; forged?)") from error
     finally:
         model.to(device).eval()
     recorder.restore_best(model)
@@ -54,10 +58,11 @@ def _trainer(recorder: Recorder, settings: Settings, checkpoints: Checkpoints) -
     callbacks: list[Any] = [recorder]
     if settings.progress and Console(stderr=True).is_terminal:
         callbacks.append(RichProgressBar(leave=True, console_kwargs={"stderr": True}))
-    one = settings.devices in ("auto", "cpu")
+    one = settings.devices in ("auto", "cpu", 1)
     return pl.Trainer(
         accelerator="cpu" if settings.devices == "cpu" else "auto",
         devices=1 if one else settings.devices,
+        strategy="auto" if one else "ddp_find_unused_parameters_true",  # a pre-training uses some of them
         precision=settings.precision,
         max_epochs=settings.epochs,
         logger=list(settings.loggers) or False,
@@ -81,12 +86,14 @@ class Module(pl.LightningModule):
         self.model, self.data, self.settings = model, data, settings
         self.takes_generator = "generator" in inspect.signature(model.losses).parameters
         self.training_means, self.validation_means = Means(), Means()
+        self.restored = False
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         weights = [weight for weight in self.model.parameters() if weight.requires_grad]
         return torch.optim.Adam(weights, lr=self.settings.learning_rate)
 
     def train_dataloader(self) -> Any:
+        self.restored = True  # lightning asks for data when it has loaded the checkpoint
         return self._loader(self.data.training, _derived(self.settings.seed, ORDER))
 
     def val_dataloader(self) -> Any:
@@ -143,8 +150,8 @@ class Module(pl.LightningModule):
         }
         self.means = found
         shown = {name: value for name, value in found.items() if name in ("loss", VALIDATION + "loss")}
-        self.log_dict(shown, prog_bar=True)
-        self.log_dict({name: value for name, value in found.items() if name not in shown})
+        self.log_dict(shown, prog_bar=True, sync_dist=True)
+        self.log_dict({name: value for name, value in found.items() if name not in shown}, sync_dist=True)
 
 
 class Means:
@@ -224,7 +231,8 @@ class Recorder(Checkpoint):
         return {"losses": self.losses, "best_weights": self.best_weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.losses, self.best_weights = state_dict["losses"], state_dict["best_weights"]
+        self.losses = {name: values.tolist() for name, values in History(state_dict["losses"]).items()}
+        self.best_weights = state_dict["best_weights"]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After a checkpoint was loaded: the table may be older than it, and the training may have stopped."""
@@ -270,12 +278,16 @@ class Checkpoints(CheckpointIO):
         if about.get("format_version") != FORMAT_VERSION:
             fail(path, "format_version", f"is {about.get('format_version')!r}; expected {FORMAT_VERSION}")
         check_identity(path, about.get("identity"), self.identity)
-        for part in PARTS:
-            if part not in checkpoint:
-                fail(path, part, "is missing")
+        for part, kind in PARTS.items():
+            if not isinstance(checkpoint.get(part), kind):
+                fail(path, part, f"is {type(checkpoint.get(part)).__name__}, expected a {kind.__name__}")
+        if len(checkpoint["optimizer_states"]) != 1:
+            fail(path, "optimizer_states", f"has {len(checkpoint['optimizer_states'])} entries, expected 1")
+        if Recorder.__qualname__ not in checkpoint["callbacks"]:
+            fail(path, "callbacks", f"has no {Recorder.__qualname__!r}")
         expected = {name: tuple(weight.shape) for name, weight in self.module.state_dict().items()}
         found = {name: tuple(getattr(weight, "shape", ())) for name, weight in checkpoint["state_dict"].items()}
-        for name in expected | found:
+        for name in dict.fromkeys((*expected, *found)):
             if expected.get(name) != found.get(name):
                 fail(path, name, f"has shape {found.get(name)}, the model's has {expected.get(name)}")
 

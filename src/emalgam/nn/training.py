@@ -231,7 +231,8 @@ def train(
         Stop when the validation loss has not fallen for so many epochs; the model then has the weights of its best
         epoch, also if it never comes to that.
     precision : str
-        lightning's: "32", "64", "bf16-mixed", "16-mixed", ... "32" leaves a float64 model as it is.
+        lightning's: "32", "bf16-mixed", "16-mixed", ... "32" leaves a float64 model as it is; "64" and "bf16-true" turn
+        the model into one of that dtype, which it stays.
     devices : "auto", "cpu", int or list of int
         "auto" is one device: a GPU if there is one. Several are lightning's, which runs the calling script once for
         each (distributed data parallel): write it with ``if __name__ == "__main__"``.
@@ -317,8 +318,8 @@ def _identity(model: nn.Module, data: Data, settings: Settings) -> dict[str, Any
     identity = {
         "model": type(model).__qualname__,
         "configuration": configuration,
-        **data.described(),
         **{name: getattr(settings, name) for name in ("batch_size", "learning_rate", "seed", "precision")},
+        **data.described(),
     }
     return json.loads(json.dumps(identity))
 
