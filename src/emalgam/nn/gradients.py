@@ -164,7 +164,8 @@ class Prepared:
     def precisions(self) -> np.ndarray:
         """Λ_k in the frame, (K, D, D)."""
         P = self.query.components.precisions_cholesky
-        return P @ P.swapaxes(1, 2)
+        with np.errstate(all="ignore"):
+            return P @ P.swapaxes(1, 2)
 
 
 # A training step evaluates the same parameters forwards and backwards.
@@ -190,16 +191,20 @@ class Evaluation:
     x : (N, D) float32 or float64 tensor
         Read where it lies.
     weights, means, scale_tril : (K,), (K, D), (K, D, D) tensors
-        Weights need not sum to one. Of L_k the lower triangle is read. NaN, and matrices that are singular, give NaN.
+        Weights need not sum to one. Of L_k the lower triangle is read. NaN, negative weights and diagonals that are not
+        positive give NaN.
     n_threads : int
         Threads of the CPU; no result depends on it.
     """
 
     def __init__(self, x: Any, weights: Any, means: Any, scale_tril: Any, n_threads: int) -> None:
-        self.weights, mu, lower = (to_host(each).astype(np.float64) for each in (weights, means, scale_tril))
+        w, mu, lower = (to_host(each).astype(np.float64) for each in (weights, means, scale_tril))
+        self.weights, lower = np.where(w < 0, np.nan, w), np.tril(lower)
+        diagonal = np.einsum("kdd->kd", lower)
+        diagonal[~(diagonal > 0)] = np.nan
         self.data, self.n_threads = arrays.read(x), n_threads
         self.prepared = _prepare(
-            self.weights, mu, np.tril(lower), arrays.empty((0, mu.shape[1]), arrays.tile_dtype(x), self.data)
+            self.weights, mu, lower, arrays.empty((0, mu.shape[1]), arrays.tile_dtype(x), self.data)
         )
         self.log_total = self.prepared.log_total
         self.query = self.prepared.query.of(self.data, n_threads)
@@ -220,6 +225,7 @@ class Evaluation:
 
     # ---- gradients of Σ_n g_n log p(x_n)
 
+    @np.errstate(all="ignore")
     def input_gradient(self, gradient: Any) -> Any:
         """−g_n Σ_k r_nk Λ_k (x_n − μ_k), (N, D) in the type of x, for g (N,)."""
         out = arrays.empty(tuple(self.data.shape), arrays.tile_dtype(self.data), self.data)
@@ -249,6 +255,7 @@ class Evaluation:
 
     # ---- gradients of Σ_nk G_nk r_nk
 
+    @np.errstate(all="ignore")
     def responsibility_gradients(self, gradient: Any) -> tuple[Any, ParameterGradients]:
         """Gradients in x (N, D) and in the parameters for G (N, K)."""
         out = arrays.empty(tuple(self.data.shape), arrays.tile_dtype(self.data), self.data)

@@ -41,7 +41,8 @@ def mixture_log_prob(x: Tensor, weights: Tensor, means: Tensor, scale_tril: Tens
     Returns
     -------
     (...) of the type of x
-        In nats, as accurate as `emalgam.Mixture.log_prob`. NaN where a number given is NaN or a factor singular.
+        In nats, as accurate as `emalgam.Mixture.log_prob`. NaN if a number is NaN, a weight negative or the diagonal of
+        a factor not positive.
 
     Raises
     ------
