@@ -50,6 +50,8 @@ def run(model: nn.Module, data: Data, settings: Settings, identity: Mapping[str,
         raise ModelFileError(f"{path}: holds no state to go on from ({error!r}; forged?)") from error
     finally:
         model.to(device).eval()
+    if recorder.history.epochs == 0:
+        raise ValueError("the loader gave no batches; expected at least one")
     recorder.restore_best(model)
     return recorder.history
 
@@ -103,6 +105,8 @@ class Module(pl.LightningModule):
         if not isinstance(data, Indexed):
             return data
         rank, processes = self.trainer.global_rank, self.trainer.world_size
+        if not isinstance(self.data.training, Indexed):  # lightning shares all rows among processes then, see _trainer
+            rank, processes = 0, 1
         return loader_of(data, Batches(len(data), self.settings.batch_size, seed, rank, processes))
 
     def on_train_epoch_start(self) -> None:
@@ -145,9 +149,9 @@ class Module(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Means over all devices, for the recorder, loggers and the progress bar."""
-        found = self.training_means.take(self) | {
-            VALIDATION + name: value for name, value in self.validation_means.take(self).items()
-        }
+        found = self.training_means.take(self)
+        if self.data.validation is not None:
+            found |= {VALIDATION + name: value for name, value in self.validation_means.take(self).items()}
         self.means = found
         shown = {name: value for name, value in found.items() if name in ("loss", VALIDATION + "loss")}
         self.log_dict(shown, prog_bar=True, sync_dist=True)
@@ -172,6 +176,8 @@ class Means:
         if module.trainer.world_size > 1:
             totals = module.trainer.strategy.reduce(totals.to(module.device), reduce_op="sum").cpu()
         *sums, rows = totals.tolist()
+        if rows == 0:
+            raise ValueError("a loader gave no batches; expected at least one in each epoch")
         names = list(self.sums)
         self.sums, self.rows = {}, 0
         return {name: total / rows for name, total in zip(names, sums, strict=True)}
@@ -320,6 +326,8 @@ def _quietly() -> Iterator[None]:
         with warnings.catch_warnings():
             # rows come from memory by the batch: worker processes would slow that down
             warnings.filterwarnings("ignore", message=r".*does not have many workers")
+            # `run` and `Means.take` raise an error then
+            warnings.filterwarnings("ignore", message=r"Total length of .* across ranks is zero")
             # lightning's own use of torch 2.13
             warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
             yield

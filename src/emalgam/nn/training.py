@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import numpy as np
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from emalgam.files import replacing
 from emalgam.model_file import ModelFileError, fail
@@ -145,13 +146,13 @@ class Data:
     checksums: tuple[int | None, ...]
 
     @staticmethod
-    def prepare(model: nn.Module, data: Any, validation: Any, seed: int) -> Data:
+    def prepare(model: nn.Module, data: Any, validation: Any, settings: Settings) -> Data:
         """Data that the model takes; a fraction for validation is drawn from the training data, by the seed."""
-        training, validating = _usable(data, model), None
+        training, validating = _usable(data, model, settings), None
         if isinstance(validation, float):
-            training, validating = _split(training, validation, seed)
+            training, validating = _split(training, validation, settings.seed)
         elif validation is not None:
-            validating = _usable(validation, model)
+            validating = _usable(validation, model, settings)
         checksums = (check_data(part, model) if isinstance(part, Indexed) else None for part in (training, validating))
         return Data(training, validating, tuple(checksums))
 
@@ -161,7 +162,12 @@ class Data:
         return {"rows": rows[0], "checksum": self.checksums[0], "validation": [rows[1], self.checksums[1]]}
 
 
-def _usable(data: Any, model: nn.Module) -> Any:
+def _usable(data: Any, model: nn.Module, settings: Settings) -> Any:
+    """Indexed data, or a loader."""
+    if isinstance(data, Iterator):
+        raise TypeError(f"data is a {type(data).__name__}, which ends after one epoch; give a loader, or an array")
+    if isinstance(data, IterableDataset):
+        return DataLoader(data, settings.batch_size)
     return data if is_loader(data) else as_dataset(data, model)
 
 
@@ -210,7 +216,8 @@ def train(
         minimised, all are recorded. It is trained in place, and left in evaluation mode on the device it was on.
     data : (N, *data_shape) array or tensor, dataset, or loader
         Labels are ignored. Arrays may be memory maps, and of any floating-point dtype; integers need
-        `emalgam.nn.as_dataset` with a scale. A loader gives the batches and their order itself.
+        `emalgam.nn.as_dataset` with a scale. A loader gives the batches and their order itself, and a training that
+        is to resume to the same weights needs one whose order does not change.
     epochs : int
         How often to go through the data; with `resume`, in all.
     batch_size : int
@@ -294,7 +301,7 @@ def train(
         raise ValueError(f"patience={patience} needs validation data to look at; give validation=")
     if find_spec("lightning") is None:
         raise ImportError("emalgam.nn.train needs lightning, which is not installed: pip install emalgam[torch]")
-    prepared = Data.prepare(model, data, validation, seed)
+    prepared = Data.prepare(model, data, validation, settings)
     _make_folder(settings)
     from emalgam.nn.loop import run
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from emalgam import plot
 from emalgam.model_file import ModelFileError
@@ -174,6 +174,28 @@ def test_loaders_keep_their_order() -> None:
     assert first[1]["loss"][-1] < first[1]["loss"][0]
     with pytest.raises(TypeError, match=r"validation=0\.2 is a fraction, and a DataLoader cannot be split"):
         trained(data=loader)
+
+
+class Streamed(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return ((row, 0) for row in X)
+
+
+def test_streams_are_read_in_their_order() -> None:
+    assert same(trained(data=DataLoader(X, batch_size=50), validation=X), trained(data=Streamed(), validation=X))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"data": iter([X])}, TypeError, "data is a list_iterator, which ends after one epoch; give a loader"),
+        ({"data": DataLoader(X, batch_size=500, drop_last=True)}, ValueError, "loader gave no batches"),
+        ({"validation": DataLoader(X, batch_size=500, drop_last=True)}, ValueError, "loader gave no batches"),
+    ],
+)
+def test_loaders_that_give_nothing(options: dict[str, Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        trained(**{"validation": None} | options)
 
 
 def test_float64_models_stay_float64() -> None:
