@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -226,11 +227,11 @@ class Mixture:
         total, n_samples = log_likelihood(self, x, **how)
         return -2.0 * total + self.n_parameters * float(np.log(n_samples))
 
-    def _query(self, x: Any, backend: str, algorithm: str, n_threads: int | None) -> _Query:
+    def _query(self, x: Any, backend: str, algorithm: str, n_threads: int | None) -> Query:
         name = backends.resolve(backend, x)
         data = check_data(x, n_features=self.n_features)
         check_finite(data)
-        return _Query(self, name, data, algorithm, n_threads)
+        return Query(self, name, data, algorithm, n_threads)
 
     # ---- sampling, marginals, conditionals
 
@@ -410,12 +411,13 @@ def factor_covariances(covariance: Covariance, covariances: np.ndarray) -> np.nd
         ) from None
 
 
-class _Query:
+class Query:
     """One call on checked data: parameters and guard once, then the kernels, then the rows that need more care."""
 
     def __init__(self, mixture: Mixture, backend: str, data: Any, algorithm: str, n_threads: int | None) -> None:
         check_choice("algorithm", algorithm, ALGORITHMS)
-        self.kernels, self.data, self.n_threads = backends.kernels(backend), data, check_threads(n_threads)
+        self.backend, self.kernels = backend, backends.kernels(backend)
+        self.data, self.n_threads = data, check_threads(n_threads)
         self.covariance, self.frame = mixture.covariance, mixture.own_frame()
         self.components = mixture.components(self.frame)
         self.alive = mixture.weights > 0
@@ -429,6 +431,12 @@ class _Query:
         if algorithm == "auto" and how.algorithm == "packed":
             self.lowest = float(self.constants.max()) - packed_reach(how, cancellation, D)
 
+    def of(self, data: Any, n_threads: int) -> Query:
+        """The same call on other data of this type on this device."""
+        other = copy(self)
+        other.data, other.n_threads = data, n_threads
+        return other
+
     def log_prob(self) -> Any:
         """log p of all rows, (N,) float64, where they lie."""
         out = self._empty(len(self.data))
@@ -437,22 +445,30 @@ class _Query:
             out[rows] = self._carefully(self.data[rows])[0]
         return out
 
-    def responsibilities(self, where: slice) -> Any:
+    def responsibilities(self, where: slice, n_threads: int | None = None) -> Any:
         """r of some rows, (n, K) in the type of the data, where they lie."""
-        data = self.data[where]
+        return self.evaluate(where, n_threads)[0]
+
+    def evaluate(self, where: slice, n_threads: int | None = None) -> tuple[Any, Any]:
+        """r (n, K) and log p (n,) of some rows; on fewer threads if blocks of rows run on several already."""
+        data, threads = self.data[where], n_threads or self.n_threads
         out, log_prob = self._empty(len(data), len(self.alive), dtype=arrays.tile_dtype(data)), self._empty(len(data))
-        self.kernels.responsibilities(data, self.parameters, out, n_threads=self.n_threads, log_prob=log_prob)
+        self.kernels.responsibilities(data, self.parameters, out, n_threads=threads, log_prob=log_prob)
         for rows in self._rows_to_repair(log_prob):
-            out[rows] = cast(self._carefully(data[rows])[1], like=out)
-        return out
+            log_prob[rows], r = self._carefully(data[rows])
+            out[rows] = cast(r, like=out)
+        return out, log_prob
 
     def _empty(self, *shape: int, dtype: Any = np.float64) -> Any:
         return arrays.empty(shape, dtype, self.data)
 
+    def beyond_reach(self, log_prob: Any) -> Any:
+        """Which rows are too far away for the packed form, or overflowed (inf, NaN); (N,) bool."""
+        return ~((log_prob >= self.lowest) & namespace(log_prob).isfinite(log_prob))
+
     def _rows_to_repair(self, log_prob: Any) -> Iterator[Any]:
-        """Indices of rows that are too far away for the packed form, or overflowed (inf, NaN); a few at a time."""
-        xp = namespace(log_prob)
-        rows = where_true(~((log_prob >= self.lowest) & xp.isfinite(log_prob)))
+        """Indices of the rows that are beyond reach, a few at a time."""
+        rows = where_true(self.beyond_reach(log_prob))
         K, D = self.components.means.shape
         step = max(ELEMENTS_AT_ONCE // (K * D), 1)
         return (rows[start : start + step] for start in range(0, len(rows), step))

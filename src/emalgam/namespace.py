@@ -38,6 +38,11 @@ def as_float64(array: Any) -> Any:
     return array.double() if is_tensor(array) else array.astype(np.float64)
 
 
+def as_type(array: Any, dtype: str) -> Any:
+    """`array` in a dtype of NumPy's name."""
+    return array.to(getattr(sys.modules["torch"], dtype)) if is_tensor(array) else array.astype(dtype, copy=False)
+
+
 def cast(array: Any, like: Any) -> Any:
     """`array` in the dtype of `like`."""
     return array.to(like.dtype) if is_tensor(array) else array.astype(like.dtype, copy=False)
