@@ -30,7 +30,7 @@ from emalgam_kernels.numba_cuda.device import (
 )
 from emalgam_kernels.numba_cuda.draws import FEATURES_AT_ONCE, THREADS, Size
 from emalgam_kernels.numba_cuda.staging import Outbound, rows_of_a_piece
-from emalgam_kernels.parameters import Direct, Packed, Sampler
+from emalgam_kernels.parameters import Direct, Packed, Sampler, take
 from emalgam_kernels.philox import NORMALS
 from emalgam_kernels.reference.sampling import ends_of_strata
 
@@ -127,10 +127,11 @@ def kl_monte_carlo(
     device = place.device if is_tensor(out) else default_device()
     densities = (p, q) if control is None else (p, q, *control)
     with on(device), torch.no_grad(), explained("the samples of a chunk"):
-        sums = torch.zeros(SUMS_WITH_CONTROL, dtype=torch.float64, device=device)
-        if n > 0:
-            _sum_log_ratios(sampler, densities, seed, first, n, draw, sums)
-        found = sums[: SUMS if control is None else SUMS_WITH_CONTROL]
+        sums = torch.zeros((len(out), SUMS_WITH_CONTROL), dtype=torch.float64, device=device)
+        for b in range(len(out) if n > 0 else 0):
+            pair = tuple(take(each, b) for each in densities)
+            _sum_log_ratios(take(sampler, b), pair, seed, first, n, draw, sums[b])
+        found = sums[:, : SUMS if control is None else SUMS_WITH_CONTROL]
         if is_tensor(out):
             place.copy_(found)
         else:
@@ -230,7 +231,7 @@ class Draws:
             tiles=0, stream=stream,
             stride_n=x.stride(0), stride_d=x.stride(1), stride_label=0 if labels is None else labels.stride(0),
             antithetic=int(draw == "antithetic"), stratified=int(draw == "stratified"),
-            diagonal=int(sampler.factors.ndim == 2), labelled=int(labels is not None),
+            diagonal=int(sampler.diagonal), labelled=int(labels is not None),
         )  # fmt: skip
 
     def draw(self, first: int, rows: int) -> None:
@@ -252,8 +253,8 @@ def _parameters(sampler: Sampler, dtype: torch.dtype) -> tuple[np.ndarray, np.nd
     width, real = -(-D // FEATURES_AT_ONCE) * FEATURES_AT_ONCE, _name(dtype)
     means = np.zeros((K, width), real)
     means[:, :D] = sampler.means
-    columns = np.zeros((len(given), 1 if given.ndim == 2 else width + 1, width), real)
-    if given.ndim == 2:
+    columns = np.zeros((len(given), 1 if sampler.diagonal else width + 1, width), real)
+    if sampler.diagonal:
         columns[:, 0, :D] = given
     else:
         columns[:, :D, :D] = np.tril(given).transpose(0, 2, 1)
