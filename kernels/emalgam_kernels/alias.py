@@ -77,7 +77,7 @@ def stratum_ends(weights: np.ndarray, n_total: int, offset: float) -> np.ndarray
 
     Parameters
     ----------
-    weights : (K,) float64
+    weights : (..., K) float64
         As in `alias_table`.
     n_total : int
     offset : float
@@ -85,7 +85,7 @@ def stratum_ends(weights: np.ndarray, n_total: int, offset: float) -> np.ndarray
 
     Returns
     -------
-    (K,) int64
+    (..., K) int64
 
     References
     ----------
@@ -94,9 +94,10 @@ def stratum_ends(weights: np.ndarray, n_total: int, offset: float) -> np.ndarray
     >>> stratum_ends(np.array([0.5, 0.3, 0.2]), 10, 0.5)
     array([ 5,  8, 10])
     """
-    cumulative = np.cumsum(_normalised(weights))
+    cumulative = np.cumsum(_normalised(weights), axis=-1)
     ends = np.clip(np.ceil(n_total * cumulative - offset), 0, n_total).astype(np.int64)
-    ends[int(np.flatnonzero(weights)[-1]) :] = n_total
+    last = np.shape(weights)[-1] - 1 - np.argmax(np.flip(weights, -1) > 0, axis=-1)
+    ends[np.arange(ends.shape[-1]) >= last[..., None]] = n_total
     return ends
 
 
@@ -120,4 +121,5 @@ def _total(weights: list[float]) -> float:
 def _normalised(weights: np.ndarray) -> np.ndarray:
     """weights / Σ weights, as new float64."""
     w = _checked(weights)
-    return w / _total(w.tolist())
+    totals = [_total(each) for each in w.reshape(-1, w.shape[-1]).tolist()]
+    return w / np.reshape(totals, (*w.shape[:-1], 1))

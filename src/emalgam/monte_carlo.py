@@ -87,7 +87,9 @@ class Sampling:
         for form in np.unique(forms).tolist():  # one call of a kernel takes packed or direct densities
             alike = np.flatnonzero(forms == form)
             some_p, some_q = p.take(alike), q.take(alike)
-            self._estimate(_Run.of(self, some_p, some_p.density(form & 2), some_q.density(form & 1), some_q), alike, out)
+            self._estimate(
+                _Run.of(self, some_p, some_p.density(form & 2), some_q.density(form & 1), some_q), alike, out
+            )
         return out
 
     def _estimate(self, run: _Run, rows: np.ndarray, out: Estimate) -> None:
@@ -332,5 +334,8 @@ def average(p: Members, q: Members) -> Members:
         np.concatenate([shaped(each, getattr(each, name), kind) for each in (one, other)], axis=1)
         for name in ("covariances", "precisions_cholesky")
     )
-    weights, means = np.concatenate([one.weights, other.weights], axis=1) / 2, np.concatenate([one.means, other.means], 1)
+    weights, means = (
+        np.concatenate([one.weights, other.weights], axis=1) / 2,
+        np.concatenate([one.means, other.means], 1),
+    )
     return Members.all_of(MixtureStack(weights, means, covariances, factors, kind))

@@ -1,4 +1,4 @@
-"""Stacks of mixtures: those of one covariance type and one number of components as arrays, without a Python object each.
+"""Stacks of mixtures: those of one covariance type and one number of components as arrays, without an object each.
 
 Letters: B mixtures of a stack, K components, D features.
 """
@@ -40,7 +40,7 @@ class MixtureStack(MixtureAlgebra):
 
     @classmethod
     def checked(cls, name: str, rows: np.ndarray, kind: str, *parts: np.ndarray) -> MixtureStack:
-        """Of weights, means and covariances, checked as those of a `Mixture` are; they are `rows` of argument `name`."""
+        """Of weights, means and covariances, checked as those of a `Mixture` are: `rows` of argument `name`."""
         covariance = COVARIANCES[kind]
         try:
             weights, means, covariances = map(check_numbers, ("weights", "means", "covariances"), parts)
@@ -102,7 +102,7 @@ class Stacks:
 
 
 def as_stacks(name: str, value: Any) -> Stacks:
-    """A mixture, a sequence of mixtures, a stack of Gaussians or the result of many fits; ValueError for anything else."""
+    """A mixture, a sequence of them, a stack of Gaussians or the result of many fits; ValueError for anything else."""
     if is_many_fits(value):
         shape, groups = (len(value),), value._mixture_stacks(name)
     elif isinstance(value, Gaussian) and value.batch_shape:

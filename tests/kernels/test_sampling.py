@@ -464,9 +464,7 @@ def kl_sums_of(
     p, q = (stacked([in_frame(each, algorithm, dtype) for each in side]) for side in (left, right))
     control = None
     if controlled:
-        control = tuple(
-            stacked([in_frame(gaussian(each), "packed", dtype) for each in side]) for side in (left, right)
-        )
+        control = tuple(stacked([in_frame(gaussian(each), "packed", dtype) for each in side]) for side in (left, right))
     samplers = stacked([sampler_of(each, n) for each in left])
     kernels.kl_monte_carlo(samplers, p, q, SEED, first, n, out, draw, n_threads, control)
     return out

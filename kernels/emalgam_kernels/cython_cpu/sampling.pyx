@@ -128,7 +128,9 @@ cdef class _Samples:
         p.probability, p.alias = <double *> probability.data, <int32_t *> alias.data
         self.arrays = [sampler]
         if draw == "stratified":
-            ends = _ends_of_strata(sampler, seed)
+            offset = np.empty(1)
+            uniforms(seed, OFFSET, 0, offset)
+            ends = stratum_ends(sampler.weights, sampler.n_total, float(offset[0]))
             p.ends = <int64_t *> ends.data
             self.arrays.append(ends)
         if axis == 1:
@@ -167,15 +169,6 @@ cdef class _Samples:
         p.packed = packed
         self.functions.pack(&p, packed)
         self.functions.sample(&p, 0, rows, memory)
-
-
-def _ends_of_strata(sampler, seed):
-    """`stratum_ends` of a mixture, (K,), or of each of a stack, (B, K)."""
-    offset = np.empty(1)
-    uniforms(seed, OFFSET, 0, offset)
-    stack = np.reshape(sampler.weights, (-1, sampler.n_components))
-    ends = [stratum_ends(weights, sampler.n_total, float(offset[0])) for weights in stack]
-    return np.reshape(np.array(ends, np.int64), np.shape(sampler.weights))
 
 
 def sample_mixture(
