@@ -37,8 +37,61 @@ ELEMENTS_AT_ONCE = 2**18
 WEIGHT_SUM_TOLERANCE = 1e-6
 
 
+class MixtureAlgebra:
+    """What a mixture and a stack of mixtures, whose arrays have one more axis in front, have in common."""
+
+    weights: np.ndarray
+    means: np.ndarray
+    covariances: np.ndarray
+    covariance_type: str
+    precisions_cholesky: np.ndarray
+
+    @property
+    def n_components(self) -> int:
+        """K."""
+        return int(self.means.shape[-2])
+
+    @property
+    def n_features(self) -> int:
+        """D."""
+        return int(self.means.shape[-1])
+
+    @property
+    def covariance(self) -> Covariance:
+        """The algebra of the covariance type."""
+        return COVARIANCES[self.covariance_type]
+
+    def own_frame(self) -> Frame:
+        """A frame in which means and spreads are near one; the choice of scale (a power of two) changes no bits."""
+        shift = (self.weights[..., None, :] @ self.means)[..., 0, :]
+        diagonal = self.covariance.diagonals(self.precisions_cholesky, self.n_components, self.n_features)
+        spread = np.maximum(np.abs(self.means - shift[..., None, :]), 1.0 / diagonal).max(axis=-2)
+        if self.covariance.isotropic_frame:
+            spread = np.repeat(spread.max(axis=-1, keepdims=True), self.n_features, axis=-1)
+        return Frame(shift, power_of_two(spread))
+
+    def components(self, frame: Frame) -> Components:
+        """The components in a frame."""
+        with np.errstate(over="ignore", under="ignore"):
+            covariances = self.covariance.rescale(self.covariances, frame.scale)
+        factors = self.covariance.rescale_factor(self.precisions_cholesky, frame.scale)
+        lost = ~np.isfinite(covariances).reshape(*self.weights.shape[:-1], -1).all(axis=-1)
+        if lost.any():
+            covariances[lost] = self.covariance.covariances(factors[lost])
+        return Components(self.weights, frame.apply(self.means), covariances, factors)
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean (..., D) and covariance (..., D, D) of x."""
+        mean = (self.weights[..., None, :] @ self.means)[..., 0, :]
+        offsets = self.means - mean[..., None, :]
+        within = self.covariance.matrices(self.covariances, self.n_components, self.n_features)
+        between = (self.weights[..., None] * offsets).swapaxes(-1, -2) @ offsets
+        covariance = np.einsum("...k,...kij->...ij", self.weights, within) + between
+        return mean, 0.5 * (covariance + covariance.swapaxes(-1, -2))
+
+
 @dataclass(frozen=True, eq=False)
-class Mixture:
+class Mixture(MixtureAlgebra):
     """A Gaussian mixture: Σ_k w_k N(μ_k, Σ_k).
 
     Parameters
@@ -119,25 +172,10 @@ class Mixture:
     # ---- sizes
 
     @property
-    def n_components(self) -> int:
-        """K."""
-        return int(self.means.shape[0])
-
-    @property
-    def n_features(self) -> int:
-        """D."""
-        return int(self.means.shape[1])
-
-    @property
     def n_parameters(self) -> int:
         """Free parameters: of the covariances, the means and the weights less one."""
         K, D = self.means.shape
         return int(self.covariance.n_parameters(K, D) + K * D + K - 1)
-
-    @property
-    def covariance(self) -> Covariance:
-        """The algebra of the covariance type."""
-        return COVARIANCES[self.covariance_type]
 
     @property
     def precisions(self) -> np.ndarray:
@@ -145,24 +183,6 @@ class Mixture:
         return self.covariance.multiply(self.precisions_cholesky)
 
     # ---- evaluation
-
-    def own_frame(self) -> Frame:
-        """A frame in which means and spreads are near one; the choice of scale (a power of two) changes no bits."""
-        shift = self.weights @ self.means
-        diagonal = np.einsum("kii->ki", self._factor_matrices())
-        spread = np.maximum(np.abs(self.means - shift), 1.0 / diagonal).max(axis=0)
-        return Frame(
-            shift, power_of_two(np.full_like(spread, spread.max()) if self.covariance.isotropic_frame else spread)
-        )
-
-    def components(self, frame: Frame) -> Components:
-        """This mixture in a frame."""
-        with np.errstate(over="ignore", under="ignore"):
-            covariances = self.covariance.rescale(self.covariances, frame.scale)
-        factors = self.covariance.rescale_factor(self.precisions_cholesky, frame.scale)
-        if not np.isfinite(covariances).all():
-            covariances = self.covariance.covariances(factors)
-        return Components(self.weights, frame.apply(self.means), covariances, factors)
 
     @over_chunks
     def log_prob(self, x: Any, *, backend: str = "auto", algorithm: str = "auto", n_threads: int | None = None) -> Any:
@@ -324,9 +344,6 @@ class Mixture:
         covariances = 0.5 * (covariances + covariances.swapaxes(-1, -2))
         return Mixture(weights / weights.sum(), means, covariances, self.covariance_type)
 
-    def _factor_matrices(self) -> np.ndarray:
-        return self.covariance.matrices(self.precisions_cholesky, self.n_components, self.n_features)
-
 
 def log_likelihood(mixture: Mixture, x: Any, sample_weight: Any = None, **how: Any) -> tuple[float, float]:
     """Σ ω log p of x, in nats, and Σ ω: the number of rows without weights. Keywords as in `Mixture.log_prob`.
@@ -372,15 +389,18 @@ def check_numbers(name: str, values: Any, shape: tuple[int, ...] | None = None) 
 
 
 def check_weights(weights: np.ndarray) -> np.ndarray:
-    """Mixing weights, checked, and divided by their sum unless that is one but for rounding."""
-    excess = abs(weights.sum() - 1)
-    if weights.min() < 0 or excess > WEIGHT_SUM_TOLERANCE:
-        where = in_words(first_index(weights < 0)) if weights.min() < 0 else ""
+    """Mixing weights (..., K), checked, and divided by their sum unless that is one but for rounding."""
+    total = weights.sum(axis=-1, keepdims=True)
+    excess = np.abs(total - 1)
+    wrong = (weights.min(axis=-1) < 0) | (excess[..., 0] > WEIGHT_SUM_TOLERANCE)
+    if wrong.any():
+        index = first_index(wrong)
+        own = weights[index]
+        where = in_words((*index, *first_index(own < 0))) if own.min() < 0 else in_words(index)
         raise ValueError(
-            f"weights have minimum {weights.min():g}{where} and sum {weights.sum():.9g}; "
-            "expected weights >= 0 that sum to one"
+            f"weights have minimum {own.min():g}{where} and sum {own.sum():.9g}; expected weights >= 0 that sum to one"
         )
-    return weights if excess <= len(weights) * np.finfo(np.float64).eps else weights / weights.sum()
+    return np.where(excess <= weights.shape[-1] * np.finfo(np.float64).eps, weights, weights / total)
 
 
 def check_symmetric(name: str, covariance: Covariance, matrices: np.ndarray) -> None:
@@ -429,7 +449,7 @@ class Query:
         self.constants = log_constants(self.components.log_weights, log_det, D, self.frame)
         self.lowest = -np.inf  # the log-density below which a row is evaluated again, directly
         if algorithm == "auto" and how.algorithm == "packed":
-            self.lowest = float(self.constants.max()) - packed_reach(how, cancellation, D)
+            self.lowest = float(self.constants.max()) - packed_reach(how.arithmetic, cancellation.own(), D)
 
     def of(self, data: Any, n_threads: int) -> Query:
         """The same call on other data of this type on this device."""

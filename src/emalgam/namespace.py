@@ -63,16 +63,16 @@ def cholesky(matrices: Any) -> Any:
 
 
 def invert_triangular(lower: Any) -> Any:
-    """L⁻¹ of lower triangular matrices (K, D, D), by forward substitution over all of them at once."""
+    """L⁻¹ of lower triangular matrices (..., D, D), by forward substitution over all of them at once."""
     if is_tensor(lower):
         torch = sys.modules["torch"]
         identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
         return torch.linalg.solve_triangular(lower, identity.expand(lower.shape), upper=False)
     inverse = np.zeros_like(lower)
     for i in range(lower.shape[-1]):
-        inverse[:, i, i] = 1.0
-        inverse[:, i, :i] = -(lower[:, i : i + 1, :i] @ inverse[:, :i, :i])[:, 0]
-        inverse[:, i, : i + 1] /= lower[:, i, i, None]
+        inverse[..., i, i] = 1.0
+        inverse[..., i, :i] = -(lower[..., i : i + 1, :i] @ inverse[..., :i, :i])[..., 0, :]
+        inverse[..., i, : i + 1] /= lower[..., i, i, None]
     return inverse
 
 

@@ -270,13 +270,19 @@ def _load_rows(shared: Any, x: Any, size: Size, first: int, target: int) -> None
 
 
 @inlined
+def framed(value: Any, shift: Any, lost: Any, scale: Any) -> Any:
+    """z_d = ((x_d − shift₀) − shift₁) · scale, rounded once; all of one type."""
+    centred, error = _two_sum(value, -shift)
+    return (centred + (error - lost)) * scale
+
+
+@inlined
 def _in_frame(value: Any, shared: Any, size: Size, n: int, d: int) -> Any:
-    """z_d = ((x_d − shift₀) − shift₁) · scale, rounded once; zero if the row has no weight, whatever it holds."""
+    """z_d; zero if the row has no weight, whatever it holds."""
     real, shift = shared.dtype.type, size.tile.frame + d
     if shared[at(size.tile.weight + n)] == real(0):
         return real(0)
-    centred, error = _two_sum(real(value), -shared[at(shift)])
-    return (centred + (error - shared[at(shift + size.D)])) * shared[at(shift + 2 * size.D)]
+    return framed(real(value), shared[at(shift)], shared[at(shift + size.D)], shared[at(shift + 2 * size.D)])
 
 
 @inlined
