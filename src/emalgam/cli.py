@@ -1,4 +1,4 @@
-"""The command line: ``emalgam fit | fit-many | score | predict | sample | kl | info``.
+"""The command line: ``emalgam fit | fit-many | score | predict | sample | kl | train-ae | generate | info``.
 
 Results go to standard output, as text or (``--json``) as one JSON object; progress, warnings and errors go to standard
 error, each on one line. Libraries that a command can do without are imported in the functions that use them: a short
@@ -25,6 +25,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -98,7 +99,7 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Fit, score and sample Gaussian mixtures."""
+    """Fit, score and sample Gaussian mixtures; train autoencoders that draw from them."""
 
 
 @app.command(epilog=EPILOG)
@@ -351,6 +352,123 @@ def kl(
 
 
 @app.command(epilog=EPILOG)
+def train_ae(
+    data: Annotated[
+        Path,
+        typer.Argument(metavar="DATA", help="Rows or images: .npy, .npz, .csv, .parquet, or IDX, compressed or not."),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the model, losses and pictures.")],
+    model: Annotated[
+        Literal["linear", "autoencoder", "conv", "vae", "mixture-vae"], typer.Option(help="What to train.")
+    ] = "autoencoder",
+    latent: Annotated[int, typer.Option(min=1, help="Dimensions of the latents; of conv their channels.")] = 16,
+    widths: Annotated[
+        str | None, typer.Option(metavar="W,...", help="Of hidden layers, from the data to the latents; 256,64.")
+    ] = None,
+    likelihood: Annotated[
+        Literal["bernoulli", "continuous-bernoulli", "gaussian"] | None,
+        typer.Option(help="Of a VAE's data; by default bernoulli if they lie in [0, 1], else gaussian."),
+    ] = None,
+    beta: Annotated[float | None, typer.Option(min=0.0, help="Weight of a VAE's KL.")] = None,
+    denoising: Annotated[
+        float | None, typer.Option(min=0.0, help="Standard deviation of noise on the input of an autoencoder.")
+    ] = None,
+    clusters: Annotated[int | None, typer.Option(min=1, help="Components of a mixture VAE's prior.")] = None,
+    pretrain: Annotated[
+        int | None, typer.Option(min=1, help="Epochs before a mixture VAE gets its prior; --epochs by default.")
+    ] = None,
+    shape: Annotated[str | None, typer.Option(metavar="[C,]H,W", help="Of one image, if rows are flat.")] = None,
+    scale: Annotated[
+        str | None, typer.Option(metavar="FLOAT|A/B", help="Multiplies the data: 1/255 for images of bytes.")
+    ] = None,
+    validation: Annotated[
+        str, typer.Option(metavar="FRACTION|FILE", help="Data set apart, or a file like DATA; 0 for none.")
+    ] = "0.1",
+    components: Annotated[
+        str,
+        typer.Option("-k", "--components", metavar="K|FIRST:LAST", help="Of the mixture of latents; BIC chooses."),
+    ] = "1:32",
+    covariance: Annotated[
+        Literal["full", "tied", "diag", "spherical"] | None,
+        typer.Option(help="Of that mixture; full by default, diag above 64 dimensions."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="How often to go through the data.")] = 50,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows of a step.")] = 128,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Of Adam.")] = 1e-3,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many epochs without a better validation loss.")
+    ] = None,
+    precision: Annotated[
+        Literal["32", "64", "bf16-mixed", "16-mixed"], typer.Option(help="Of the arithmetic of the training.")
+    ] = "32",
+    seed: Seed = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in the folder; or begin.")] = False,
+    threads: Threads = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train an autoencoder on DATA and fit a mixture to its latents, for `emalgam generate`.
+
+    Writes model.safetensors, losses.csv, losses.png, reconstructions.png and a checkpoint for --resume.
+    """
+    from emalgam.nn import commands
+
+    with _at_fault():
+        job = commands.TrainingJob(
+            data=data,
+            output=output,
+            model=model,
+            latent=latent,
+            widths=None if widths is None else _lengths(widths, "--widths"),
+            likelihood=likelihood,
+            beta=beta,
+            denoising=denoising,
+            clusters=clusters,
+            pretrain=pretrain,
+            shape=None if shape is None else _lengths(shape, "--shape"),
+            scale=None if scale is None else _fraction(scale, "--scale"),
+            validation=_fraction_or_path(validation),
+            components=_component_range(components),
+            covariance=covariance,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            patience=patience,
+            precision=precision,
+            seed=seed,
+            resume=resume,
+            threads=threads,
+        )
+    report = commands.run_training(job, progress=not quiet)
+    if as_json or not quiet:
+        _print_report(report, as_json)
+
+
+@app.command(epilog=EPILOG)
+def generate(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder that `emalgam train-ae` wrote, or its model.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="A picture, .png, or numbers: .npy, .npz, .csv, .parquet.")
+    ],
+    n_samples: Annotated[int, typer.Option("-n", "--samples", min=1, help="How many to draw.")] = 64,
+    prior: Annotated[
+        Literal["auto", "mixture", "model"],
+        typer.Option(help="Latents from the mixture fitted to them, or from the model's own prior; auto: the first."),
+    ] = "auto",
+    shape: Annotated[str | None, typer.Option(metavar="[C,]H,W", help="Of one image in the picture.")] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Draw new data from a trained MODEL."""
+    from emalgam.nn import commands
+
+    _check_folder(output)
+    lengths = None if shape is None else _lengths(shape, "--shape")
+    report = commands.run_generation(model, output, n_samples, seed=seed, prior=prior, shape=lengths)
+    _print_report(report, as_json)
+
+
+@app.command(epilog=EPILOG)
 def info(
     compile_kernels: Annotated[
         bool,
@@ -386,7 +504,7 @@ def _compilation(kernels: Mapping[str, Any]) -> list[str]:
 def _print_line(label: str, *texts: object) -> None:
     """Texts in a column, beside a label."""
     for row, text in enumerate(texts):
-        typer.echo(f"{label if row == 0 else '':22}{text}")
+        typer.echo(f"{label if row == 0 else '':21} {text}")
 
 
 def _reg_covar(text: str) -> float | Literal["auto"]:
@@ -409,6 +527,45 @@ def _component_range(text: str) -> range:
         expected = "expected a number >= 1, or FIRST:LAST with 1 <= FIRST <= LAST"
         raise typer.BadParameter(f"{text!r} is no number of components; {expected}", param_hint="-k")
     return range(ends[0], ends[1] + 1)
+
+
+@contextmanager
+def _at_fault() -> Iterator[None]:
+    """A ValueError is the fault of the command line."""
+    try:
+        yield
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _lengths(text: str, option: str) -> tuple[int, ...]:
+    """``28,28``."""
+    lengths = tuple(int(part) if part.isascii() and part.isdigit() else 0 for part in text.split(","))
+    if min(lengths) < 1:
+        raise typer.BadParameter(f"{text!r} is no list of numbers >= 1, such as 256,64", param_hint=option)
+    return lengths
+
+
+def _fraction(text: str, option: str) -> float:
+    """``0.5``, or ``1/255``."""
+    try:
+        value = float(Fraction(text))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        value = math.nan
+    if not math.isfinite(value) or value == 0:
+        raise typer.BadParameter(f"{text!r} is no number other than 0, such as 0.5 or 1/255", param_hint=option)
+    return value
+
+
+def _fraction_or_path(text: str) -> float | Path:
+    """A number from 0 to 1, or the name of a file."""
+    try:
+        value = float(text)
+    except ValueError:
+        return Path(text)
+    if not 0 <= value < 1:
+        raise typer.BadParameter(f"{text} is no fraction, 0 <= fraction < 1", param_hint="--validation")
+    return value
 
 
 def _check_folder(path: Path | None) -> None:
@@ -635,6 +792,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say("error", _os_error(error))
     except MemoryError as error:
         _say("error", f"out of memory: {error}")
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, FloatingPointError) as error:
         _say("error", error)
     return EXIT_FAULT

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from emalgam.nn.model import check_values
+from emalgam.packing import LOG_2_PI
 from emalgam.validation import check_choice, check_number
 
-LOG_2_PI: Final = math.log(2 * math.pi)
 NEAR_ZERO: Final = 0.5  # |h| below which log((exp(h) − 1) / h) is a series
 # B_2n / (2n (2n)!), n = 1, 2, …: log((exp(h) − 1) / h) = h/2 + Σ_n c_n h^2n; what is left out is < 1e-18 for |h| < ½
 BERNOULLI_SERIES: Final = (

@@ -1,4 +1,4 @@
-"""A VAE whose prior is a Gaussian mixture with diagonal covariances, for clustering and for better samples.
+"""A VAE whose prior is a Gaussian mixture, for clustering and for better samples.
 
 Jiang, Zheng, Tan, Tang, Zhou (2017), "Variational deep embedding: an unsupervised and generative approach to
 clustering" (VaDE). Equation numbers are those of arXiv:1611.05148.
@@ -7,74 +7,77 @@ clustering" (VaDE). Equation numbers are those of arXiv:1611.05148.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from emalgam.mixture import Mixture
+from emalgam.nn.divergence import kl_gaussian
 from emalgam.nn.evaluation import evaluating
-from emalgam.nn.likelihoods import LOG_2_PI, Likelihood
+from emalgam.nn.likelihoods import Likelihood
+from emalgam.nn.prior import GaussianMixturePrior
 from emalgam.nn.vae import LOG_VARIANCES, VAE, Posterior
-from emalgam.validation import check_integer, check_number
+from emalgam.validation import check_choice, check_integer, check_number
+
+COVARIANCE_TYPES: Final = ("diag", "full")
+LOG_DEVIATIONS: Final = (0.5 * LOG_VARIANCES[0], 0.5 * LOG_VARIANCES[1])
 
 
-class DiagonalMixturePrior(nn.Module):
-    """p(z) = Σ_c π_c N(z; μ_c, diag σ_c²).
+class LatentPrior(GaussianMixturePrior):
+    """p(z) = Σ_c π_c N(z; μ_c, L_c L_cᵀ) with the diagonal of L clamped, so that no component collapses.
 
     Parameters
     ----------
-    n_components, n_latent : int
-        K and J. Parameters: `logits` (K,), of which π is the softmax; `means` (K, J); `log_variances` (K, J), clamped
-        when they are used.
+    n_components, n_features : int
+    covariance_type : {"diag", "full"}
+        "diag" reads nothing of L below its diagonal.
     """
 
-    def __init__(self, n_components: int, n_latent: int) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(torch.zeros(n_components))
-        self.means = nn.Parameter(torch.randn(n_components, n_latent))
-        self.log_variances = nn.Parameter(torch.zeros(n_components, n_latent))
+    def __init__(self, n_components: int, n_features: int, covariance_type: str = "diag") -> None:
+        super().__init__(n_components, n_features)
+        self.covariance_type = check_choice("covariance_type", covariance_type, COVARIANCE_TYPES)
 
-    def expected_log_joint(self, mean: Tensor, variance: Tensor | float = 0.0) -> Tensor:
-        """log π_c + E log N(z; μ_c, σ_c²) over z ~ N(mean, variance), (..., K) for a mean (..., J).
+    @property
+    def log_deviations(self) -> Tensor:
+        """The diagonal of log L, (K, D), clamped to half of what log-variances are clamped to."""
+        return self.log_cholesky.diagonal(dim1=1, dim2=2).clamp(*LOG_DEVIATIONS)
 
-        −½ Σ_j (log 2π σ_cj² + (variance_j + (mean_j − μ_cj)²) / σ_cj²) each; log p(z, c) where the variance is 0.
-        """
-        log_variances = self.log_variances.clamp(*LOG_VARIANCES)
-        spread = (mean[..., None, :] - self.means).square()
-        if isinstance(variance, Tensor):
-            spread = spread + variance[..., None, :]
-        each = spread * torch.exp(-log_variances) + log_variances + LOG_2_PI
-        return torch.log_softmax(self.logits, 0) - 0.5 * each.sum(-1)
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """log p(z), (...) for z (..., J)."""
-        return self.expected_log_joint(z).logsumexp(-1)
-
-    def sample(self, labels: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """z of the components in labels (n,), (n, J)."""
-        means = self.means[labels]
-        noise = torch.randn(means.shape, generator=generator, dtype=means.dtype, device=means.device)
-        return means + (0.5 * self.log_variances[labels].clamp(*LOG_VARIANCES)).exp() * noise
+    @property
+    def scale_tril(self) -> Tensor:
+        """L, (K, D, D), lower triangular with a positive diagonal."""
+        diagonal = self.log_deviations.exp().diag_embed()
+        return diagonal if self.covariance_type == "diag" else diagonal + self.log_cholesky.tril(-1)
 
     @torch.no_grad()
     def set(self, mixture: Mixture) -> None:
-        """Take over a mixture with diagonal covariances."""
-        log_weights = np.log(np.maximum(mixture.weights, np.finfo(np.float64).tiny))
-        values = (log_weights, mixture.means, np.log(mixture.covariances).clip(*LOG_VARIANCES))
-        for parameter, value in zip((self.logits, self.means, self.log_variances), values, strict=True):
-            parameter.copy_(torch.tensor(value))
+        """Make this prior equal to a mixture; a "diag" one keeps the variances of correlated features."""
+        if self.covariance_type == "diag":
+            K, D = mixture.means.shape
+            variances = np.einsum("kdd->kd", mixture.covariance.matrices(mixture.covariances, K, D))
+            mixture = Mixture(mixture.weights, mixture.means, variances, "diag")
+        super().set(mixture)
+        self.log_cholesky.diagonal(dim1=1, dim2=2).clamp_(*LOG_DEVIATIONS)  # where clamping would stop the gradient
 
-    def to_mixture(self) -> Mixture:
-        """The prior as an `emalgam.Mixture` of covariance type "diag"."""
-        weights = torch.softmax(self.logits.detach().double(), 0)
-        covariances = self.log_variances.detach().double().clamp(*LOG_VARIANCES).exp()
-        return Mixture(weights.cpu().numpy(), self.means.detach().cpu().numpy(), covariances.cpu().numpy(), "diag")
+    def log_shares(self, posterior: Posterior) -> Tensor:
+        """log π_c − KL(q(z | x) ‖ N(μ_c, L_c L_cᵀ)), (N, K)."""
+        alone = (each[..., None, :] for each in posterior)
+        if self.covariance_type == "diag":
+            divergences = kl_gaussian(*alone, self.means, 2.0 * self.log_deviations)
+        else:
+            divergences = kl_gaussian(*alone, self.means, p_scale_tril=self.scale_tril)
+        return self.log_weights.log_softmax(0) - divergences
+
+    def sample_component(self, n: int, component: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """n draws of one component, (n, D)."""
+        mean, lower = self.means[component], self.scale_tril[component]
+        noise = torch.randn(n, len(mean), generator=generator, dtype=mean.dtype, device=mean.device)
+        return mean + noise @ lower.mT
 
 
 class MixtureVAE(VAE):
-    """A VAE with the prior Σ_c π_c N(μ_c, diag σ_c²), whose components become clusters (VaDE).
+    """A VAE with the prior Σ_c π_c N(μ_c, Σ_c), whose components become clusters (VaDE).
 
     Three steps: train it with ``pretraining`` on (the encoder's mean and the decoder, as an autoencoder), call
     `initialize_prior`, train it with ``pretraining`` off.
@@ -87,13 +90,15 @@ class MixtureVAE(VAE):
         K.
     kl : {"closed", "monte_carlo"}
         "closed" is the bound of VaDE: the expectations of its eq. 12 over q(z | x) in closed form, with the q(c | x)
-        that makes it largest, ∝ π_c exp(E_q log N(z; μ_c, σ_c²)). (The paper's eq. 16 puts one sample z there instead.)
+        that makes it largest, ∝ π_c exp(E_q log N(z; μ_c, Σ_c)). (The paper's eq. 16 puts one sample z there instead.)
         "monte_carlo" is log q(z | x) − log p(z) at the sample that is decoded: its mean is KL(q ‖ p) itself, which is
         no larger than the bound.
+    covariance_type : {"diag", "full"}
+        Of Σ_c. "diag" is VaDE. Latents of an autoencoder are correlated within clusters, which "full" follows.
 
     Attributes
     ----------
-    prior : DiagonalMixturePrior
+    prior : LatentPrior
     pretraining : bool
         Whether `losses` are those of the autoencoder. False in a new model.
 
@@ -118,43 +123,45 @@ class MixtureVAE(VAE):
         beta: float = 1.0,
         kl: str = "closed",
         activation: str = "relu",
+        covariance_type: str = "diag",
     ) -> None:
         super().__init__(data_shape, n_latent, widths, likelihood, beta, kl, activation)
-        self.n_components = check_integer("n_components", n_components, 1)
-        self.prior = DiagonalMixturePrior(n_components, n_latent)
+        self.prior = LatentPrior(n_components, n_latent, covariance_type)
         self.pretraining = False
 
     def configuration(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {**super().configuration(), "n_components": self.n_components}
+        prior = {"n_components": self.n_components, "covariance_type": self.prior.covariance_type}
+        return {**super().configuration(), **prior}
+
+    @property
+    def n_components(self) -> int:
+        """K."""
+        return self.prior.n_components
 
     # ---- the prior
 
     def log_prior(self, z: Tensor) -> Tensor:
-        """log p(z) = log Σ_c π_c N(z; μ_c, σ_c²), (...) for z (..., n_latent)."""
+        """log p(z) = log Σ_c π_c N(z; μ_c, Σ_c), (...) for z (..., n_latent)."""
         return self.prior.log_prob(z)
 
     def sample_prior(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """z ~ p(z), (n, n_latent), in random order."""
-        weights = torch.softmax(self.prior.logits, 0)
-        labels = torch.multinomial(weights, check_integer("n", n, 1), replacement=True, generator=generator)
-        return self.prior.sample(labels, generator=generator)
+        return self.prior.sample(n, generator)[0]
 
     def closed_kl(self, posterior: Posterior) -> Tensor:
-        """An upper bound of KL(q(z | x) ‖ p(z)), (N,): −H(q) − log Σ_c π_c exp(E_q log N(z; μ_c, σ_c²)).
+        """An upper bound of KL(q(z | x) ‖ p(z)), (N,): −log Σ_c π_c exp(−KL(q(z | x) ‖ N(μ_c, Σ_c))).
 
-        Σ_c γ_c (E_q log p(z, c) − log γ_c) of Jiang et al. (2017), eq. 12, at its maximum over γ = q(c | x).
+        That is what Jiang et al. (2017), eq. 12, subtract from the reconstruction, −Σ_c γ_c (log π_c / γ_c −
+        KL(q ‖ p_c)), at its minimum over γ = q(c | x): γ_c ∝ π_c exp(−KL(q ‖ p_c)).
         """
-        return -posterior.entropy() - self._expected_log_joint(posterior).logsumexp(-1)
-
-    def _expected_log_joint(self, posterior: Posterior) -> Tensor:
-        return self.prior.expected_log_joint(posterior.mean, posterior.log_variance.exp())
+        return -self.prior.log_shares(posterior).logsumexp(-1)
 
     # ---- clusters
 
     def responsibilities(self, x: Tensor) -> Tensor:
         """q(c | x), (N, n_components): the γ of the bound, with the posterior's variance in it."""
-        return torch.softmax(self._expected_log_joint(self.posterior(x)), -1)
+        return torch.softmax(self.prior.log_shares(self.posterior(x)), -1)
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> Tensor:
@@ -168,8 +175,7 @@ class MixtureVAE(VAE):
             return super().generate(n, generator=generator)
         if check_integer("component", component, 0) >= self.n_components:
             raise ValueError(f"component is {component}; expected an integer from 0 to {self.n_components - 1}")
-        labels = torch.full((check_integer("n", n, 1),), component, device=self.prior.logits.device)
-        return self.decode(self.prior.sample(labels, generator=generator))
+        return self.decode(self.prior.sample_component(check_integer("n", n, 1), component, generator=generator))
 
     # ---- training
 
@@ -192,8 +198,8 @@ class MixtureVAE(VAE):
         Parameters
         ----------
         source : Mixture, fitted GaussianMixture, (N, n_latent) array or tensor, or iterable of batches x
-            The mixture has to have diagonal covariances. Batches (tensors, or tuples that begin with one) are encoded
-            on the model's device.
+            Of a mixture with other covariances a "diag" prior takes the variances only. Batches (tensors, or tuples
+            that begin with one) are encoded on the model's device.
         random_state, n_init
             As for `emalgam.GaussianMixture`, if one is fitted.
         posterior_variance : float or None
@@ -209,11 +215,8 @@ class MixtureVAE(VAE):
         if mixture is None:
             mixture = self._fit(source, random_state, n_init)
         expected = (self.n_components, *self.latent_shape)
-        if mixture.means.shape != expected or mixture.covariance_type != "diag":
-            raise ValueError(
-                f"the mixture has means of shape {mixture.means.shape} and covariance_type "
-                f"{mixture.covariance_type!r}; expected {expected} and 'diag'"
-            )
+        if mixture.means.shape != expected:
+            raise ValueError(f"the mixture has means of shape {mixture.means.shape}; expected {expected}")
         self.prior.set(mixture)
         if posterior_variance is not None:
             self._set_posterior_variance(check_number("posterior_variance", posterior_variance), mixture)
@@ -221,9 +224,10 @@ class MixtureVAE(VAE):
 
     @torch.no_grad()
     def _set_posterior_variance(self, share: float, mixture: Mixture) -> None:
-        """σ²_j = share · Σ_c π_c σ²_cj for every x: the part of the encoder's last layer that makes log σ²."""
-        last, n_latent = self.encoder[-2], self.latent_shape[0]
-        variance = torch.tensor(mixture.weights @ mixture.covariances)
+        """σ²_j = share · Σ_c π_c (Σ_c)_jj for every x: the part of the encoder's last layer that makes log σ²."""
+        last, (n_latent,) = self.encoder[-2], self.latent_shape
+        matrices = mixture.covariance.matrices(mixture.covariances, *mixture.means.shape)
+        variance = torch.tensor(mixture.weights @ np.einsum("kdd->kd", matrices))
         last.weight[n_latent:] = 0.0
         last.bias[n_latent:] = (share * variance).log().clamp(*LOG_VARIANCES)
 
@@ -237,7 +241,8 @@ class MixtureVAE(VAE):
                 f"latents have shape {tuple(latents.shape)}; expected (N, {self.latent_shape[0]}): pass "
                 "model.encode(x), or batches of x, e.g. a DataLoader"
             )
-        model = GaussianMixture(self.n_components, covariance_type="diag", n_init=n_init, random_state=random_state)
+        kind = self.prior.covariance_type
+        model = GaussianMixture(self.n_components, covariance_type=kind, n_init=n_init, random_state=random_state)
         return model.fit(latents.detach().double().cpu().numpy()).mixture_
 
     def _encoded(self, batches: Iterable[Any]) -> Tensor:

@@ -17,9 +17,11 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
+from emalgam.nn.divergence import kl_gaussian
 from emalgam.nn.layers import check_sizes, dense
-from emalgam.nn.likelihoods import LOG_2_PI, Likelihood, likelihood_of
+from emalgam.nn.likelihoods import Likelihood, likelihood_of
 from emalgam.nn.model import LatentModel
+from emalgam.packing import LOG_2_PI
 from emalgam.validation import check_choice, check_integer, check_number
 
 LOG_VARIANCES: Final = (-12.0, 12.0)  # what exp, and squares over it, bear in float32 too; gradients vanish outside
@@ -43,10 +45,6 @@ class Posterior(NamedTuple):
         """log q(z | x), (..., N) for z (..., N, n_latent)."""
         square = (z - self.mean).square() / self.log_variance.exp()
         return -0.5 * (square + self.log_variance + LOG_2_PI).sum(-1)
-
-    def entropy(self) -> Tensor:
-        """½ Σ (1 + log 2πσ²), (N,)."""
-        return 0.5 * (1.0 + LOG_2_PI + self.log_variance).sum(-1)
 
 
 class VAE(LatentModel):
@@ -148,8 +146,7 @@ class VAE(LatentModel):
 
     def closed_kl(self, posterior: Posterior) -> Tensor:
         """KL(q(z | x) ‖ p(z)), (N,): ½ Σ (μ² + σ² − 1 − log σ²), Kingma and Welling (2014), appendix B."""
-        mean, log_variance = posterior
-        return 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(-1)
+        return kl_gaussian(*posterior)
 
     def monte_carlo_kl(self, posterior: Posterior, z: Tensor) -> Tensor:
         """log q(z | x) − log p(z), (..., N), whose mean over z ~ q(z | x) is the KL."""

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import emalgam
 from emalgam.nn import MODELS, VAE, MixtureVAE, Posterior
-from emalgam.nn.mixture_vae import DiagonalMixturePrior
+from emalgam.nn.mixture_vae import LatentPrior
+from tests.divergence_oracles import kl
 from tests.tolerances import STANDARD_ERRORS
 from tests.torch.nn import oracles
 
@@ -30,15 +31,15 @@ def model() -> MixtureVAE:
     torch.manual_seed(0)
     model = MixtureVAE(8, 2, 3, (6,)).double()
     with torch.no_grad():
-        model.prior.logits.copy_(torch.tensor([0.5, -0.3, 1.0]))
+        model.prior.log_weights.copy_(torch.tensor([0.5, -0.3, 1.0]))
         model.prior.means.copy_(torch.tensor([[0.0, 1.0], [2.0, -1.0], [-1.5, 0.5]]))
-        model.prior.log_variances.copy_(torch.tensor([[0.1, -0.5], [-1.0, 0.0], [0.4, -0.2]]))
+        model.prior.log_cholesky.copy_(torch.tensor([[0.1, -0.3], [-0.5, 0.0], [0.2, -0.1]]).diag_embed())
     return model
 
 
-def arrays(prior: DiagonalMixturePrior) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def arrays(prior: LatentPrior) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weights, means and variances."""
-    values = torch.softmax(prior.logits, 0), prior.means, prior.log_variances.exp()
+    values = prior.weights, prior.means, (2 * prior.log_deviations).exp()
     return tuple(each.detach().double().numpy() for each in values)
 
 
@@ -53,7 +54,7 @@ def test_the_bound_is_that_of_the_paper_at_its_best(model: MixtureVAE) -> None:
     """Eq. 12, written out, for the γ of `responsibilities`; every other γ gives less."""
     posterior, prior = posteriors(), arrays(model.prior)
     mean, variance = posterior.mean.numpy(), posterior.log_variance.exp().numpy()
-    best = torch.softmax(model.prior.expected_log_joint(posterior.mean, posterior.log_variance.exp()), -1)
+    best = torch.softmax(model.prior.log_shares(posterior), -1)
     bound = -model.closed_kl(posterior).detach().numpy()
     rng = np.random.default_rng(0)
     for n in range(len(mean)):
@@ -70,7 +71,7 @@ def test_the_closed_kl_bounds_the_divergence(model: MixtureVAE) -> None:
         if same:
             with torch.no_grad():
                 model.prior.means[:] = model.prior.means[0].clone()
-                model.prior.log_variances[:] = model.prior.log_variances[0].clone()
+                model.prior.log_cholesky[:] = model.prior.log_cholesky[0].clone()
         with torch.no_grad():
             draws = model.monte_carlo_kl(posterior, posterior.sample(20_000, generator=seeded(3)))
             gap = model.closed_kl(posterior) - draws.mean(0)
@@ -109,8 +110,37 @@ def test_the_prior_is_a_mixture(model: MixtureVAE) -> None:
     z = torch.randn(10, 2, generator=seeded(5)).double() * 3
     expected = oracles.mixture_log_prob(z.numpy(), *arrays(model.prior))
     np.testing.assert_allclose(model.log_prior(z).detach(), expected, rtol=1e-12)
-    np.testing.assert_allclose(model.prior.to_mixture().log_prob(z.numpy()), expected, rtol=1e-9)
+    np.testing.assert_allclose(model.prior.to_fit().log_prob(z.numpy()), expected, rtol=1e-9)
     assert model.log_prior(z.reshape(5, 2, 2)).shape == (5, 2)
+
+
+def correlated() -> emalgam.Mixture:
+    """Two components whose two features go together, and against each other."""
+    covariances = np.array([[[1.0, 0.8], [0.8, 2.0]], [[0.5, -0.3], [-0.3, 0.4]]])
+    return emalgam.Mixture([0.3, 0.7], [[1.0, 0.0], [-1.0, 2.0]], covariances)
+
+
+def test_full_covariances() -> None:
+    """log π_c − KL(q ‖ N(μ_c, Σ_c)) against the closed form; density and draws are those of the mixture."""
+    mixture, posterior = correlated(), posteriors()
+    model = MixtureVAE(8, 2, 2, (6,), covariance_type="full").double().initialize_prior(mixture)
+    for n in range(len(posterior.mean)):
+        q = posterior.mean[n].numpy(), np.diag(posterior.log_variance[n].exp().numpy())
+        expected = [np.log(mixture.weights[c]) - kl(q, (mixture.means[c], mixture.covariances[c])) for c in range(2)]
+        np.testing.assert_allclose(model.prior.log_shares(posterior)[n].detach(), expected, rtol=1e-10)
+    z = model.sample_prior(2000, generator=seeded(0))
+    np.testing.assert_allclose(model.log_prior(z).detach(), mixture.log_prob(z.numpy()), rtol=1e-9)
+    own = model.prior.sample_component(40_000, 1, generator=seeded(7)).detach().numpy()
+    np.testing.assert_allclose(np.cov(own.T), mixture.covariances[1], atol=0.02)  # five standard errors
+    model.losses(torch.rand(5, 8).double())["loss"].backward()
+    assert (model.prior.log_cholesky.grad[:, 1, 0] != 0).all()
+
+
+def test_a_diagonal_prior_keeps_the_variances() -> None:
+    mixture = correlated()
+    prior = MixtureVAE(8, 2, 2, (6,)).initialize_prior(mixture).prior.to_fit()
+    np.testing.assert_allclose(prior.means, mixture.means)
+    np.testing.assert_allclose(prior.covariances, mixture.covariances * np.eye(2), rtol=1e-6)
 
 
 def test_samples_of_the_prior(model: MixtureVAE) -> None:
@@ -121,9 +151,9 @@ def test_samples_of_the_prior(model: MixtureVAE) -> None:
     for values, expected in ((z, weights @ means), (z**2, weights @ (variances + means**2))):
         error = values.std(0) / np.sqrt(N)
         assert (np.abs(values.mean(0) - expected) <= STANDARD_ERRORS * error).all()
-    labels = model.prior.to_mixture().predict(z[:2000])
+    labels = model.prior.to_fit().predict(z[:2000])
     assert len(np.unique(labels[:20])) == 3
-    own = model.prior.sample(torch.full((N,), 1), generator=seeded(7)).detach().numpy()
+    own = model.prior.sample_component(N, 1, generator=seeded(7)).detach().numpy()
     assert (np.abs(own.mean(0) - means[1]) <= STANDARD_ERRORS * np.sqrt(variances[1] / N)).all()
 
 
@@ -151,7 +181,7 @@ def test_generating_from_one_component(model: MixtureVAE) -> None:
     assert not torch.equal(first, model.generate(50, component=1, generator=seeded(0)))
     assert model.generate(5, generator=seeded(0)).shape == (5, 8)
     with torch.no_grad():
-        model.prior.log_variances[2] = -12.0
+        model.prior.log_cholesky[2] = -12.0
     assert model.generate(50, component=2).std(0).max() < 0.01
     with pytest.raises(ValueError, match="component is 3; expected an integer from 0 to 2"):
         model.generate(5, component=3)
@@ -207,10 +237,10 @@ def test_where_a_prior_comes_from() -> None:
     for source in (expected, fitted, z, z.double().numpy(), [x], batches):
         torch.nn.init.normal_(model.prior.means)
         assert model.initialize_prior(source, random_state=0, posterior_variance=None) is model
-        prior = model.prior.to_mixture()
+        prior = model.prior.to_fit()
         np.testing.assert_allclose(prior.weights, expected.weights, rtol=1e-5)
         np.testing.assert_allclose(prior.means, expected.means, atol=1e-5)
-        np.testing.assert_allclose(prior.covariances, expected.covariances, rtol=1e-4)
+        np.testing.assert_allclose(np.einsum("kii->ki", prior.covariances), expected.covariances, rtol=1e-4)
     assert model.training
 
 
@@ -234,18 +264,14 @@ def test_collapsed_components_are_clamped() -> None:
     losses["loss"].backward()
     assert all(torch.isfinite(each) for each in losses.values())
     assert all(torch.isfinite(each.grad).all() for each in model.parameters())
-    assert model.prior.to_mixture().covariances[0, 0] == pytest.approx(math.exp(-12))
+    assert model.prior.to_fit().covariances[0, 0, 0] == pytest.approx(math.exp(-12))
     assert torch.isfinite(model.generate(3)).all()
 
 
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        (emalgam.Mixture([1.0], np.zeros((1, 2)), np.ones((1, 2)), "diag"), r"of shape \(1, 2\) .*expected \(3, 2\)"),
-        (
-            emalgam.Mixture(np.full(3, 1 / 3), np.zeros((3, 2)), np.ones(3), "spherical"),
-            r"'spherical'; expected .*diag",
-        ),
+        (emalgam.Mixture([1.0], np.zeros((1, 2)), np.ones((1, 2)), "diag"), r"of shape \(1, 2\); expected \(3, 2\)"),
         (emalgam.GaussianMixture(3), r"the GaussianMixture is not fitted; call its fit first, or pass latents"),
         (
             torch.rand(10, 8),
@@ -263,7 +289,7 @@ def test_what_is_no_prior(model: MixtureVAE, source: Any, words: str) -> None:
 
 
 def test_the_configuration_makes_the_same_model() -> None:
-    model = MixtureVAE((2, 4), 3, 5, (6,), {"name": "gaussian", "variance": 0.5}, 0.7, "monte_carlo", "tanh")
+    model = MixtureVAE((2, 4), 3, 5, (6,), {"name": "gaussian", "variance": 0.5}, 0.7, "monte_carlo", "tanh", "full")
     again = MODELS["mixture-vae"](**json.loads(json.dumps(model.configuration())))
     again.load_state_dict(model.state_dict())
     assert again.configuration() == model.configuration()
@@ -272,5 +298,7 @@ def test_the_configuration_makes_the_same_model() -> None:
     assert torch.equal(again.generate(3, generator=seeded(0)), model.generate(3, generator=seeded(0)))
     with pytest.raises(ValueError, match="n_components is 0; expected an integer >= 1"):
         MixtureVAE(8, 2, 0)
+    with pytest.raises(ValueError, match="covariance_type is 'tied'; expected one of diag, full"):
+        MixtureVAE(8, 2, 3, covariance_type="tied")
     with pytest.raises(ValueError, match=r"x is 2 at \[0, 0\]; MixtureVAE expects values in \[0, 1\]"):
         MixtureVAE(8, 2, 3).losses(torch.full((2, 8), 2.0))

@@ -1,0 +1,281 @@
+"""What ``emalgam train-ae`` and ``emalgam generate`` do: files in, files out, and what to report."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from safetensors import safe_open
+
+from emalgam import __version__, plot
+from emalgam.files import replacing
+from emalgam.nn.data import as_dataset, as_loader, load_idx
+from emalgam.nn.evaluation import evaluating, reconstruct
+from emalgam.nn.latent import LatentMixtureSampler
+from emalgam.nn.mixture_vae import MixtureVAE
+from emalgam.nn.model import LatentModel
+from emalgam.nn.model_file import NAME_IN_FOLDER, load_extra, load_model, load_sampler, save_model
+from emalgam.nn.models import MODELS
+from emalgam.nn.training import CHECKPOINT, History, train
+from emalgam.plot.style import pyplot_module
+from emalgam.tables import FORMATS, read_table, write_table
+
+# Options that only some models have.
+BELONGS_TO: Final = {
+    "widths": ("autoencoder", "conv", "vae", "mixture-vae"),
+    "likelihood": ("vae", "mixture-vae"),
+    "beta": ("vae", "mixture-vae"),
+    "denoising": ("autoencoder", "conv"),
+    "clusters": ("mixture-vae",),
+    "pretrain": ("mixture-vae",),
+}
+WIDTHS: Final = {"conv": (32,)}  # of the hidden layers, by default; channels of a convolutional model
+DEFAULT_WIDTHS: Final = (256, 64)
+LARGEST_FULL: Final = 64  # latents of more dimensions get diagonal covariances by default
+NUMBERS_AT_ONCE: Final = 2**22
+ROWS_AT_ONCE: Final = 1024
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What ``emalgam train-ae`` was asked for; None where an option was not given. ValueError if it makes no sense."""
+
+    data: Path
+    output: Path
+    model: str
+    latent: int
+    widths: tuple[int, ...] | None
+    likelihood: str | None
+    beta: float | None
+    denoising: float | None
+    clusters: int | None
+    pretrain: int | None
+    shape: tuple[int, ...] | None
+    scale: float | None
+    validation: float | Path
+    components: Iterable[int]
+    covariance: str | None
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    patience: int | None
+    precision: str
+    seed: int
+    resume: bool
+    threads: int | None
+
+    def __post_init__(self) -> None:
+        for option, models in BELONGS_TO.items():
+            if getattr(self, option) is not None and self.model not in models:
+                raise ValueError(f"--{option} is for {', '.join(models)}, not for --model {self.model}; leave it out")
+        if self.model == "mixture-vae" and self.clusters is None:
+            raise ValueError("--model mixture-vae needs --clusters, the number of components of its prior")
+        if self.patience is not None and not self.validation:
+            raise ValueError("--patience looks at the validation loss, and --validation 0 leaves none")
+
+
+def run_training(job: TrainingJob, progress: bool) -> dict[str, Any]:
+    """Train, save, fit the mixture of the latents, draw; returns what to report."""
+    _use_files_for_pictures()
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    if not job.resume and (job.output / CHECKPOINT).exists():
+        raise ValueError(
+            f"{job.output}: there is a training in it already; go on with --resume, or name another folder"
+        )
+    rows, image_shape = _read(job.data, job)
+    torch.manual_seed(job.seed)
+    model = _new_model(job, rows)
+    data = as_dataset(rows, model, scale=job.scale)
+    held_out: Any = job.validation or None
+    if isinstance(held_out, Path):
+        held_out = as_dataset(_read(held_out, job)[0], model, scale=job.scale)
+    start = time.perf_counter()
+    history = _train(job, model, data, held_out, progress)
+    trained = time.perf_counter()
+    sampler = None if isinstance(model, MixtureVAE) else _mixture(job, model, data)
+    fitted = time.perf_counter()
+    extra = {"writer": f"emalgam {__version__}", "image_shape": list(image_shape), "scale": job.scale}
+    save_model(model, job.output, sampler, extra=extra)
+    shown = held_out if hasattr(held_out, "batch") else data
+    _draw(job.output, model, shown.batch(range(min(10, len(shown)))), image_shape, history)
+    return {
+        "model": job.model,
+        "n_parameters": sum(weight.numel() for weight in model.parameters()),
+        "n_samples": len(data),
+        "data_shape": list(model.data_shape),
+        "latent_shape": list(model.latent_shape),
+        "epochs": history.epochs,
+        **{name: float(values[-1]) for name, values in history.items()},
+        "seconds": trained - start,
+        "mixture_components": None if sampler is None else sampler.mixture.n_components,
+        "mixture_seconds": None if sampler is None else fitted - trained,
+        "output": job.output,
+    }
+
+
+def run_generation(
+    model: Path, output: Path, n: int, *, seed: int, prior: str, shape: tuple[int, ...] | None
+) -> dict[str, Any]:
+    """Draw data from a saved model and write them, as a picture or as numbers; returns what to report."""
+    check_output(output)
+    x, drawn_from = _generated(model, n, seed, prior)
+    if output.suffix.lower() == ".png":
+        _use_files_for_pictures()
+        image_shape = shape or load_extra(model).get("image_shape")
+        _write(output, plot.samples(x, shape=None if image_shape is None else tuple(image_shape)))
+    elif output.suffix.lower() == ".npy":
+        with replacing(output) as file:
+            np.save(file, x)
+    else:
+        write_table(output, x.reshape(n, -1))
+    return {"n_samples": n, "data_shape": list(x.shape[1:]), "prior": drawn_from, "output": output}
+
+
+def check_output(path: Path) -> None:
+    """ValueError unless samples can be written in the format that the suffix names."""
+    if path.suffix.lower() not in (".png", *FORMATS):
+        raise ValueError(f"{path}: expected a picture, .png, or numbers: {', '.join(FORMATS)}")
+
+
+# ---- data
+
+
+def read_rows(path: Path) -> np.ndarray:
+    """The data in a table or in an IDX file, (N, ...); ValueError naming the file."""
+    suffix = path.suffix.lower()
+    if suffix in FORMATS:
+        values = read_table(path)
+    elif suffix in ("", ".gz") or suffix.startswith(".idx"):
+        values = load_idx(path)
+    else:
+        raise ValueError(f"{path}: {suffix} files are not supported; supported are {', '.join(FORMATS)} and IDX")
+    if values.ndim < 2 or 0 in values.shape:
+        raise ValueError(f"{path}: has shape {values.shape}; expected rows of data: (N, features) or (N, H, W)")
+    return values
+
+
+def _read(path: Path, job: TrainingJob) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Rows in the shape that the model takes, and the shape of one as an image."""
+    rows = read_rows(path)
+    if job.scale is None and rows.dtype.kind in "iu":
+        raise ValueError(
+            f"{path}: holds {rows.dtype} numbers; say how to scale them: --scale 1/255 for images of bytes, "
+            "--scale 1 for numbers as they are"
+        )
+    given = job.shape or rows.shape[1:]
+    if math.prod(given) != math.prod(rows.shape[1:]):
+        raise ValueError(f"{path}: has shape {rows.shape}; data of --shape {given} have {math.prod(given)} values")
+    image = _image_shape(given)
+    if job.model in ("linear", "autoencoder"):
+        return rows.reshape(len(rows), -1), image
+    if job.model == "conv":
+        if len(given) == 1 and image[0] == 1:
+            raise ValueError(f"{path}: {given[0]} values are no square image; give --shape C,H,W")
+        given = image if len(image) == 3 else (1, *image)
+    return rows.reshape(len(rows), *given), image
+
+
+def _image_shape(given: tuple[int, ...]) -> tuple[int, ...]:
+    """How to draw one datum: as an image, a square of what is flat, or a strip."""
+    if len(given) == 2 or (len(given) == 3 and given[0] in (1, 3)):
+        return given
+    size = math.prod(given)
+    side = math.isqrt(size)
+    return (side, side) if side * side == size else (1, size)
+
+
+def _in_unit_interval(rows: np.ndarray, scale: float | None) -> bool:
+    """Whether all data lie in [0, 1]."""
+    factor = 1.0 if scale is None else scale
+    step = max(NUMBERS_AT_ONCE // math.prod(rows.shape[1:]), 1)
+    pieces = (np.asarray(rows[start : start + step]) * factor for start in range(0, len(rows), step))
+    return all(piece.min() >= 0 and piece.max() <= 1 for piece in pieces)
+
+
+# ---- steps of a training
+
+
+def _new_model(job: TrainingJob, rows: np.ndarray) -> LatentModel:
+    """A model for these data: what is not given follows from whether they lie in [0, 1]."""
+    bounded = _in_unit_interval(rows, job.scale)
+    hidden = WIDTHS.get(job.model, DEFAULT_WIDTHS) if job.widths is None else job.widths
+    options: dict[str, Any]
+    if job.model == "linear":
+        options = {"n_features": rows.shape[1], "n_latent": job.latent}
+    elif job.model in ("autoencoder", "conv"):
+        output, denoising = "sigmoid" if bounded else "identity", job.denoising or 0.0
+        widths = {"widths": (rows.shape[1], *hidden, job.latent)}
+        shapes = {"data_shape": rows.shape[1:], "channels": (*hidden, job.latent)}
+        options = {**(widths if job.model == "autoencoder" else shapes), "output": output, "denoising": denoising}
+    else:
+        likelihood = job.likelihood or ("bernoulli" if bounded else "gaussian")
+        options = {"data_shape": rows.shape[1:], "n_latent": job.latent, "widths": hidden, "likelihood": likelihood}
+        options |= {} if job.beta is None else {"beta": job.beta}
+        options |= {} if job.clusters is None else {"n_components": job.clusters}
+    return MODELS[job.model](**options)
+
+
+def _train(job: TrainingJob, model: LatentModel, data: Any, held_out: Any, progress: bool) -> History:
+    """One training, or the three steps of a mixture VAE; each goes on with --resume."""
+    how: dict[str, Any] = {name: getattr(job, name) for name in ("batch_size", "learning_rate", "seed", "precision")}
+    how |= {"validation": held_out, "resume": job.resume, "progress": progress}
+    if isinstance(model, MixtureVAE) and not (job.resume and (job.output / CHECKPOINT).exists()):
+        model.pretraining = True
+        train(model, data, epochs=job.pretrain or job.epochs, folder=job.output / "pretraining", **how)
+        model.pretraining = False
+        model.initialize_prior(as_loader(data, model), random_state=job.seed)
+    return train(model, data, epochs=job.epochs, patience=job.patience, folder=job.output, **how)
+
+
+def _mixture(job: TrainingJob, model: LatentModel, data: Any) -> LatentMixtureSampler:
+    small = math.prod(model.latent_shape) <= LARGEST_FULL
+    covariance = job.covariance or ("full" if small else "diag")
+    return LatentMixtureSampler(job.components, covariance, random_state=job.seed).fit(model, data)
+
+
+def _draw(folder: Path, model: LatentModel, x: torch.Tensor, shape: tuple[int, ...], history: History) -> None:
+    _write(folder / "losses.png", plot.losses(history))
+    _write(folder / "reconstructions.png", plot.reconstructions(x, reconstruct(model, x), shape=shape))
+
+
+def _use_files_for_pictures() -> None:
+    """No window; ImportError if matplotlib is missing, before the hours of a training and not after them."""
+    pyplot_module().switch_backend("Agg")
+
+
+def _write(path: Path, ax: Any) -> None:
+    """The figure of an Axes as a PNG file, at once and whole."""
+    with replacing(path) as file:
+        ax.figure.savefig(file, format="png", dpi=110)
+    pyplot_module().close(ax.figure)
+
+
+# ---- generation
+
+
+def _generated(path: Path, n: int, seed: int, prior: str) -> tuple[np.ndarray, str]:
+    """(n, *data_shape) on the host, and from what the latents were drawn."""
+    model = load_model(path)
+    if prior == "mixture" or (prior == "auto" and _has_sampler(path)):
+        sampler = load_sampler(path)
+        return sampler.sample(n, seed)[0].numpy(), f"mixture of {sampler.mixture.n_components}"
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [min(ROWS_AT_ONCE, n - start) for start in range(0, n, ROWS_AT_ONCE)]
+    with evaluating(model):
+        try:
+            return torch.cat([model.generate(size, generator=generator) for size in sizes]).numpy(), "the model's own"
+        except NotImplementedError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def _has_sampler(path: Path) -> bool:
+    """Whether a mixture was saved along with a model that has been loaded."""
+    with safe_open(path / NAME_IN_FOLDER if path.is_dir() else path, framework="np") as file:
+        return "sampler" in (file.metadata() or {})

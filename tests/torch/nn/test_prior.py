@@ -1,0 +1,234 @@
+"""A mixture as a trainable prior: its values, samples, EM steps, and the way from a fit and back."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+import emalgam
+from emalgam import Mixture
+from emalgam.nn import GaussianMixturePrior
+from tests.samples import blobs
+from tests.tolerances import STANDARD_ERRORS, tolerance
+
+
+def mixture(covariance_type: str = "full", D: int = 2, K: int = 3, seed: int = 0) -> Mixture:
+    rng = np.random.default_rng(seed)
+    a = rng.normal(size=(K, D, D))
+    full = a @ a.swapaxes(1, 2) / D + 0.5 * np.eye(D)
+    variances = rng.uniform(0.5, 2, (K, D))
+    covariances = {"full": full, "tied": full[0], "diag": variances, "spherical": variances[:, 0]}[covariance_type]
+    return Mixture(rng.dirichlet(np.full(K, 5.0)), 2 * rng.normal(size=(K, D)), covariances, covariance_type)
+
+
+def same_mixture(one: Mixture, other: Mixture, rtol: float = 1e-9) -> None:
+    for name in ("weights", "means", "covariances"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=rtol, atol=rtol, err_msg=name)
+
+
+# ---- from a fit and back
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "tied", "diag", "spherical"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_from_fit_and_back(covariance_type: str, dtype: torch.dtype) -> None:
+    given = mixture(covariance_type)
+    prior = GaussianMixturePrior.from_fit(given, dtype=dtype)
+    assert {each.dtype for each in prior.parameters()} == {dtype}
+    back = prior.to_fit()
+    x = np.random.default_rng(1).normal(size=(20, 2)) * 3
+    bound = tolerance("mixture operators", str(dtype).removeprefix("torch.")) * 50
+    np.testing.assert_allclose(back.log_prob(x), given.log_prob(x), rtol=0, atol=bound)
+    np.testing.assert_allclose(prior.log_prob(torch.tensor(x, dtype=dtype)).detach(), given.log_prob(x), atol=bound)
+    r = prior.responsibilities(torch.tensor(x, dtype=dtype))
+    np.testing.assert_allclose(r.detach(), given.responsibilities(x), atol=bound)
+
+
+def test_from_what_has_a_mixture() -> None:
+    x, _ = blobs(300, 2, 3)
+    fit = emalgam.fit(x, 3, random_state=0)
+    model = emalgam.GaussianMixture(3, random_state=0).fit(x)
+    for each in (fit, model):
+        same_mixture(GaussianMixturePrior.from_fit(each).to_fit(), fit.mixture)
+    gaussian = GaussianMixturePrior.from_fit(emalgam.Gaussian([1.0, 2.0], [[2.0, 0.5], [0.5, 1.0]]))
+    assert (gaussian.n_components, gaussian.n_features) == (1, 2)
+    with pytest.raises(ValueError, match=r"fit is a str; expected a Gaussian, Mixture or fitted GaussianMixture"):
+        GaussianMixturePrior.from_fit("mixture")
+
+
+def test_weight_of_zero_stays_trainable() -> None:
+    prior = GaussianMixturePrior.from_fit(Mixture([1.0, 0.0], [[0.0], [100.0]], [1.0, 1.0], "spherical"))
+    prior.log_prob(torch.tensor([[0.0], [100.0]], dtype=torch.float64)).sum().backward()
+    for parameter in prior.parameters():
+        assert parameter.grad is not None
+        assert parameter.isfinite().all()
+        assert parameter.grad.isfinite().all()
+
+
+def test_narrow_covariances_survive() -> None:
+    """L Lᵀ is singular to rounding, L is not."""
+    prior = GaussianMixturePrior(1, 2, dtype=torch.float64)
+    with torch.no_grad():
+        prior.log_cholesky.copy_(torch.tensor([[[0.0, 0.0], [1.0, np.log(1e-9)]]]))
+        prior.means.zero_()
+    z = torch.tensor([[0.1, 0.1 + 1e-9]], dtype=torch.float64)
+    exact = -np.log(2 * np.pi) - np.log(1e-9) - 0.5 * (0.1**2 + ((0.1 + 1e-9 - 0.1) / 1e-9) ** 2)
+    assert prior.log_prob(z).item() == pytest.approx(exact, abs=1e-5)  # 0.1 + 1e-9 is rounded: 1e-8 of the step
+    assert float(prior.to_fit().log_prob(z.numpy())[0]) == pytest.approx(exact, abs=1e-5)
+
+
+def test_bad_sizes_and_values() -> None:
+    with pytest.raises(ValueError, match=r"n_components is 0; expected an integer >= 1"):
+        GaussianMixturePrior(0, 2)
+    prior = GaussianMixturePrior(3, 2)
+    with pytest.raises(ValueError, match=r"the mixture has 3 components in 4 features and this prior 3 in 2"):
+        prior.set(mixture(D=4))
+    with torch.no_grad():
+        prior.means[1, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"means contains NaN at \[1, 0\]"):
+        prior.to_fit()
+
+
+# ---- as a module
+
+
+def test_state_dict_round_trip() -> None:
+    prior, file = GaussianMixturePrior.from_fit(mixture()), io.BytesIO()
+    assert [name for name, _ in prior.named_parameters()] == ["log_weights", "means", "log_cholesky"]
+    torch.save(prior.state_dict(), file)
+    file.seek(0)
+    other = GaussianMixturePrior(3, 2, dtype=torch.float64)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    z = torch.randn(5, 2, dtype=torch.float64)
+    assert torch.equal(other(z), prior(z))
+    assert repr(prior) == "GaussianMixturePrior(n_components=3, n_features=2)"
+
+
+def test_trains_by_gradients() -> None:
+    """Adam on 1000 rows comes close to what EM finds, from the same start."""
+    x, centres = blobs(1000, 2, 3)
+    prior = GaussianMixturePrior.from_fit(Mixture(np.full(3, 1 / 3), centres + 0.5, np.ones(3), "spherical"))
+    start = prior.to_fit()
+    z, optimizer = torch.from_numpy(x), torch.optim.Adam(prior.parameters(), lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = -prior.log_prob(z).mean()
+        loss.backward()
+        optimizer.step()
+    fit = emalgam.fit(x, 3, means_init=start.means, weights_init=start.weights, tol=1e-8, max_iter=500, reg_covar=0.0)
+    assert -float(loss) == pytest.approx(fit.lower_bound, abs=2e-3)
+
+
+# ---- samples
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_samples(dtype: torch.dtype) -> None:
+    given = mixture()
+    prior = GaussianMixturePrior.from_fit(given, dtype=dtype)
+    z, labels = prior.sample(20_000, torch.Generator().manual_seed(0))
+    assert (z.shape, z.dtype, labels.shape, labels.dtype) == ((20_000, 2), dtype, (20_000,), torch.int64)
+    assert not z.requires_grad
+    counts = np.bincount(labels, minlength=3)
+    assert stats.chisquare(counts, 20_000 * given.weights).pvalue > 1e-6
+    for k in range(3):
+        rows = z[labels == k].double().numpy()
+        error = (rows.mean(axis=0) - given.means[k]) / np.sqrt(np.diag(given.covariances[k]) / len(rows))
+        assert np.abs(error).max() < STANDARD_ERRORS
+        # an entry of a sample covariance has the variance (Σ_ii Σ_jj + Σ_ij²) / n
+        sigma, variances = given.covariances[k], np.diag(given.covariances[k])
+        error = (np.cov(rows.T) - sigma) / np.sqrt((np.outer(variances, variances) + sigma**2) / len(rows))
+        assert np.abs(error).max() < STANDARD_ERRORS
+    assert len(set(labels[:50].tolist())) == 3  # in random order
+
+
+def test_samples_follow_the_generator() -> None:
+    prior = GaussianMixturePrior.from_fit(mixture())
+
+    def draw(n: int, seed: int) -> tuple[Tensor, Tensor]:
+        return prior.sample(n, torch.Generator().manual_seed(seed))
+
+    one, few, other = draw(50, 1), draw(20, 1), draw(50, 2)
+    assert torch.equal(one[0][:20], few[0])
+    assert torch.equal(one[1][:20], few[1])
+    assert not torch.equal(one[0], other[0])
+    torch.manual_seed(3)
+    first = prior.sample(4)[0]
+    torch.manual_seed(3)
+    assert torch.equal(prior.sample(4)[0], first)
+    with pytest.raises(ValueError, match=r"n is 0; expected an integer >= 1"):
+        prior.sample(0)
+
+
+# ---- EM
+
+
+def em_step(x: np.ndarray, start: Mixture, weight: Any = None) -> emalgam.Fit:
+    """One iteration of EM from a mixture."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", emalgam.ConvergenceWarning)
+        return emalgam.fit(
+            x, start.n_components, sample_weight=weight, weights_init=start.weights, means_init=start.means,
+            precisions_init=start.precisions, max_iter=1, reg_covar=0.0,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_refresh_is_an_iteration_of_em(weighted: bool) -> None:
+    x, _ = blobs(500, 2, 3)
+    start = mixture()
+    weight = np.random.default_rng(0).uniform(0, 2, 500) if weighted else None
+    expected = em_step(x, start, weight)
+    prior = GaussianMixturePrior.from_fit(start)
+    pointers = [each.data_ptr() for each in prior.parameters()]
+    z = torch.from_numpy(x).reshape(50, 10, 2).requires_grad_()
+    omega = None if weight is None else torch.from_numpy(weight).reshape(50, 10)
+    bound = prior.refresh(z, omega, reg_covar=0.0)
+    assert bound == pytest.approx(expected.lower_bounds[0], rel=1e-9)
+    same_mixture(prior.to_fit(), expected.mixture, 1e-7)
+    assert [each.data_ptr() for each in prior.parameters()] == pointers
+    assert z.grad is None
+
+
+def test_refresh_by_a_small_step() -> None:
+    """ŝ moves by that share of the way: weights and means are linear in it."""
+    x, _ = blobs(500, 2, 3)
+    start = mixture()
+    whole, part = GaussianMixturePrior.from_fit(start), GaussianMixturePrior.from_fit(start)
+    whole.refresh(torch.from_numpy(x), reg_covar=0.0)
+    part.refresh(torch.from_numpy(x), step=0.25, reg_covar=0.0)
+    there, found = whole.to_fit(), part.to_fit()
+    weights = 0.75 * start.weights + 0.25 * there.weights
+    np.testing.assert_allclose(found.weights, weights, rtol=1e-9)
+    first = 0.75 * start.weights[:, None] * start.means + 0.25 * there.weights[:, None] * there.means
+    np.testing.assert_allclose(found.means, first / weights[:, None], rtol=1e-8)
+
+
+def test_refresh_on_batches_fits_a_stream() -> None:
+    x, centres = blobs(6000, 2, 3)
+    prior = GaussianMixturePrior.from_fit(Mixture(np.full(3, 1 / 3), centres + 1.0, 4 * np.ones(3), "spherical"))
+    for t, batch in enumerate(np.array_split(np.random.default_rng(0).permutation(x), 60)):
+        prior.refresh(torch.from_numpy(batch), step=(t + 2) ** -0.6)
+    fit = emalgam.fit(x, 3, means_init=centres, tol=1e-8, max_iter=500)
+    assert prior.to_fit().log_prob(x).mean() == pytest.approx(fit.lower_bound, abs=0.02)
+
+
+def test_refresh_refuses() -> None:
+    prior = GaussianMixturePrior.from_fit(mixture())
+    z = torch.randn(10, 2)
+    with pytest.raises(ValueError, match=r"step is 0; expected a number above 0, up to 1"):
+        prior.refresh(z, step=0)
+    with pytest.raises(ValueError, match=r"z has 3 features; the mixture has 2"):
+        prior.refresh(torch.randn(10, 3))
+    with pytest.raises(ValueError, match=r"sample_weight is -1\.0 at row 0; expected weights >= 0"):
+        prior.refresh(z, -torch.ones(10))
+    z[3, 1] = float("nan")
+    with pytest.raises(ValueError, match=r"z contains NaN at row 3, column 1"):
+        prior.refresh(z)
