@@ -163,14 +163,13 @@ class Kernel:
 
     def _on_the_current_device(self, shared_bytes: int) -> core.Kernel:
         """The loaded kernel; where a launch wants more than `SHARED_BYTES`, it may have all there are from then on."""
-        place = torch.cuda.current_device(), current_context()
-        more = shared_bytes > SHARED_BYTES
-        loaded = self._loaded.get((*place, more))
+        ordinal, more = torch.cuda.current_device(), shared_bytes > SHARED_BYTES
+        loaded = self._loaded.get((ordinal, current_context(), more))
         if loaded is None:
-            function = self._library.get_cufunc()
+            function = self._library.get_cufunc()  # makes a context current, where there is none
             if more:
-                allow_shared_bytes(function, most_shared_bytes(torch.device("cuda", place[0])))
-            loaded = self._loaded[*place, more] = function.kernel
+                allow_shared_bytes(function, most_shared_bytes(torch.device("cuda", ordinal)))
+            loaded = self._loaded[ordinal, current_context(), more] = function.kernel
         return loaded
 
     def resident_blocks(self, threads: int, shared_bytes: int) -> int:
