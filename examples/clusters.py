@@ -1,8 +1,8 @@
 """Handwritten digits without their labels: a VAE with a mixture for a prior finds the classes better than k-means.
 
-The digits are scikit-learn's, 1797 images of 8 by 8 pixels. For each seed a `MixtureVAE` of ten components is trained as
-an autoencoder, gets the mixture that fits its latents for a prior, and is trained with it. Its clusters, and those of
-k-means on the pixels, are compared with the labels: accuracy is the share of digits that are right under the best
+The digits are scikit-learn's, 1797 images of 8 by 8 pixels. For each seed a `MixtureVAE` of ten components is trained
+as an autoencoder, gets the mixture that fits its latents for a prior, and is trained with it. Its clusters, and those
+of k-means on the pixels, are compared with the labels: accuracy is the share of digits that are right under the best
 matching of clusters with classes (Jiang et al. 2017, "Variational deep embedding", eq. 17).
 """
 

@@ -62,11 +62,11 @@ class LatentPrior(GaussianMixturePrior):
 
     def log_shares(self, posterior: Posterior) -> Tensor:
         """log π_c − KL(q(z | x) ‖ N(μ_c, L_c L_cᵀ)), (N, K)."""
-        alone = (each[..., None, :] for each in posterior)
+        mean, log_variance = posterior.mean[..., None, :], posterior.log_variance[..., None, :]
         if self.covariance_type == "diag":
-            divergences = kl_gaussian(*alone, self.means, 2.0 * self.log_deviations)
+            divergences = kl_gaussian(mean, log_variance, self.means, 2.0 * self.log_deviations)
         else:
-            divergences = kl_gaussian(*alone, self.means, p_scale_tril=self.scale_tril)
+            divergences = kl_gaussian(mean, log_variance, self.means, p_scale_tril=self.scale_tril)
         return self.log_weights.log_softmax(0) - divergences
 
     def sample_component(self, n: int, component: int, *, generator: torch.Generator | None = None) -> Tensor:
