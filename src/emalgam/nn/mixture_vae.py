@@ -17,6 +17,7 @@ from emalgam.mixture import Mixture
 from emalgam.nn.divergence import kl_gaussian
 from emalgam.nn.evaluation import evaluating
 from emalgam.nn.likelihoods import Likelihood
+from emalgam.nn.model import standard_normal
 from emalgam.nn.prior import GaussianMixturePrior
 from emalgam.nn.vae import LOG_VARIANCES, VAE, Posterior
 from emalgam.validation import check_choice, check_integer, check_number
@@ -72,8 +73,7 @@ class LatentPrior(GaussianMixturePrior):
     def sample_component(self, n: int, component: int, *, generator: torch.Generator | None = None) -> Tensor:
         """n draws of one component, (n, D)."""
         mean, lower = self.means[component], self.scale_tril[component]
-        noise = torch.randn(n, len(mean), generator=generator, dtype=mean.dtype, device=mean.device)
-        return mean + noise @ lower.mT
+        return mean + standard_normal(mean, (n, len(mean)), generator) @ lower.mT
 
 
 class MixtureVAE(VAE):
