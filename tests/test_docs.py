@@ -1,4 +1,7 @@
-"""The pages under docs/: every section's examples run, alone, as a reader copies them."""
+"""The pages under docs/: every section's examples run, alone, as a reader copies them.
+
+Those of docs/autoencoders.md need torch: tests/torch/nn/test_docs_nn.py runs them.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from matplotlib import pyplot
 
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "docs" / "from-the-notes.md"
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
 def sections(page: Path) -> list[doctest.DocTest]:
@@ -25,6 +29,18 @@ def sections(page: Path) -> list[doctest.DocTest]:
     return found
 
 
+def check_section(section: doctest.DocTest) -> None:
+    """Its examples print what the page says, and draw the pictures that it names."""
+    assert section.examples, f"{section.name} shows no call"
+    report: list[str] = []
+    flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    failures, _ = doctest.DocTestRunner(optionflags=flags).run(section, out=report.append)
+    pyplot.close("all")
+    assert failures == 0, "".join(report)
+    for picture in re.findall(r'savefig\("(.*?)"\)', "".join(example.source for example in section.examples)):
+        assert Path(picture).read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.fixture(autouse=True)
 def _checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that has the examples of the checkout, and takes the pictures."""
@@ -35,20 +51,20 @@ def _checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("section", sections(GUIDE), ids=lambda section: section.name)
 def test_section(section: doctest.DocTest) -> None:
-    assert section.examples, f"{section.name} shows no call"
-    report: list[str] = []
-    failures, _ = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(section, out=report.append)
-    pyplot.close("all")
-    assert failures == 0, "".join(report)
-    for picture in re.findall(r'savefig\("(.*?)"\)', "".join(example.source for example in section.examples)):
-        assert Path(picture).read_bytes().startswith(b"\x89PNG")
+    check_section(section)
 
 
-def test_contents_lead_somewhere() -> None:
-    """Every link within the page and to files of the checkout has its target."""
-    text = GUIDE.read_text(encoding="utf-8")
-    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    for target in re.findall(r"\]\((.*?)\)", text):
-        inside = target.startswith("#")
-        assert target[1:] in anchors if inside else (GUIDE.parent / target).exists(), f"{target} leads nowhere"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_contents_lead_somewhere(page: Path) -> None:
+    """Every link within a page, to another one and to files of the checkout has its target."""
+    for target in re.findall(r"\]\((.*?)\)", page.read_text(encoding="utf-8")):
+        file, _, anchor = target.partition("#")
+        there = page.parent / file if file else page
+        assert there.exists(), f"{target} leads nowhere"
+        assert not anchor or anchor in anchors(there), f"{target} leads nowhere"
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link to a heading is called."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

@@ -20,7 +20,7 @@ from emalgam.nn.layers import (
     tied_dense,
     with_activations,
 )
-from emalgam.nn.model import LatentModel
+from emalgam.nn.model import LatentModel, standard_normal
 from emalgam.validation import check_choice, check_integer, check_number
 
 OUTPUTS = ("identity", "sigmoid")
@@ -44,7 +44,7 @@ class Reconstructing(LatentModel):
 
     def corrupt(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """x + denoising · ε, ε ~ N(0, I); not clipped to the range of x."""
-        return x + self.denoising * torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        return x + self.denoising * standard_normal(x, x.shape, generator)
 
     def losses(self, x: Tensor, *, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """ "loss": the squared error of the reconstruction, mean over data and their elements.

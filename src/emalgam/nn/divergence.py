@@ -28,7 +28,7 @@ class Divergence(NamedTuple):
     standard_error: Tensor | None
 
 
-class Posterior(NamedTuple):
+class Normal(NamedTuple):
     """N(mean, Σ) with Σ = diag(deviation²), or L Lᵀ for a `deviation` (..., D, D)."""
 
     mean: Tensor
@@ -36,7 +36,7 @@ class Posterior(NamedTuple):
     full: bool
 
     @classmethod
-    def of(cls, mean: Tensor, log_variance: Tensor | None, scale_tril: Tensor | None, name: str = "q") -> Posterior:
+    def of(cls, mean: Tensor, log_variance: Tensor | None, scale_tril: Tensor | None, name: str = "q") -> Normal:
         """ValueError unless exactly one of the two is given, and of the mean's shape."""
         given, D = {f"{name}_log_variance": log_variance, f"{name}_scale_tril": scale_tril}, mean.shape[-1]
         if (log_variance is None) == (scale_tril is None):
@@ -115,17 +115,17 @@ def kl_gaussian(
     >>> round(kl_gaussian(*(torch.tensor([each]) for each in (1.0, 0.0, 0.0, math.log(4.0)))).item(), 6)
     0.443147
     """
-    q = Posterior.of(q_mean, q_log_variance, q_scale_tril)
+    q = Normal.of(q_mean, q_log_variance, q_scale_tril)
     if p_mean is None and p_log_variance is None and p_scale_tril is None:
         # ½ Σ (σ² + μ² − 1 − log σ²); for L its squares take the place of σ²
         squares = q.deviation.square().sum((-2, -1) if q.full else -1)
         return 0.5 * (squares + q_mean.square().sum(-1) - q_mean.shape[-1]) - q.log_det
     if p_mean is None:
         raise ValueError("p_mean is missing beside p's covariance; expected both, or neither for the standard normal")
-    return _closed_form(q, Posterior.of(p_mean, p_log_variance, p_scale_tril, "p"))
+    return _closed_form(q, Normal.of(p_mean, p_log_variance, p_scale_tril, "p"))
 
 
-def _closed_form(q: Posterior, p: Posterior) -> Tensor:
+def _closed_form(q: Normal, p: Normal) -> Tensor:
     offset = q.mean - p.mean
     if not p.full and not q.full:
         squares = ((q.deviation.square() + offset.square()) / p.deviation.square()).sum(-1)
@@ -196,7 +196,7 @@ def kl_to_mixture(
     True
     """
     check_choice("estimator", estimator, ESTIMATORS)
-    q = Posterior.of(q_mean, q_log_variance, q_scale_tril)
+    q = Normal.of(q_mean, q_log_variance, q_scale_tril)
     if q_mean.shape[-1] != prior.n_features:
         raise ValueError(f"q_mean has shape {tuple(q_mean.shape)}; the prior has {prior.n_features} features")
     if estimator == "monte_carlo":
@@ -204,7 +204,7 @@ def kl_to_mixture(
     return Divergence(_variational(q, prior) if estimator == "variational" else _unscented(q, prior), None)
 
 
-def _monte_carlo(q: Posterior, prior: GaussianMixturePrior, S: int, generator: torch.Generator | None) -> Divergence:
+def _monte_carlo(q: Normal, prior: GaussianMixturePrior, S: int, generator: torch.Generator | None) -> Divergence:
     mean, D = q.mean, q.mean.shape[-1]
     noise = torch.randn((S, *mean.shape), generator=generator, dtype=mean.dtype, device=mean.device)
     # log q(μ + L ε) = −½ ‖ε‖² − D/2 log 2π − log |L|
@@ -214,16 +214,16 @@ def _monte_carlo(q: Posterior, prior: GaussianMixturePrior, S: int, generator: t
     return Divergence(terms.mean(0), error.detach())
 
 
-def _variational(q: Posterior, prior: GaussianMixturePrior) -> Tensor:
+def _variational(q: Normal, prior: GaussianMixturePrior) -> Tensor:
     # q (..., 1, D) beside the components (K, D)
-    alone = Posterior(
+    alone = Normal(
         q.mean[..., None, :], q.deviation[..., None, :, :] if q.full else q.deviation[..., None, :], q.full
     )
-    each = _closed_form(alone, Posterior(prior.means, prior.scale_tril, True))
+    each = _closed_form(alone, Normal(prior.means, prior.scale_tril, True))
     return -(prior.log_weights.log_softmax(0) - each).logsumexp(-1)
 
 
-def _unscented(q: Posterior, prior: GaussianMixturePrior) -> Tensor:
+def _unscented(q: Normal, prior: GaussianMixturePrior) -> Tensor:
     D = q.mean.shape[-1]
     # The mean of log q over the points is −H(q): it is quadratic, and they have q's mean and covariance.
     steps = math.sqrt(D) * q.factor.mT.movedim(-2, 0)

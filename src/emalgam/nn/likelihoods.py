@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from emalgam.nn.model import check_values
+from emalgam.nn.model import check_values, standard_normal
 from emalgam.packing import LOG_2_PI
 from emalgam.validation import check_choice, check_number
 
@@ -123,8 +123,7 @@ class Gaussian(Likelihood):
 
     def sample(self, output: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """h + σ ε."""
-        noise = torch.randn(output.shape, generator=generator, dtype=output.dtype, device=output.device)
-        return output + self.variance**0.5 * noise
+        return output + self.variance**0.5 * standard_normal(output, output.shape, generator)
 
 
 class Bernoulli(Likelihood):

@@ -17,6 +17,7 @@ from emalgam.mixture import Mixture
 from emalgam.nn.divergence import kl_gaussian
 from emalgam.nn.evaluation import evaluating
 from emalgam.nn.likelihoods import Likelihood
+from emalgam.nn.model import standard_normal
 from emalgam.nn.prior import GaussianMixturePrior
 from emalgam.nn.vae import LOG_VARIANCES, VAE, Posterior
 from emalgam.validation import check_choice, check_integer, check_number
@@ -62,18 +63,17 @@ class LatentPrior(GaussianMixturePrior):
 
     def log_shares(self, posterior: Posterior) -> Tensor:
         """log π_c − KL(q(z | x) ‖ N(μ_c, L_c L_cᵀ)), (N, K)."""
-        alone = (each[..., None, :] for each in posterior)
+        mean, log_variance = posterior.mean[..., None, :], posterior.log_variance[..., None, :]
         if self.covariance_type == "diag":
-            divergences = kl_gaussian(*alone, self.means, 2.0 * self.log_deviations)
+            divergences = kl_gaussian(mean, log_variance, self.means, 2.0 * self.log_deviations)
         else:
-            divergences = kl_gaussian(*alone, self.means, p_scale_tril=self.scale_tril)
+            divergences = kl_gaussian(mean, log_variance, self.means, p_scale_tril=self.scale_tril)
         return self.log_weights.log_softmax(0) - divergences
 
     def sample_component(self, n: int, component: int, *, generator: torch.Generator | None = None) -> Tensor:
         """n draws of one component, (n, D)."""
         mean, lower = self.means[component], self.scale_tril[component]
-        noise = torch.randn(n, len(mean), generator=generator, dtype=mean.dtype, device=mean.device)
-        return mean + noise @ lower.mT
+        return mean + standard_normal(mean, (n, len(mean)), generator) @ lower.mT
 
 
 class MixtureVAE(VAE):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -108,6 +109,13 @@ class LatentModel(nn.Module):
                 f"{name} lies on {given.device}, the model on {own.device}; call {name}.to('{own.device}')"
             )
         return given
+
+
+def standard_normal(like: Tensor, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+    """ε ~ N(0, I) of a shape, with the dtype and on the device of `like`."""
+    how: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
+    # torch.compile has no graph for an argument generator=, None included, once sizes are symbols
+    return torch.randn(shape, **how) if generator is None else torch.randn(shape, generator=generator, **how)
 
 
 def _how_to_reshape(name: str, given: Tensor, shape: tuple[int, ...]) -> str:

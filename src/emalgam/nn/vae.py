@@ -20,7 +20,7 @@ from torch import Tensor
 from emalgam.nn.divergence import kl_gaussian
 from emalgam.nn.layers import check_sizes, dense
 from emalgam.nn.likelihoods import Likelihood, likelihood_of
-from emalgam.nn.model import LatentModel
+from emalgam.nn.model import LatentModel, standard_normal
 from emalgam.packing import LOG_2_PI
 from emalgam.validation import check_choice, check_integer, check_number
 
@@ -37,9 +37,8 @@ class Posterior(NamedTuple):
 
     def sample(self, *shape: int, generator: torch.Generator | None = None) -> Tensor:
         """z = μ + σ ε, (*shape, N, n_latent): gradients go through it."""
-        mean = self.mean
-        noise = torch.randn(*shape, *mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-        return mean + (0.5 * self.log_variance).exp() * noise
+        noise = standard_normal(self.mean, (*shape, *self.mean.shape), generator)
+        return self.mean + (0.5 * self.log_variance).exp() * noise
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log q(z | x), (..., N) for z (..., N, n_latent)."""
@@ -140,9 +139,7 @@ class VAE(LatentModel):
 
     def sample_prior(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """z ~ p(z), (n, n_latent)."""
-        own = next(self.parameters())
-        shape = (check_integer("n", n, 1), *self.latent_shape)
-        return torch.randn(shape, generator=generator, dtype=own.dtype, device=own.device)
+        return standard_normal(next(self.parameters()), (check_integer("n", n, 1), *self.latent_shape), generator)
 
     def closed_kl(self, posterior: Posterior) -> Tensor:
         """KL(q(z | x) ‖ p(z)), (N,): ½ Σ (μ² + σ² − 1 − log σ²), Kingma and Welling (2014), appendix B."""
