@@ -246,3 +246,11 @@ def test_fit_many_on_the_device() -> None:
     scores = fits.score_samples(x, backend="numba_cuda")
     np.testing.assert_allclose(scores, specified.score_samples(x, backend="reference"), rtol=1e-9)
     np.testing.assert_array_equal(fits.predict(x, backend="numba_cuda"), specified.predict(x, backend="reference"))
+
+
+def test_no_problems() -> None:
+    none = Problems(np.empty((0, 2)), np.zeros(1, np.int64), None, None, np.empty(0, np.uint64))
+    mixtures, outcomes = Mixtures.empty("full", 0, 2, 2), Outcomes.empty(0)
+    batch.fit_many(none, Settings("full", np.empty(0, np.int64), np.empty(0, np.int64)), mixtures, outcomes)
+    assert len(mixtures.weights) == len(outcomes.status) == 0
+    assert len(predicted(none, mixtures)[0]) == 0

@@ -164,7 +164,7 @@ def test_the_likelihood_never_falls(kernels: ModuleType, covariance_type: str) -
     problems = ragged()
     trace = [
         fit(kernels, problems, settings(problems, covariance_type, 3, max_iter=n, tol=0.0, added=0.0))[1].log_likelihood
-        for n in range(6)
+        for n in range(4 if SIMULATED else 6)
     ]
     assert (np.diff(trace, axis=0) >= -1e-9 * np.diff(problems.offsets)).all()
     large = np.diff(problems.offsets) > 10  # the smallest problem is fitted by its start
@@ -212,7 +212,8 @@ def test_agrees_with_the_reference(kernels: ModuleType, covariance_type: str, dt
 @every_type
 def test_many_components_and_restarts_agree_with_the_reference(kernels: ModuleType, covariance_type: str) -> None:
     problems = ragged(3)
-    how = settings(problems, covariance_type, (1, 6), max_iter=4, n_init=3, criterion="icl", seed=2**64 - 1)
+    most, n_init = (3, 2) if SIMULATED else (6, 3)
+    how = settings(problems, covariance_type, (1, most), max_iter=4, n_init=n_init, criterion="icl", seed=2**64 - 1)
     assert_close(fit(kernels, problems, how), specified(problems, how), tolerance("fit", "float64"))
 
 
@@ -230,7 +231,8 @@ def test_sizes_across_a_tile(kernels: ModuleType, covariance_type: str, n: int) 
 @every_type
 def test_many_features(kernels: ModuleType, covariance_type: str) -> None:
     rng = np.random.default_rng(3)
-    problems = together([rng.normal(size=(90, 20)) + 3 * rng.integers(0, 2, (90, 1)) for _ in range(2)])
+    n = 40 if SIMULATED else 90
+    problems = together([rng.normal(size=(n, 20)) + 3 * rng.integers(0, 2, (n, 1)) for _ in range(2)])
     how = settings(problems, covariance_type, 2, max_iter=3, tol=0.0)
     assert_close(fit(kernels, problems, how), specified(problems, how), tolerance("fit", "float64"))
 
@@ -270,8 +272,8 @@ def test_weight_two_is_the_row_twice_and_weight_zero_its_absence(kernels: Module
 
 @every_type
 def test_a_result_depends_on_the_problem_alone(kernels: ModuleType, covariance_type: str) -> None:
-    problems = ragged()
-    how = settings(problems, covariance_type, (1, 3), n_init=2, max_iter=10, seed=3)
+    problems, most, max_iter = ragged(), *((2, 4) if SIMULATED else (3, 10))
+    how = settings(problems, covariance_type, (1, most), n_init=2, max_iter=max_iter, seed=3)
     together_ = fit(kernels, problems, how)
     assert_same_bits(together_, fit(kernels, problems, how, n_threads=3))
     for b in range(len(problems)):
@@ -283,7 +285,7 @@ def test_a_result_depends_on_the_problem_alone(kernels: ModuleType, covariance_t
         )
         assert_same_bits(
             together_,
-            fit(kernels, alone, settings(alone, covariance_type, (1, 3), n_init=2, max_iter=10, seed=3)),
+            fit(kernels, alone, settings(alone, covariance_type, (1, most), n_init=2, max_iter=max_iter, seed=3)),
             slice(b, b + 1),
         )
 
@@ -303,11 +305,11 @@ def test_another_number_is_another_start(kernels: ModuleType) -> None:
 
 @pytest.mark.parametrize("criterion", ["bic", "aic", "icl"])
 def test_the_smallest_criterion_wins(kernels: ModuleType, criterion: str) -> None:
-    problems = ragged(2)
+    problems, most, max_iter = ragged(2), *((3, 4) if SIMULATED else (4, 20))
     total = np.diff(problems.offsets)
     values = []
-    for K in range(1, 5):
-        _, outcomes = fit(kernels, problems, settings(problems, "diag", K, criterion=criterion, max_iter=20))
+    for K in range(1, most + 1):
+        _, outcomes = fit(kernels, problems, settings(problems, "diag", K, criterion=criterion, max_iter=max_iter))
         count = parameter_count("diag", K, 2)
         values.append(
             [
@@ -315,7 +317,7 @@ def test_the_smallest_criterion_wins(kernels: ModuleType, criterion: str) -> Non
                 for b in range(len(problems))
             ]
         )
-    mixtures, _ = fit(kernels, problems, settings(problems, "diag", (1, 4), criterion=criterion, max_iter=20))
+    mixtures, _ = fit(kernels, problems, settings(problems, "diag", (1, most), criterion=criterion, max_iter=max_iter))
     np.testing.assert_array_equal(mixtures.n_components, 1 + np.argmin(values, axis=0))
 
 

@@ -41,6 +41,7 @@ from emalgam_kernels.philox import PROBLEMS, SEEDS
 
 THREADS: Final = 8 if SIMULATED else 64
 BLOCKS: Final = 4  # of a multiprocessor, with all the registers that a thread may have
+BLOCKS_OF_PREDICTIONS: Final = 6  # 168 registers
 CHUNK: Final = 8  # rows whose masses a thread adds when an index is drawn
 LOG_LIKELIHOOD, ENTROPY = range(2)  # rows of the real results
 N_COMPONENTS, N_ITER, CONVERGED, STATUS = range(4)  # rows of the integer results
@@ -1170,12 +1171,6 @@ def fit_problem(
 # ---- kernels
 
 
-@inlined
-def part_of(workspace: Any, size: Size) -> Any:
-    """The block's."""
-    return workspace[cuda.blockIdx.x * size.memory : (cuda.blockIdx.x + 1) * size.memory]
-
-
 def _fit(in_shared: bool) -> Callable[..., None]:
     def fit_many(
         x64: Any, x32: Any, order: Any, weight: Any, offsets: Any, numbers: Any, choices: Any, workspace: Any,
@@ -1189,7 +1184,8 @@ def _fit(in_shared: bool) -> Callable[..., None]:
             kept[i] = given[i]
         cuda.syncthreads()
         sizes = size_of(kept) if SIMULATED else kept
-        memory = tile if in_shared else part_of(workspace, _size_of(sizes))
+        part = cuda.blockIdx.x * _size_of(sizes).memory
+        memory = tile if in_shared else workspace[part : part + _size_of(sizes).memory]
         begin_tile(tile, _size_of(sizes))
         for b in range(cuda.blockIdx.x, _size_of(sizes).B, cuda.gridDim.x):
             first, fewest, status = offsets[at(b)], choices[at(b)], _FINE
@@ -1277,7 +1273,8 @@ def _predict(in_shared: bool) -> Callable[..., None]:
     ) -> None:  # fmt: skip
         """Every so manieth problem is the block's."""
         tile = cuda.shared.array(0, types.float64)
-        memory = tile if in_shared else part_of(workspace, size)
+        part = cuda.blockIdx.x * size.memory
+        memory = tile if in_shared else workspace[part : part + size.memory]
         begin_tile(tile, size)
         for b in range(cuda.blockIdx.x, size.B, cuda.gridDim.x):
             first, K = offsets[at(b)], n_components[at(b)]
@@ -1314,7 +1311,9 @@ def predict_kernel(in_shared: bool) -> Kernel:
     real, integer = types.float64, types.int64
     inputs = real, types.float32, integer, integer, integer, real
     signature = *_signature(*inputs, real, real, real, real, integer), type_of_integers(Size)
-    return Kernel(_name("many predictions", in_shared), "float64", _predict(in_shared), signature, THREADS)
+    return Kernel(
+        _name("many predictions", in_shared), "float64", _predict(in_shared), signature, THREADS, BLOCKS_OF_PREDICTIONS
+    )
 
 
 def _name(what: str, in_shared: bool) -> str:
