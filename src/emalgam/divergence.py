@@ -420,8 +420,9 @@ class _Query(NamedTuple):
         log_prob = np.empty(len(points))
         self.kernels.log_prob(points, take(densities.direct, b), log_prob, n_threads=self.n_threads)
         if not np.isfinite(log_prob).all():  # squares overflow: a mixture by itself knows what to do
-            how = {"algorithm": "direct", "backend": self.backend, "n_threads": self.n_threads}
-            log_prob = densities.mixtures.mixture(b).log_prob(points, **how)
+            log_prob = densities.mixtures.mixture(b).log_prob(
+                points, algorithm="direct", backend=self.backend, n_threads=self.n_threads
+            )
         means: np.ndarray = (weights * log_prob.reshape(weights.shape)).sum(axis=1)
         return means
 
