@@ -5,10 +5,16 @@
 1000 × 1000 mixtures with K = 4 and D = 8, float64: 16 million divergences of Gaussians, and a log-sum-exp of each four.
 "prepared" is without what is made of the weights, means and covariances first: mixtures for emalgam, inverses and
 log-determinants for NumPy.
+
+Then a stack of many fits against one of them, by each estimator: what a pair takes that has little to compute.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from functools import partial
+from statistics import median
 from typing import Any, Final
 
 import numpy as np
@@ -31,6 +37,9 @@ from bench.tables import Topic, say
 
 SIZE: Final = (1000, 4, 8)
 SMOKE_SIZE: Final = (30, 3, 4)
+STACK: Final = (5000, 2, 2)
+SMOKE_STACK: Final = (20, 2, 2)
+SAMPLES_OF_A_PAIR: Final = 1000
 ROUNDS: Final = 5
 ROWS_AT_ONCE: Final = 50  # of NumPy: all at once takes twice as long, in memory
 
@@ -104,6 +113,53 @@ mixtures for emalgam, inverses and log-determinants for NumPy; "prepared" is the
 """
 
 
+STACK_NOTE: Final = """{B} fits (`emalgam.fit_many`, full covariances, K = {K}, D = {D}) against one of them, float64:
+pairs per second, the median of {rounds} runs. Monte Carlo with {samples} samples a pair; "samples alone" is what as
+many samples of one pair take in one call.
+
+"""
+
+
+def stack_rates(smoke: bool) -> dict[str, float]:
+    """Pairs per second of each estimator."""
+    (B, K, D), rounds = (SMOKE_STACK, 1) if smoke else (STACK, ROUNDS)
+    samples = np.random.default_rng(0).normal(size=(B, 100 * K, D)) + 5.0 * (np.arange(100 * K) % K)[:, None]
+    fits = emalgam.fit_many(samples, K, random_state=0)
+    one, divergence = fits[0], emalgam.divergence
+    n, how = SAMPLES_OF_A_PAIR, {"random_state": 0}
+    calls: dict[str, Callable[[], Any]] = {
+        "`kl_monte_carlo`": lambda: divergence.kl_monte_carlo(fits, one, n, **how),
+        "`kl_monte_carlo`, control": lambda: divergence.kl_monte_carlo(fits, one, n, estimator="control", **how),
+        "samples alone": lambda: divergence.kl_monte_carlo(fits[1], one, n * B, **how),
+        "`jensen_shannon`": lambda: divergence.jensen_shannon(fits, one, n, **how),
+    }
+    for function in (divergence.kl_variational, divergence.kl_unscented, divergence.kl_product, divergence.kl_bounds):
+        calls[f"`{function.__name__}`"] = partial(function, fits, one)
+    found = {}
+    for name, call in calls.items():
+        call()
+        found[name] = B / median(seconds(call) for _ in range(rounds))
+        say(f"    {name}: {found[name]:,.0f} pairs/s")
+    return found
+
+
+def seconds(call: Callable[[], Any]) -> float:
+    """What a call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def stack_section(smoke: bool) -> str:
+    """A stack of many fits."""
+    B, K, D = SMOKE_STACK if smoke else STACK
+    say(f"    a stack of {B} fits")
+    found = stack_rates(smoke)
+    note = STACK_NOTE.format(B=B, K=K, D=D, rounds=1 if smoke else ROUNDS, samples=SAMPLES_OF_A_PAIR)
+    rows = "".join(f"| {name} | {rate:,.0f} | {1e6 / rate:.1f} |\n" for name, rate in found.items())
+    return "## Divergences of many fits\n\n" + note + "| | pairs/s | µs a pair |\n| --- | ---: | ---: |\n" + rows
+
+
 def topic(smoke: bool) -> Topic:
     """Measured and stated; there is no target."""
     B, K, D = size = SMOKE_SIZE if smoke else SIZE
@@ -111,7 +167,8 @@ def topic(smoke: bool) -> Topic:
     say(f"    {work}")
     competing = [*(of_emalgam(backend) for backend in EMALGAM), of_numpy()]
     found = rates(work, competing, mixtures(*size, seed=0), mixtures(*size, seed=1), B**2, 1 if smoke else ROUNDS)
-    return Topic(["## Divergences of mixtures\n\n" + NOTE.format(B=B, K=K, D=D) + rate_table(found)])
+    section = "## Divergences of mixtures\n\n" + NOTE.format(B=B, K=K, D=D) + rate_table(found)
+    return Topic([section, stack_section(smoke)])
 
 
 if __name__ == "__main__":

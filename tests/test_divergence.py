@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emalgam import GaussianMixture, Mixture
+from emalgam import GaussianMixture, Mixture, fit_many
+from emalgam.batch import ManyFits
 from emalgam.divergence import (
     Bounds,
     entropy_bounds,
@@ -426,6 +428,106 @@ def test_monte_carlo_of_stacks() -> None:
     np.testing.assert_array_equal(kl_monte_carlo(left, right[:2], 500, random_state=1).value, table.value.diagonal())
 
 
+def unlike() -> list[Mixture]:
+    """Types, numbers of components and ways of evaluation differ; the last one is too far away for packed densities."""
+    mixtures = [
+        mixture_of(K, 2, kind, seed)
+        for seed, (K, kind) in enumerate(
+            [(3, "full"), (2, "full"), (3, "full"), (2, "tied"), (1, "diag"), (2, "spherical")]
+        )
+    ]
+    return [*mixtures, Mixture(np.ones(1), np.array([[1e6, 0.0]]), np.ones((1, 2)), "diag")]
+
+
+def assert_as_alone(estimate: Callable[..., Any], left: Any, right: Any) -> None:
+    """A stack's estimates are those of its pairs, bit by bit: one to one, and each with each."""
+    table = estimate(left, right, all_pairs=True)
+    for i, p in enumerate(left):
+        for j, q in enumerate(right):
+            alone = estimate(p, q)
+            assert tuple(field[i, j] for field in table) == tuple(alone), (i, j)
+    row = np.arange(len(left))
+    for found, expected in zip(estimate(left, right), table, strict=True):
+        np.testing.assert_array_equal(found, expected[row, row])
+
+
+@pytest.mark.parametrize("estimator", ["plain", "control"])
+def test_unlike_mixtures_of_a_stack(backend: str, estimator: str) -> None:
+    how = {"estimator": estimator, "random_state": 3, "backend": backend}
+    assert_as_alone(lambda p, q, **a: kl_monte_carlo(p, q, 50, **how, **a), unlike(), unlike()[::-1])
+
+
+def test_sums_of_two_directions_of_a_stack() -> None:
+    assert_as_alone(lambda p, q, **a: jensen_shannon(p, q, 40, random_state=3, **a), unlike(), unlike()[::-1])
+    assert_as_alone(
+        lambda p, q, **a: symmetric_kl(p, q, kl_monte_carlo, n_samples=40, random_state=3, **a),
+        unlike(),
+        unlike()[::-1],
+    )
+
+
+def test_pairs_of_a_stack_are_done_when_they_are_done() -> None:
+    """With `relative_error` each pair has as many samples as alone, and the same estimate."""
+    p, others = mixture_of(2, 2, "full", 1), [mixture_of(3, 2, "full", seed) for seed in range(2, 8)]
+    how = {"relative_error": 0.05, "random_state": 0, "max_samples": 3000}
+    found = kl_monte_carlo(p, others, 100, **how)
+    assert len(np.unique(found.n_samples)) > 1
+    alone = [kl_monte_carlo(p, q, 100, **how) for q in others]
+    for one, expected in zip(found, zip(*alone, strict=True), strict=True):
+        np.testing.assert_array_equal(one, expected)
+
+
+def test_pairs_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = kl_monte_carlo(unlike(), unlike(), 50, random_state=1, all_pairs=True)
+    monkeypatch.setattr("emalgam.monte_carlo.ELEMENTS_AT_ONCE", 60)
+    np.testing.assert_array_equal(kl_monte_carlo(unlike(), unlike(), 50, random_state=1, all_pairs=True), whole)
+
+
+def many_fits(covariance_type: str, n_components: Any = range(1, 4)) -> ManyFits:
+    rng = np.random.default_rng(4)
+    X = rng.normal(size=(6, 60, 2)) + 8 * rng.integers(0, 1 + np.arange(6)[:, None, None] % 3, (6, 60, 1))
+    return fit_many(X, n_components, covariance_type=covariance_type, random_state=0)
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_many_fits_are_a_stack(covariance_type: str) -> None:
+    """Their arrays give what the sequence of mixtures gives, and each alone."""
+    fits = many_fits(covariance_type)
+    assert len(np.unique(fits.n_components)) > 1
+    mixtures = list(fits)
+    for approximation in APPROXIMATIONS:
+        for how in ({}, {"all_pairs": True}):
+            np.testing.assert_array_equal(
+                approximation(fits, fits[::-1], **how), approximation(mixtures, mixtures[::-1], **how)
+            )
+        np.testing.assert_array_equal(approximation(fits, fits[0]), approximation(mixtures, fits[0]))
+    np.testing.assert_array_equal(entropy_bounds(fits), entropy_bounds(mixtures))
+    assert_as_alone(lambda p, q, **how: kl_monte_carlo(p, q, 50, random_state=1, **how), fits, fits[::-1])
+    only = fits[:1]
+    assert kl_monte_carlo(only, only, 50, random_state=1).value.shape == kl_unscented(only, only).shape == (1,)
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_many_fits_of_one_component_are_gaussians(covariance_type: str) -> None:
+    fits = many_fits(covariance_type, 1)
+    np.testing.assert_array_equal(kl(fits, fits[0]), kl(list(fits), fits[0]))
+    np.testing.assert_array_equal(symmetric_kl(fits, fits[0]), kl(fits, fits[0]) + kl(fits[0], fits))
+    with pytest.raises(ValueError, match=r"p\[\d\] is a mixture of \d components, for which there is no closed form"):
+        kl(many_fits(covariance_type), fits)
+
+
+def test_a_fit_without_a_mixture_is_named() -> None:
+    X = np.random.default_rng(0).normal(size=(3, 20, 2))
+    X[1, 4] = np.nan
+    fits = fit_many(X, 2, random_state=0)
+    for call in (lambda: kl_monte_carlo(fits[0], fits, 10), lambda: kl_variational(fits[0], fits)):
+        with pytest.raises(ValueError, match=r"q\[1\]: problem 1 has no mixture: the samples hold NaN or infinity"):
+            call()
+    wrong = replace(fits, covariances=-fits.covariances, n_components=np.full(3, 2))
+    with pytest.raises(ValueError, match=r"p\[0\]: covariances of component 0 are not positive definite"):
+        kl_unscented(wrong[:1], fits[0])
+
+
 def test_far_and_narrow_mixtures() -> None:
     """Packed densities would cancel, so the direct ones are taken: 1e8 from the origin, 1e6 deviations apart."""
     far = Mixture(np.array([0.5, 0.5]), np.array([[1e8], [1e8 + 2]]), np.ones(2), "spherical")
@@ -567,6 +669,11 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: kl_variational([LINE_P] * 2, [LINE_Q, mixture_of(2, 2)]), r"q\[1\] has 2 features; p has 1"),
     (lambda: kl_unscented(LINE_P, mixture_of(2, 2)), "q has 2 features; p has 1"),
     (lambda: kl_product([], LINE_P), "p is empty; expected at least one mixture"),
+    (lambda: kl_monte_carlo(LINE_P, [], 10), "q is empty; expected at least one mixture"),
+    (lambda: kl_monte_carlo(many_fits("full")[:0], LINE_P, 10), "p is empty; expected at least one mixture"),
+    (lambda: kl_monte_carlo([LINE_P, LINE_Q, mixture_of(2, 2)], LINE_Q), r"p\[2\] has 2 features; p has 1"),
+    (lambda: kl_monte_carlo([LINE_P] * 2, [LINE_Q] * 3), r"do not broadcast: .* use all_pairs=True"),
+    (lambda: kl_monte_carlo([LINE_P, "p"], LINE_Q), r"p\[1\] is a str; expected a Gaussian, Mixture or fitted"),
     (lambda: kl_variational(LINE_P, Mixture([0.7, 0.2], [[0.0], [1.0]], [1.0, 1.0], "spherical")), "sum 0.9; expected"),
     (lambda: kl_matched(LINE_P, Mixture([1.2, -0.2], [[0.0], [1.0]], [1.0, 1.0], "spherical")), r"-0.2 at \[1\]"),
     (lambda: kl_bounds(LINE_P, Mixture([1.0], [[np.nan]], [1.0], "spherical")), r"means contains NaN at \[0, 0\]"),

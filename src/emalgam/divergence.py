@@ -16,9 +16,10 @@ function                     what it computes                                   
 `entropy_bounds`             of a mixture                                        K² D³
 ===========================  ==================================================  =====================================
 
-All in nats. Mixtures p and q may be stacks: sequences of B mixtures. Stacks are compared one to one (a single mixture
-with each of a stack), or with ``all_pairs=True`` each with each, and give arrays. Letters: B mixtures of a stack, K
-components, D features, M Gaussians.
+All in nats. Mixtures p and q may be stacks: sequences of B mixtures, or the result of `emalgam.fit_many`. Stacks are
+compared one to one (a single mixture with each of a stack), or with ``all_pairs=True`` each with each, and give arrays:
+all pairs at once, prepared as arrays and evaluated by one call of a kernel for many of them. Letters: B mixtures of a
+stack, K components, D features, M Gaussians.
 """
 
 from __future__ import annotations
@@ -194,7 +195,7 @@ def kl_variational(
 
     Parameters
     ----------
-    p, q : Mixture, fitted GaussianMixture, Gaussian, or a sequence of them
+    p, q : Mixture, fitted GaussianMixture, Gaussian, a sequence of them, or what `fit_many` returns
     all_pairs : bool
         Compare each p with each q, in blocks: memory does not grow with the number of pairs, but for the result.
     backend : str
@@ -328,7 +329,7 @@ def entropy_bounds(p: Any, *, n_threads: int | None = None) -> Bounds:
 
     Parameters
     ----------
-    p : Mixture, fitted GaussianMixture, Gaussian, or a sequence of them
+    p : Mixture, fitted GaussianMixture, Gaussian, a sequence of them, or what `fit_many` returns
     n_threads : int, optional
         None means all processors; the result does not depend on it.
 
@@ -366,7 +367,7 @@ def kl_unscented(
 
     The points μ_a ± √(D λ_i) e_i, with the eigenvalues λ_i and eigenvectors e_i of Σ_a, have the component's mean and
     covariance: exact where log p − log q is quadratic, so for single Gaussians. Arguments and result as in
-    `kl_variational`, but mixtures are evaluated one after the other.
+    `kl_variational`.
 
     References
     ----------
@@ -420,8 +421,9 @@ class _Query(NamedTuple):
         log_prob = np.empty(len(points))
         self.kernels.log_prob(points, take(densities.direct, b), log_prob, n_threads=self.n_threads)
         if not np.isfinite(log_prob).all():  # squares overflow: a mixture by itself knows what to do
-            how = {"algorithm": "direct", "backend": self.backend, "n_threads": self.n_threads}
-            log_prob = densities.mixtures.mixture(b).log_prob(points, **how)
+            log_prob = densities.mixtures.mixture(b).log_prob(
+                points, algorithm="direct", backend=self.backend, n_threads=self.n_threads
+            )
         means: np.ndarray = (weights * log_prob.reshape(weights.shape)).sum(axis=1)
         return means
 
@@ -460,7 +462,7 @@ def kl_monte_carlo(
 
     Parameters
     ----------
-    p, q : Mixture, fitted GaussianMixture, Gaussian, or a sequence of them
+    p, q : Mixture, fitted GaussianMixture, Gaussian, a sequence of them, or what `fit_many` returns
     n_samples : int
         For each pair.
     relative_error : float, optional
@@ -528,7 +530,7 @@ def jensen_shannon(
 
     Parameters
     ----------
-    p, q : Mixture, fitted GaussianMixture, Gaussian, or a sequence of them
+    p, q : Mixture, fitted GaussianMixture, Gaussian, a sequence of them, or what `fit_many` returns
         There is no closed form for Gaussians either.
     n_samples, relative_error, random_state, all_pairs, max_samples, backend, n_threads
         As in `kl_monte_carlo`, for each of the two terms.

@@ -136,9 +136,15 @@ class _Run:
 
     def take(self, rows: np.ndarray) -> _Run:
         """Some of the pairs."""
-        arrays = (self.expected_control, self.pivot, self.control_pivot, self.sums)
-        stacks = take(self.sampler, rows), [take(each, rows) for each in self.densities]
-        return _Run(self.settings, *stacks, *(array[rows] for array in arrays), self.count)
+        return replace(
+            self,
+            sampler=take(self.sampler, rows),
+            densities=[take(each, rows) for each in self.densities],
+            expected_control=self.expected_control[rows],
+            pivot=self.pivot[rows],
+            control_pivot=self.control_pivot[rows],
+            sums=self.sums[rows],
+        )
 
     def _take_pivots(self) -> None:
         """Let the sums be of d − pivot, where d is large: Σ d² would hide how d varies."""

@@ -35,8 +35,8 @@ class MixtureStack(MixtureAlgebra):
     def of(cls, mixtures: list[Mixture]) -> MixtureStack:
         """Mixtures that have one type and one K."""
         names = "weights", "means", "covariances", "precisions_cholesky"
-        parts = (np.stack([getattr(mixture, name) for mixture in mixtures]) for name in names)
-        return cls(*parts, mixtures[0].covariance_type)
+        weights, means, covariances, P = (np.stack([getattr(each, name) for each in mixtures]) for name in names)
+        return cls(weights, means, covariances, P, mixtures[0].covariance_type)
 
     @classmethod
     def checked(cls, name: str, rows: np.ndarray, kind: str, *parts: np.ndarray) -> MixtureStack:
@@ -48,16 +48,17 @@ class MixtureStack(MixtureAlgebra):
             return cls(check_weights(weights), means, covariances, covariance.factor(covariances), kind)
         except (ValueError, np.linalg.LinAlgError):
             for row, *own in zip(rows.tolist(), *parts, strict=True):
+                weights, means, covariances = own
                 try:
-                    Mixture(*own, kind)
+                    Mixture(weights, means, covariances, kind)
                 except ValueError as error:
                     raise ValueError(f"{name}[{row}]: {error}") from None
             raise
 
     def take(self, rows: Any) -> MixtureStack:
         """Some of the mixtures."""
-        parts = (self.weights, self.means, self.covariances, self.precisions_cholesky)
-        return MixtureStack(*(part[rows] for part in parts), self.covariance_type)
+        weights, means, covariances = self.weights[rows], self.means[rows], self.covariances[rows]
+        return MixtureStack(weights, means, covariances, self.precisions_cholesky[rows], self.covariance_type)
 
     def mixture(self, b: int) -> Mixture:
         """One of the mixtures."""
@@ -103,6 +104,7 @@ class Stacks:
 
 def as_stacks(name: str, value: Any) -> Stacks:
     """A mixture, a sequence of them, a stack of Gaussians or the result of many fits; ValueError for anything else."""
+    shape: tuple[int, ...]
     if is_many_fits(value):
         shape, groups = (len(value),), value._mixture_stacks(name)
     elif isinstance(value, Gaussian) and value.batch_shape:

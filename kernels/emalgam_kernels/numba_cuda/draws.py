@@ -166,14 +166,13 @@ def _normals(arithmetic: str) -> Any:
 @inlined
 def _label(table: Any, seed: Any, row: Any, size: Size) -> Any:
     """The label of a row, which no float64 is needed for: `table` holds thresholds and aliases, or ends of strata."""
-    start = cuda.blockIdx.z * size.table
     if size.stratified:
         # the first k with i < ends_k, i = row mod n_total
-        position = types.int64(row % at(table[at(start + size.K - 1)]))
+        position = types.int64(row % at(table[at(size.K - 1)]))
         below, above = 0, size.K - 1
         while below < above:
             middle = (below + above) >> 1
-            if position < table[at(start + middle)]:
+            if position < table[at(middle)]:
                 above = middle
             else:
                 below = middle + 1
@@ -183,9 +182,8 @@ def _label(table: Any, seed: Any, row: Any, size: Size) -> Any:
     # column ⌊u₁ K⌋, kept if 2⁵³ u₂ < ⌈2⁵³ probability⌉
     a, b, c, d = philox(seed, _STREAM_OF_LABELS, _0, row)
     column = column_of(unit_integer(a, b), at(size.K))
-    place = at(start) + _2 * column
-    kept = types.int64(unit_integer(c, d)) < table[place]
-    return types.int64(column) if kept else table[place + _1]
+    kept = types.int64(unit_integer(c, d)) < table[_2 * column]
+    return types.int64(column) if kept else table[_2 * column + _1]
 
 
 @inlined
@@ -281,7 +279,6 @@ def _write_tile(shared: Any, out: Any, tile: int, task: Task, size: Size) -> Non
         n, d = (across, along) if task.by_row else (along, across)
         if n < rows:
             place = (tile * size.T + n) * size.stride_n + (task.panel + d) * size.stride_d
-            place += cuda.blockIdx.z * size.stride_mixture
             out[at(place)] = shared[at(n * size.S + d)]
         along, across = along + task.more, across + task.further
         if along >= task.length:
@@ -299,8 +296,7 @@ def _task(nearby: bool) -> Any:
         length = min(4 * size.groups, size.D - panel) if by_row else size.T
         return Task(
             n=n, group=group, feature=feature, step=step,
-            noise=n * size.S, panel=panel,
-            start=size.T * size.S if nearby else cuda.blockIdx.z * size.parameters,
+            noise=n * size.S, panel=panel, start=size.T * size.S if nearby else 0,
             by_row=by_row, length=length,
             along=thread % length, across=thread // length, more=threads % length, further=threads // length,
         )  # fmt: skip
@@ -319,14 +315,17 @@ def sample_kernel(arithmetic: str, nearby: bool) -> Kernel:
         shared = cuda.shared.array(0, real, alignment=ALIGNMENT)
         component = cuda.shared.array(THREADS, types.int64)
         sums = cuda.local.array(4, real)
-        task, source = task_of(size), shared if nearby else parameters
+        mixture = cuda.blockIdx.z
+        own, x = parameters[mixture * size.parameters :], out[mixture * size.stride_mixture :]
+        thresholds = table[mixture * size.table :]
+        task, source = task_of(size), shared if nearby else own
         if nearby:
             for i in range(cuda.threadIdx.x, size.parameters, cuda.blockDim.x):
-                shared[at(task.start + i)] = parameters[at(cuda.blockIdx.z * size.parameters + i)]
+                shared[at(task.start + i)] = own[at(i)]
         for tile in range(cuda.blockIdx.x, size.tiles, cuda.gridDim.x):
             row = tile * size.T + task.n
             there = task.n < size.T and row < size.N
-            _draw_labels(component, table, labels, at(seed), at(first), size, tile)
+            _draw_labels(component, thresholds, labels, at(seed), at(first), size, tile)
             before = task.panel if size.diagonal else 0
             while before <= task.panel:
                 cuda.syncthreads()
@@ -342,7 +341,7 @@ def sample_kernel(arithmetic: str, nearby: bool) -> Kernel:
                 for i in range(4):
                     shared[at(task.noise + task.feature + i * task.step)] = sums[i]
             cuda.syncthreads()
-            _write_tile(shared, out, tile, task, size)
+            _write_tile(shared, x, tile, task, size)
 
     array, integers = flat(real), flat(types.int64)
     integer_tuple: Any = types.NamedUniTuple
