@@ -256,9 +256,10 @@ PROBLEMS: Final = (
     *((kind, D, 100, False) for kind, D in (("diag", 49), ("spherical", 64), ("spherical", 98))),
     *(("spherical", D, 100, True) for D in (64, 98)),
 )
-REACH_NOTE: Final = """For which problems the fused kernel has a plan, by the shared memory that a block may have: 99 KB
-on sm_86, sm_89 and sm_120, 163 KB on sm_80, 227 KB on sm_90 and sm_100. Rows of a tile and blocks of the grid for each
-multiprocessor; "no" means matrix products.
+REACH_NOTE: Final = """Which problems fit the fused kernel, by the shared memory that a block may have: 99 KB on sm_86,
+sm_89 and sm_120, 163 KB on sm_80, 227 KB on sm_90 and sm_100. Rows of a tile, and blocks that a multiprocessor runs at
+once at least. "no": it does not fit. "products": it fits, but leaves a multiprocessor one block with three tasks of a
+thread; there matrix products are taken while no crossover was measured.
 """
 
 
@@ -272,7 +273,7 @@ def reach() -> Iterator[list[str]]:
         for kind, D, K, whitened in PROBLEMS:
             F = statistic_count(kind, D)
             ways = [plan(D, K, F, arithmetic, whitened, 1024 * n) for n in SHARED_KILOBYTES]
-            fits = [f"{way.tile.T} × {way.blocks}" if way else "no" for way in ways]
+            fits = [f"{way.tile.T} × {way.blocks}{'' if way.busy else ', products'}" if way else "no" for way in ways]
             yield ["spherical, whitened" if whitened else kind, str(D), str(K), str(F), arithmetic, *fits]
 
 
