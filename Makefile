@@ -9,7 +9,7 @@ SOURCES := $(wildcard kernels/emalgam_kernels/cython_cpu/*.pyx kernels/emalgam_k
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-torch test-dask test-cuda cuda-gate cuda-resources lint types bench bench-smoke wheel check-wheel clean
+.PHONY: help demo demo-ae test test-torch test-dask test-cuda cuda-gate cuda-resources lint types bench bench-smoke wheel check-wheel clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,11 +42,14 @@ $(VENV)/cuda: $(VENV)/dev
 demo: $(VENV)/demo  ## fit a mixture to the pixels of a photograph; writes demo/
 	$(BIN)/python examples/photograph.py demo
 
+demo-ae: $(VENV)/torch  ## train an autoencoder on handwritten digits and draw new ones; writes demo-ae/
+	$(BIN)/python examples/digits.py demo-ae
+
 test: $(VENV)/dev  ## all tests; cython_cpu and numba_cpu have to be there
 	EMALGAM_REQUIRED_BACKENDS=cython_cpu,numba_cpu $(BIN)/python -m pytest -q
 
 test-torch: $(VENV)/torch  ## the tests that need torch (2.13.0)
-	$(BIN)/python -m pytest -q tests/torch
+	$(BIN)/python -m pytest -q tests/torch src/emalgam/nn
 
 test-dask: $(VENV)/dask  ## the tests that need Dask, on clusters of this machine's processes
 	$(BIN)/python -m pytest -q tests/dask src/emalgam/distributed.py src/emalgam/dask_parts.py
@@ -55,7 +58,7 @@ test-cuda: $(VENV)/cuda  ## the CUDA kernels in Numba's simulator: the contract,
 	NUMBA_ENABLE_CUDASIM=1 EMALGAM_REQUIRED_BACKENDS=numba_cuda EMALGAM_TESTED_BACKENDS=numba_cuda \
 	$(BIN)/python -m pytest -q tests/cuda kernels/emalgam_kernels/numba_cuda \
 		tests/kernels/test_contract.py tests/kernels/test_mixture.py tests/kernels/test_kl.py \
-		tests/kernels/test_philox.py tests/kernels/test_sampling.py
+		tests/kernels/test_philox.py tests/kernels/test_sampling.py tests/kernels/test_batch.py
 
 cuda-gate: $(VENV)/cuda  ## compile every CUDA kernel: no spills, no stack, no float64 in float32 kernels
 	$(BIN)/python -m pytest -q tests/cuda/test_compile_gate.py
@@ -84,6 +87,6 @@ check-wheel: wheel  ## install the wheel outside the checkout, with and without 
 	tests/check_wheel.sh $(PYTHON)
 
 clean:  ## remove what was built
-	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
+	rm -rf $(VENV) build dist demo demo-ae .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	rm -f kernels/emalgam_kernels/cython_cpu/*.so kernels/emalgam_kernels/cython_cpu/*.c

@@ -21,7 +21,6 @@ from typing import Final
 import numpy as np
 
 import emalgam
-import emalgam_kernels
 from bench import torch_batch
 from bench.libraries import EMALGAM
 from bench.memory import in_new_process, peak, resident
@@ -69,11 +68,6 @@ def problems(work: Work) -> np.ndarray:
         labels = rng.integers(0, work.K, part.shape[:2])
         part[...] = centres[np.arange(len(part))[:, None], labels] + rng.normal(size=part.shape)
     return x
-
-
-def backends() -> list[str]:
-    """Those that have the kernels."""
-    return [backend for backend in EMALGAM if "batch" in emalgam_kernels.files_of(backend)]
 
 
 # ---- contenders: each returns its fits per second
@@ -154,7 +148,7 @@ def topic(smoke: bool) -> Topic:
         say(f"    {work}")
         x = problems(work)
         start = check(x, work)
-        measurements = {backend: partial(ours, backend, x, work) for backend in backends()}
+        measurements = {backend: partial(ours, backend, x, work) for backend in EMALGAM}
         measurements[TORCH] = partial(in_torch, x, work, start)
         measurements[SKLEARN] = partial(in_joblib, x, work)
         rates = {name: median(found) for name, found in in_turns(measurements, 1 if smoke else ROUNDS).items()}

@@ -24,6 +24,7 @@ from bench import (
     many_fits,
     memory,
     mixture_divergence,
+    operators,
     sampling,
     startup,
     stream,
@@ -41,6 +42,7 @@ TOPICS: Final[dict[str, Callable[[bool], Topic]]] = {
     "divergence": divergence.topic,
     "sampling": sampling.topic,
     "many_fits": many_fits.topic,
+    "operators": operators.topic,
 }
 
 

@@ -38,10 +38,11 @@ TO_STOP: Final = 30.0  # for what is under way when nothing new is begun
 TEST_SECONDS: Final = 240.0
 CROSSOVER_SECONDS: Final = 45.0  # kept for the crossover while the figures are measured
 DIVERGENCE_SECONDS: Final = 20.0  # that the divergences may take
+MANY_SECONDS: Final = 20.0  # that very many fits may take
 TESTS: Final = (
     "tests/cuda",
     "kernels/emalgam_kernels/numba_cuda",
-    *(f"tests/kernels/test_{part}.py" for part in ("contract", "mixture", "kl", "philox", "sampling")),
+    *(f"tests/kernels/test_{part}.py" for part in ("contract", "mixture", "kl", "philox", "sampling", "batch")),
 )
 DRY_TESTS: Final = ("tests/kernels/test_contract.py",)
 NOT_YET: Final = "Not measured: the run ended before this section.\n"
@@ -110,6 +111,7 @@ class Report:
         "Accuracy",
         "Sampling",
         "Divergences",
+        "Very many fits",
         "Crossover",
     )
 
@@ -159,6 +161,8 @@ def measure(run: Run, report: Report, write_crossover: bool) -> None:
     figures(run, report, limits)
     say("divergences")
     divergences(run, report)
+    say("very many fits")
+    many_fits(run, report)
     say("crossover")
     crossover(run, report, description, write_crossover)
 
@@ -175,9 +179,9 @@ def figures(run: Run, report: Report, limits: Any) -> None:
         found = run.attempt(
             describe(case),
             lambda case=case, bounds=bounds: gpu_figures.measure(
-                case, bounds, run, limits, CROSSOVER_SECONDS + DIVERGENCE_SECONDS
+                case, bounds, run, limits, CROSSOVER_SECONDS + DIVERGENCE_SECONDS + MANY_SECONDS
             ),
-            0 if run.dry else CROSSOVER_SECONDS + DIVERGENCE_SECONDS + gpu_figures.NEEDED,
+            0 if run.dry else CROSSOVER_SECONDS + DIVERGENCE_SECONDS + MANY_SECONDS + gpu_figures.NEEDED,
         )
         run.free()
         measured.append(gpu_figures.Figures.without(case, bounds, found) if isinstance(found, Missing) else found)
@@ -194,9 +198,18 @@ def divergences(run: Run, report: Report) -> None:
     """The section about Gaussians."""
     from bench import gpu_divergence
 
-    needs = 0 if run.dry else CROSSOVER_SECONDS + DIVERGENCE_SECONDS
+    needs = 0 if run.dry else CROSSOVER_SECONDS + DIVERGENCE_SECONDS + MANY_SECONDS
     found = run.attempt("divergences", lambda: gpu_divergence.measure(run), needs)
     report.put(Divergences=section(found, gpu_divergence.text))
+
+
+def many_fits(run: Run, report: Report) -> None:
+    """The section about many problems."""
+    from bench import gpu_many
+
+    needs = 0 if run.dry else CROSSOVER_SECONDS + MANY_SECONDS
+    found = run.attempt("very many fits", lambda: gpu_many.measure(run), needs)
+    report.put(Very_many_fits=section(found, gpu_many.text))
 
 
 def crossover(run: Run, report: Report, description: Any, write: bool) -> None:

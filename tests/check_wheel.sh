@@ -34,6 +34,9 @@ use "$work/wheel" cython_cpu
 for name in mixture.pxd mixture.pyi tiles.h; do
     test -n "$(find wheel -path "*cython_cpu/$name")" || { echo "$name is not in the wheel"; exit 1; }
 done
+test -n "$(find wheel -path "*emalgam/nn/training.py")" || { echo "emalgam.nn is not in the wheel"; exit 1; }
+{ wheel/bin/python -c "import emalgam.nn" 2>&1 || true; } | grep -q "pip install emalgam\[torch\]" \
+    || { echo "emalgam.nn does not say what to install without torch"; exit 1; }
 test -n "$(find wheel -path "*numba_cuda/crossover.json")" || { echo "crossover.json is not in the wheel"; exit 1; }
 
 echo "-- the source distribution on a machine without a compiler"

@@ -32,6 +32,9 @@ SIMULATED: Final = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 DTYPES: Final = ("float64", "float32")
 COVARIANCE_TYPES: Final = ("full", "tied", "diag", "spherical")
 ALGORITHMS: Final = ("packed", "direct")
+of_the_cpu: Final = pytest.mark.skipif(
+    not set(TESTED_BACKENDS) & set(CPU_BACKENDS), reason="of kernels of the CPU, which are not those under test"
+)
 
 try:
     import hypothesis

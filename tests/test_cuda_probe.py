@@ -91,6 +91,13 @@ def test_packages(machine: Setup) -> None:
     assert numba_cuda.probe() == 'numba_cuda and torch not installed: pip install --upgrade "emalgam[cuda]"'
 
 
+@pytest.mark.parametrize("absent", ["cuda", "cuda.core"])
+def test_what_launches_kernels(machine: Setup, absent: str) -> None:
+    """cuda.core is looked for in a package that may not be there either."""
+    machine(absent=(absent,))
+    assert numba_cuda.probe() == 'cuda.core not installed: pip install --upgrade "emalgam[cuda]"'
+
+
 def test_the_simulator_needs_packages_only(machine: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(driver=OSError("not asked"), torch_version_file="cuda: Optional[str] = None\n", compiler="not asked")
     monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "1")
@@ -127,6 +134,14 @@ def test_driver_older_than_torch(machine: Setup) -> None:
     assert numba_cuda.probe() == (
         "the NVIDIA driver runs CUDA 12.8 and the installed torch is for CUDA 13.0: "
         "update the driver or install numba-cuda[cu12] and a torch for CUDA 12"
+    )
+
+
+def test_driver_older_than_the_toolkit_by_a_minor_version(machine: Setup) -> None:
+    machine(driver=FakeDriver(cuda=13000), toolkit=(13, 2))
+    assert numba_cuda.probe() == (
+        "the NVIDIA driver runs CUDA 13.0 and the installed CUDA toolkit is for CUDA 13.2, whose PTX it refuses: "
+        'update the driver or pip install "cuda-toolkit==13.0.*" "nvidia-nvjitlink==13.0.*"'
     )
 
 

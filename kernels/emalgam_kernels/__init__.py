@@ -30,7 +30,6 @@ FILES: Final = {
     "sampling": ("uniforms", "normals", "sample_mixture", "kl_monte_carlo"),
     "batch": ("fit_many", "predict_many"),
 }
-_NOT_YET: Final = {"numba_cuda": ("batch",)}
 HOMES: Final = {kernel: file for file, kernels in FILES.items() for kernel in kernels}
 KERNELS: Final = tuple(HOMES)
 
@@ -45,7 +44,6 @@ __all__ = [
     "Parameters",
     "Sampler",
     "alias_table",
-    "files_of",
     "load",
     "probe",
     "statistic_count",
@@ -64,11 +62,6 @@ def probe(backend: str) -> str | None:
     return reason
 
 
-def files_of(backend: str) -> tuple[str, ...]:
-    """Which of `FILES` a backend has."""
-    return tuple(file for file in FILES if file not in _NOT_YET.get(backend, ()))
-
-
 def load(backend: str, file: str = "mixture") -> ModuleType:
     """The module that holds the kernels of one of `FILES`; ImportError with the reason if it cannot run here."""
     if file not in FILES:
@@ -76,8 +69,6 @@ def load(backend: str, file: str = "mixture") -> ModuleType:
     reason = probe(backend)
     if reason is not None:
         raise ImportError(f"emalgam_kernels.{backend} cannot run here: {reason}")
-    if file not in files_of(backend):
-        raise ImportError(f"emalgam_kernels.{backend} has no kernels {file!r} yet; use a backend of the CPU")
     return importlib.import_module(f"emalgam_kernels.{backend}.{file}")
 
 

@@ -26,8 +26,9 @@ def alias_table(weights: np.ndarray) -> AliasTable:
 
     Parameters
     ----------
-    weights : (K,) float64
-        Non-negative; they need not sum to one. A label of weight zero is never drawn.
+    weights : (..., K) float64
+        Non-negative; they need not sum to one. A label of weight zero is never drawn. Leading axes are those of a
+        stack of tables.
 
     Raises
     ------
@@ -41,10 +42,19 @@ def alias_table(weights: np.ndarray) -> AliasTable:
     >>> alias_table(np.array([0.5, 0.25, 0.25]))
     AliasTable(probability=array([1.  , 0.75, 0.75]), alias=array([0, 0, 0], dtype=int32))
     """
-    excess = _normalised(weights) * len(weights)
-    probability, alias = np.ones(len(excess)), np.arange(len(excess), dtype=np.int32)
-    small = [k for k in range(len(excess)) if excess[k] < 1][::-1]
-    large = [k for k in range(len(excess)) if excess[k] >= 1][::-1]
+    w = _checked(weights)
+    tables = [_columns(each) for each in w.reshape(-1, w.shape[-1]).tolist()]
+    probability, alias = zip(*tables, strict=True) if tables else ((), ())
+    return AliasTable(np.reshape(np.array(probability), w.shape), np.reshape(np.array(alias, np.int32), w.shape))
+
+
+def _columns(weights: list[float]) -> tuple[list[float], list[int]]:
+    """Probabilities and aliases of one table: Python's own numbers, which are quick where K is small."""
+    K, total = len(weights), _total(weights)
+    excess = [weight / total * K for weight in weights]
+    probability, alias = [1.0] * K, list(range(K))
+    small = [k for k in range(K) if excess[k] < 1][::-1]
+    large = [k for k in range(K) if excess[k] >= 1][::-1]
     while small and large:
         k, giver = small.pop(), large[-1]
         probability[k], alias[k] = excess[k], giver
@@ -52,11 +62,11 @@ def alias_table(weights: np.ndarray) -> AliasTable:
         if excess[giver] < 1:
             small.append(large.pop())
     # What is left differs from 1 by rounding, except for zeros, which must not be drawn.
-    most_likely = int(np.argmax(weights))
+    most_likely = weights.index(max(weights))
     for k in small:
         if weights[k] == 0:
-            probability[k], alias[k] = 0, most_likely
-    return AliasTable(probability, alias)
+            probability[k], alias[k] = 0.0, most_likely
+    return probability, alias
 
 
 def stratum_ends(weights: np.ndarray, n_total: int, offset: float) -> np.ndarray:
@@ -67,7 +77,7 @@ def stratum_ends(weights: np.ndarray, n_total: int, offset: float) -> np.ndarray
 
     Parameters
     ----------
-    weights : (K,) float64
+    weights : (..., K) float64
         As in `alias_table`.
     n_total : int
     offset : float
@@ -75,7 +85,7 @@ def stratum_ends(weights: np.ndarray, n_total: int, offset: float) -> np.ndarray
 
     Returns
     -------
-    (K,) int64
+    (..., K) int64
 
     References
     ----------
@@ -84,18 +94,32 @@ def stratum_ends(weights: np.ndarray, n_total: int, offset: float) -> np.ndarray
     >>> stratum_ends(np.array([0.5, 0.3, 0.2]), 10, 0.5)
     array([ 5,  8, 10])
     """
-    cumulative = np.cumsum(_normalised(weights))
+    cumulative = np.cumsum(_normalised(weights), axis=-1)
     ends = np.clip(np.ceil(n_total * cumulative - offset), 0, n_total).astype(np.int64)
-    ends[int(np.flatnonzero(weights)[-1]) :] = n_total
+    last = np.shape(weights)[-1] - 1 - np.argmax(np.flip(weights, -1) > 0, axis=-1)
+    ends[np.arange(ends.shape[-1]) >= last[..., None]] = n_total
     return ends
+
+
+def _checked(weights: np.ndarray) -> np.ndarray:
+    """Weights as float64, all finite and not negative."""
+    w = np.asarray(weights, np.float64)
+    for index in np.argwhere(~(np.isfinite(w) & (w >= 0)))[:1].tolist():
+        where = ", ".join(map(str, index))
+        raise ValueError(f"weights[{where}] is {w[tuple(index)]}; expected finite numbers that are not negative")
+    return w
+
+
+def _total(weights: list[float]) -> float:
+    """Σ weights, rounded once."""
+    total = math.fsum(weights)
+    if not total > 0:
+        raise ValueError(f"the weights sum to {total}; expected at least one that is positive")
+    return total
 
 
 def _normalised(weights: np.ndarray) -> np.ndarray:
     """weights / Σ weights, as new float64."""
-    w = np.array(weights, np.float64)
-    for k in np.flatnonzero(~(np.isfinite(w) & (w >= 0)))[:1]:
-        raise ValueError(f"weights[{k}] is {w[k]}; expected finite numbers that are not negative")
-    total = math.fsum(w)
-    if not total > 0:
-        raise ValueError(f"the weights sum to {total}; expected at least one that is positive")
-    return w / total
+    w = _checked(weights)
+    totals = [_total(each) for each in w.reshape(-1, w.shape[-1]).tolist()]
+    return w / np.reshape(totals, (*w.shape[:-1], 1))

@@ -189,17 +189,30 @@ def sum_over_blocks(
 ) -> float:
     """out ← Σ over blocks of what ``block(start, stop, partial)`` adds to C-contiguous zeros, in block order.
 
-    Returns the sum of the blocks' return values, in the same order. Memory: `out` at most a few times per thread, as
+    Returns the sum of the blocks' return values, in the same order. Memory: as `sum_in_order`.
+    """
+
+    def add(index: int, partial: np.ndarray) -> float:
+        return block(index * rows, min((index + 1) * rows, n_rows), partial)
+
+    out[...] = 0.0
+    return sum_in_order(add, lambda _: out, -(-n_rows // rows), n_threads)
+
+
+def sum_in_order(
+    block: Callable[[int, np.ndarray], float], place: Callable[[int], np.ndarray], n_blocks: int, n_threads: int
+) -> float:
+    """Add what ``block(index, partial)`` adds to C-contiguous zeros to ``place(index)``, in the order of the blocks.
+
+    Returns the sum of the blocks' return values, in the same order. Memory: a place at most a few times per thread, as
     threads wait rather than run far ahead of a block that takes long.
     """
-    n_blocks = -(-n_rows // rows)
     n_threads = min(n_threads, n_blocks)
     ahead = BLOCKS_AHEAD * max(n_threads, 1)
     crew, lock = _Crew(n_blocks), threading.Lock()
     finished: dict[int, tuple[np.ndarray, float]] = {}
     spare: list[np.ndarray] = []
     added, total = 0, 0.0
-    out[...] = 0.0
 
     def add(index: int) -> None:
         nonlocal added, total
@@ -207,14 +220,16 @@ def sum_over_blocks(
             time.sleep(SECONDS_OF_A_WAIT)
         if crew.errors:
             return
+        shape = place(index).shape
         with lock:
-            sums = spare.pop() if spare else np.empty(out.shape)
+            sums = spare.pop() if spare and spare[-1].shape == shape else np.empty(shape)
         sums[...] = 0.0
-        value = block(index * rows, min((index + 1) * rows, n_rows), sums)
+        value = block(index, sums)
         with lock:
             finished[index] = sums, value
             while added in finished:
                 sums, value = finished.pop(added)
+                out = place(added)
                 np.add(out, sums, out=out)
                 total += value
                 added += 1

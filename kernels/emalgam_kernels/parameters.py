@@ -2,13 +2,16 @@
 
 `Packed` is the library's one idea: ``log w_k N(x; μ_k, Σ_k) = ⟨η_k, φ(z)⟩`` with ``z = (x − shift) · scale`` (then
 ``z W`` if there is a whitening). `Direct` holds means and precision factors instead, for parameters at which the
-packed inner product would cancel. Letters: N samples, D features, K components, F packed statistics.
+packed inner product would cancel. Letters: N samples, D features, K components, F packed statistics, B mixtures.
+
+A stack of B mixtures of one form and one K is such a value too: every array has one more axis, of length B, in front,
+whatever its stride (`numpy.broadcast_to`: one mixture serves all). `take` gives some of them, or one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -63,11 +66,11 @@ class Packed:
 
     @property
     def n_components(self) -> int:
-        return int(self.natural.shape[0])
+        return int(self.natural.shape[-2])
 
     @property
     def n_statistics(self) -> int:
-        return int(self.natural.shape[1])
+        return int(self.natural.shape[-1])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,11 +108,11 @@ class Direct:
 
     @property
     def n_components(self) -> int:
-        return int(self.means.shape[0])
+        return int(self.means.shape[-2])
 
     @property
     def n_statistics(self) -> int:
-        return statistic_count(self.feature_map, self.means.shape[1])
+        return statistic_count(self.feature_map, self.means.shape[-1])
 
 
 Parameters = Packed | Direct
@@ -182,8 +185,36 @@ class Sampler:
 
     @property
     def n_components(self) -> int:
-        return int(self.means.shape[0])
+        return int(self.means.shape[-2])
 
     @property
     def n_features(self) -> int:
-        return int(self.means.shape[1])
+        return int(self.means.shape[-1])
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether the factors are diagonal."""
+        return self.factors.ndim == self.means.ndim
+
+
+Value = TypeVar("Value", Packed, Direct, Parameters, Sampler)
+
+
+def take(stack: Value, which: Any) -> Value:
+    """Some mixtures of a stack, or (an integer) one. What components share, they go on sharing."""
+    taken = object.__new__(type(stack))
+    for name in stack.__slots__:
+        object.__setattr__(taken, name, _part(getattr(stack, name), which))
+    return taken
+
+
+def _part(value: Any, which: Any) -> Any:
+    if isinstance(value, AliasTable):
+        return AliasTable(*(part[which] for part in value))
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.ndim < 2 or value.strides[1] != 0:
+        return value[which]
+    part = value[:, :1][which]
+    axis = part.ndim - value.ndim + 1
+    return np.broadcast_to(part, (*part.shape[:axis], value.shape[1], *part.shape[axis + 1 :]))

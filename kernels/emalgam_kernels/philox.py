@@ -32,6 +32,7 @@ PROBLEMS: Final = 2**32 - 1  # of many fits: row = the problem's number, whose f
 SEEDS: Final = 2**32 - 2  # with that key: where k-means++ starts
 LABELS_OF_MANY: Final = 2**32 - 3  # of samples of many mixtures, one after the other
 NORMALS_OF_MANY: Final = 2**32 - 4
+RESPONSIBILITIES: Final = 2**32 - 6  # that EM may start with: row n K + k
 
 UNIFORMS_PER_BLOCK: Final = {"float64": 2, "float32": 4}
 DRAWS: Final = ("plain", "antithetic", "stratified")

@@ -198,7 +198,11 @@ def callers_stream(x: Any) -> Iterator[None]:
 
 
 def _stream(pointer: int, place: str) -> Any:
-    """torch's object for a stream; 0 and 1 are the default one, which has no pointer of its own."""
+    """torch's object for a stream.
+
+    0 and 1 (`cudaStreamLegacy`) are the device's default one, which torch knows by another name; 2
+    (`cudaStreamPerThread`) is this thread's own, which CUDA takes for a pointer wherever it takes one.
+    """
     import torch
 
     device = torch.device(place.removeprefix("the GPU (").removesuffix(")"))
@@ -206,8 +210,17 @@ def _stream(pointer: int, place: str) -> Any:
 
 
 def _stream_pointer(x: Any) -> int | None:
+    """The stream on which `x` is made: CuPy's current one, or the one that `x` names; None if it names none.
+
+    ValueError for 0, which version 3 of the interface does not allow: nobody knows which default stream is meant.
+    """
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(x, cupy.ndarray):
         return int(cupy.cuda.get_current_stream().ptr)
     named = getattr(x, "__cuda_array_interface__", {}).get("stream")
-    return None if named is None or int(named) == 2 else int(named)  # 2: the thread's default, which torch does not use
+    if named == 0:
+        raise ValueError(
+            f"the __cuda_array_interface__ of a {type(x).__name__} names stream 0; expected None, 1 (the default "
+            "stream), 2 (the thread's default stream) or the address of a stream"
+        )
+    return None if named is None else int(named)

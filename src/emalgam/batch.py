@@ -19,6 +19,7 @@ from emalgam import backends
 from emalgam.draws import philox_seed
 from emalgam.mixture import Mixture
 from emalgam.problems import Source, component_counts, problem_numbers
+from emalgam.stacks import MixtureStack
 from emalgam.validation import check_choice, check_integer, check_number, check_threads
 from emalgam_kernels.batch import (
     COVARIANCE_TYPES,
@@ -260,6 +261,21 @@ class ManyFits:
         if not -len(self) <= index < len(self):
             raise IndexError(f"there is no problem {index}; there are {len(self)}")
         return index % len(self)
+
+    def _mixture_stacks(self, name: str) -> list[tuple[np.ndarray, MixtureStack]]:
+        """The problems of each K and their mixtures, without an object for each; ValueError if one has no mixture.
+
+        `name` is that of the argument that they are.
+        """
+        for b in np.flatnonzero(self.n_components == 0)[:1].tolist():
+            raise ValueError(f"{name}[{b}]: problem {b} has no mixture: {MESSAGES[Status(int(self.status[b]))]}")
+        stacks = []
+        for K in np.unique(self.n_components).tolist():
+            rows = np.flatnonzero(self.n_components == K)
+            covariances = self.covariances[rows] if self.covariance_type == "tied" else self.covariances[rows, :K]
+            parts = self.weights[rows, :K], self.means[rows, :K], covariances
+            stacks.append((rows, MixtureStack.checked(name, rows, self.covariance_type, *parts)))
+        return stacks
 
     @property
     def message(self) -> np.ndarray:

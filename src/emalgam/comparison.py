@@ -6,7 +6,7 @@ Letters: B mixtures of a stack, K components, D features, M Gaussians.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Final
@@ -16,8 +16,9 @@ import numpy as np
 from emalgam.blas import one_blas_thread
 from emalgam.covariance import COVARIANCES
 from emalgam.gaussian import Gaussian, as_mixture
-from emalgam.mixture import Mixture
+from emalgam.mixture import MixtureAlgebra
 from emalgam.packing import LOG_2_PI, power_of_two
+from emalgam.stacks import Stacks, as_stacks, both_as_stacks, is_many_fits
 from emalgam.validation import broadcast, check_threads
 from emalgam_kernels import Gaussians
 from emalgam_kernels.blocks import for_each_block
@@ -34,16 +35,20 @@ def as_gaussians(name: str, value: Any) -> Gaussian:
         return value
     if isinstance(value, list | tuple):
         return _stacked(name, [as_gaussians(f"{name}[{i}]", each) for i, each in enumerate(value)])
-    mixture = as_mixture(name, value)
-    if mixture.n_components > 1:
-        raise ValueError(
-            f"{name} is a mixture of {mixture.n_components} components, for which there is no closed form; use "
-            "kl_monte_carlo, kl_bounds or an approximation such as kl_variational"
-        )
-    kind = "full" if mixture.covariance.shared else mixture.covariance_type
-    return Gaussian(
-        mixture.means[0], mixture.covariances if mixture.covariance.shared else mixture.covariances[0], kind
-    )
+    stacks = as_stacks(name, value if is_many_fits(value) else as_mixture(name, value))
+    for rows, stack in stacks.groups[-1:]:  # those with the most components
+        if stack.n_components > 1:
+            which = f"{name}[{rows[0]}]" if stacks.shape else name
+            raise ValueError(
+                f"{which} is a mixture of {stack.n_components} components, for which there is no closed form; use "
+                "kl_monte_carlo, kl_bounds or an approximation such as kl_variational"
+            )
+    stack = stacks.groups[0][1]
+    shared, shape = stack.covariance.shared, stacks.shape
+    covariances = stack.covariances if shared else stack.covariances[:, 0]
+    kind = "full" if shared else stack.covariance_type
+    means = stack.means[:, 0].reshape((*shape, stack.n_features))
+    return Gaussian(means, covariances.reshape((*shape, *covariances.shape[1:])), kind)
 
 
 def _stacked(name: str, gaussians: list[Gaussian]) -> Gaussian:
@@ -143,26 +148,27 @@ class Stack:
             return np.log(self.weights)
 
     @classmethod
-    def of(cls, mixtures: list[Mixture], kind: str, scale: np.ndarray) -> Stack:
+    def of(cls, stacks: Stacks, kind: str, scale: np.ndarray) -> Stack:
         """Components of the type `kind`, multiplied by `scale` (D,), powers of two: no digit changes."""
-        K = max(mixture.n_components for mixture in mixtures)
-        weights, means = np.zeros((len(mixtures), K)), []
-        covariances, factors = [], []
-        for row, mixture in enumerate(mixtures):
-            own = mixture.n_components
-            weights[row, :own] = mixture.weights
+        B, K, D = len(stacks), stacks.most_components, stacks.n_features
+        square = (B, K, D, D) if kind == "full" else (B, K, D)
+        weights, means, covariances, factors = np.zeros((B, K)), np.empty((B, K, D)), np.empty(square), np.empty(square)
+        for rows, stack in stacks.groups:
+            own = stack.n_components
+            weights[rows, :own] = stack.weights
             padded = np.concatenate([np.arange(own), np.zeros(K - own, np.int64)])
-            means.append(mixture.means[padded])
-            covariances.append(shaped(mixture, mixture.covariances, kind)[padded])
-            factors.append(shaped(mixture, mixture.precisions_cholesky, kind)[padded])
+            means[rows] = stack.means[:, padded]
+            covariances[rows] = shaped(stack, stack.covariances, kind)[:, padded]
+            factors[rows] = shaped(stack, stack.precisions_cholesky, kind)[:, padded]
         along = scale[:, None] if kind == "full" else scale
-        own_factors = np.stack(factors) / along
+        factors /= along
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            own_covariances = np.stack(covariances) * along * scale
-        if not np.isfinite(own_covariances).all():  # overflowed in the data's units: the factors did not
-            flat = own_factors.reshape(-1, *own_factors.shape[2:])
-            own_covariances = COVARIANCES[kind].covariances(flat).reshape(own_factors.shape)
-        return cls(kind, weights, np.stack(means) * scale, own_covariances, own_factors)
+            covariances *= along
+            covariances *= scale
+        if not np.isfinite(covariances).all():  # overflowed in the data's units: the factors did not
+            covariances = COVARIANCES[kind].covariances(factors)
+        means *= scale
+        return cls(kind, weights, means, covariances, factors)
 
     def take(self, rows: Any) -> Stack:
         """Some of the mixtures."""
@@ -189,60 +195,26 @@ class Stack:
         return Gaussians(self.kind, flat(self.means), flat(self.covariances), flat(self.factors))
 
 
-def shaped(mixture: Mixture, values: np.ndarray, kind: str) -> np.ndarray:
-    """Covariances or factors of a mixture as (K, D, D), or for "diag" as (K, D)."""
-    if kind == "full":
-        return mixture.covariance.matrices(values, *mixture.means.shape)
-    return np.broadcast_to(values.reshape(len(mixture.means), -1), mixture.means.shape)
+def shaped(mixture: MixtureAlgebra, values: np.ndarray, kind: str) -> np.ndarray:
+    """Covariances or factors of a mixture or of a stack as (..., K, D, D), or for "diag" as (..., K, D)."""
+    arrange = mixture.covariance.matrices if kind == "full" else mixture.covariance.diagonals
+    return arrange(values, mixture.n_components, mixture.n_features)
 
 
-StackOfMixtures = tuple[tuple[int, ...], list[Mixture]]
+def common_kind(*mixtures: MixtureAlgebra) -> str:
+    """The cheapest type that holds the components of all."""
+    return "diag" if all(mixture.covariance.direct_map == "diag" for mixture in mixtures) else "full"
 
 
-def as_mixtures(name: str, value: Any) -> StackOfMixtures:
-    """Shape of a stack, () for one mixture, and its members."""
-    if isinstance(value, Gaussian) and value.batch_shape:
-        flat = flattened(value, "full" if value.covariance_type == "full" else "diag", np.dtype(np.float64))
-        pairs = zip(flat.means, flat.covariances, strict=True)
-        return value.batch_shape, [
-            Mixture(np.ones(1), mean[None], covariance[None], flat.covariance_type) for mean, covariance in pairs
-        ]
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        members = [as_mixture(f"{name}[{i}]", each) for i, each in enumerate(value)]
-        if not members:
-            raise ValueError(f"{name} is empty; expected at least one mixture")
-        return (len(members),), members
-    return (), [as_mixture(name, value)]
-
-
-def both_as_mixtures(p: Any, q: Any) -> tuple[StackOfMixtures, StackOfMixtures]:
-    """Shapes and members of two stacks; ValueError if their numbers of features differ."""
-    stacks = as_mixtures("p", p), as_mixtures("q", q)
-    check_same_features(p=stacks[0], q=stacks[1])
-    return stacks
-
-
-def check_same_features(**stacks: StackOfMixtures) -> None:
-    """ValueError naming the first mixture whose number of features differs from the first one's."""
-    (first, (_, (reference, *_))), *_ = stacks.items()
-    for name, (shape, members) in stacks.items():
-        for i, member in enumerate(members):
-            if member.n_features != reference.n_features:
-                which = f"{name}[{i}]" if shape else name
-                raise ValueError(f"{which} has {member.n_features} features; {first} has {reference.n_features}")
-
-
-def in_common_units(*stacks: list[Mixture]) -> tuple[np.ndarray, list[Stack]]:
+def in_common_units(*given: Stacks) -> tuple[np.ndarray, list[Stack]]:
     """The scale (D,) by which all are multiplied, and the stacks, all of the cheapest type that holds them."""
-    together = [mixture for stack in stacks for mixture in stack]
-    kind = "diag" if all(mixture.covariance.direct_map == "diag" for mixture in together) else "full"
+    together = [stack for stacks in given for _, stack in stacks.groups]
     deviations = np.zeros(together[0].n_features)
-    for mixture in together:
-        factors = shaped(mixture, mixture.precisions_cholesky, kind)
-        diagonal = np.einsum("kii->ki", factors) if kind == "full" else factors
-        deviations = np.maximum(deviations, (1.0 / diagonal).max(axis=0))
-    scale = power_of_two(deviations)
-    return scale, [Stack.of(stack, kind, scale) for stack in stacks]
+    for stack in together:
+        diagonals = shaped(stack, stack.precisions_cholesky, "diag")
+        deviations = np.maximum(deviations, (1.0 / diagonals).max(axis=(0, 1)))
+    scale, kind = power_of_two(deviations), common_kind(*together)
+    return scale, [Stack.of(stacks, kind, scale) for stacks in given]
 
 
 # A table holds −log of how much of component b of q is at component a of p, for blocks of p and q: (B_p, K_p, K_q, B_q)
@@ -330,10 +302,10 @@ class Comparison:
     @classmethod
     def of(cls, p: Any, q: Any, all_pairs: bool, n_threads: int | None) -> Comparison:
         """Of two arguments that users give."""
-        (shape_p, left), (shape_q, right) = both_as_mixtures(p, q)
-        result_shape(shape_p, shape_q, all_pairs)
+        left, right = both_as_stacks(p, q)
+        result_shape(left.shape, right.shape, all_pairs)
         own, other = in_common_units(left, right)[1]
-        return cls(own, other, shape_p, shape_q, all_pairs, check_threads(n_threads))
+        return cls(own, other, left.shape, right.shape, all_pairs, check_threads(n_threads))
 
     @property
     def shape(self) -> tuple[int, ...]:

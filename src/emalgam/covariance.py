@@ -4,6 +4,9 @@ A type knows the shape of its covariances, their factors, the natural parameters
 covariances off the statistics. `COVARIANCES` is the registry. Arrays below are in a frame, in float64; "shape" means
 (K, D, D) for full, (D, D) for tied, (K, D) for diag and (K,) for spherical, as in scikit-learn. What an iteration of EM
 needs works on NumPy arrays and on tensors alike, and on a GPU waits for nothing.
+
+What turns mixtures into kernel parameters takes stacks of mixtures too: all arrays, those of the frame included, then
+have the same leading axes, here "...".
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from emalgam.namespace import cholesky, contiguous, invert_triangular, is_tensor, namespace, positive_or_error
+from emalgam.namespace import below, cholesky, contiguous, invert_triangular, is_tensor, namespace, positive_or_error
 from emalgam.packing import (
     Components,
     Frame,
@@ -64,7 +67,11 @@ class Covariance(ABC):
 
     @abstractmethod
     def matrices(self, shaped: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
-        """Covariances or factors of the type's shape as matrices (K, D, D); a view where one will do."""
+        """Covariances or factors of the type's shape as matrices (..., K, D, D); a view where one will do."""
+
+    @abstractmethod
+    def diagonals(self, shaped: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
+        """The diagonals of covariances or factors of the type's shape, (..., K, D); a view where one will do."""
 
     @abstractmethod
     def rescale(self, covariances: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -74,9 +81,9 @@ class Covariance(ABC):
     def rescale_factor(self, factor: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """P_ij / s_i: precision factors of x · s from those of x."""
 
-    @abstractmethod
     def log_det(self, factor: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
-        """log |P_k| = ½ log |Λ_k|, (K,)."""
+        """log |P_k| = ½ log |Λ_k|, (..., K)."""
+        return namespace(factor).log(self.diagonals(factor, n_components, n_features)).sum(axis=-1)
 
     @abstractmethod
     def packed(self, components: Components, frame: Frame, arithmetic: str) -> Packed:
@@ -120,28 +127,23 @@ class Covariance(ABC):
         """max_k Σ_ij |Λ_ij| s_i s_j + D + 2, s_i² = Σ_ii + μ_i²: how large the terms of ⟨η_k, φ⟩ are near component k.
 
         For a diagonal Σ the sum is m² = max_k (μ_k − c)ᵀ Σ_k⁻¹ (μ_k − c) + D; correlations add what they cancel, and D
-        + 2 stands for the constants. A scalar () where the components lie.
+        + 2 stands for the constants. A scalar () where the components lie; (...) of a stack.
         """
 
     def _constants(self, components: Components, frame: Frame) -> np.ndarray:
-        K, D = components.means.shape
+        K, D = components.means.shape[-2:]
         log_det = self.log_det(components.precisions_cholesky, K, D)
         return log_constants(components.log_weights, log_det, D, frame)
 
 
 class _Matrix(Covariance):
-    """Full and tied: factors are triangular matrices. Each handles its own axis K through `_batch`."""
+    """Full and tied: factors are triangular matrices."""
 
     direct_map = "full"
 
-    @staticmethod
-    def _batch(matrices: np.ndarray) -> np.ndarray:
-        return matrices if matrices.ndim == 3 else matrices[None]
-
     def factor(self, covariances: np.ndarray) -> np.ndarray:
         # Σ = L Lᵀ, so Λ = L⁻ᵀ L⁻¹ and P = L⁻ᵀ
-        inverse = invert_triangular(cholesky(self._batch(covariances)))
-        return contiguous(inverse.swapaxes(1, 2)).reshape(covariances.shape)
+        return contiguous(invert_triangular(cholesky(covariances)).swapaxes(-1, -2))
 
     def factor_precisions(self, precisions: np.ndarray) -> np.ndarray:
         # The upper factor of Λ is the lower factor of Λ with rows and columns in reverse order, reversed back.
@@ -152,26 +154,26 @@ class _Matrix(Covariance):
         return factor @ factor.swapaxes(-1, -2)
 
     def covariances(self, factor: np.ndarray) -> np.ndarray:
-        lower = invert_triangular(self._batch(factor).swapaxes(1, 2)).reshape(factor.shape)
+        lower = invert_triangular(factor.swapaxes(-1, -2))
         return lower @ lower.swapaxes(-1, -2)
 
-    def matrices(self, shaped: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
-        xp = namespace(shaped)
-        return shaped if shaped.ndim == 3 else xp.broadcast_to(shaped, (n_components, n_features, n_features))
+    def diagonals(self, shaped: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
+        diagonals: np.ndarray = namespace(shaped).linalg.diagonal(self.matrices(shaped, n_components, n_features))
+        return diagonals
 
     def rescale(self, covariances: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        return covariances * scale[:, None] * scale
+        s = self._of_matrices(scale)
+        return covariances * s[..., None] * s[..., None, :]
 
     def rescale_factor(self, factor: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        return factor / scale[:, None]
+        return factor / self._of_matrices(scale)[..., None]
 
-    def log_det(self, factor: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
-        xp = namespace(factor)
-        log_det = xp.log(xp.linalg.diagonal(factor)).sum(axis=-1)
-        return xp.broadcast_to(log_det, (n_components,))
+    @abstractmethod
+    def _of_matrices(self, scale: np.ndarray) -> np.ndarray:
+        """Scales (..., D) for each of the type's matrices."""
 
     def direct(self, components: Components, frame: Frame, arithmetic: str) -> Direct:
-        K, D = components.means.shape
+        K, D = components.means.shape[-2:]
         factors = self.matrices(components.precisions_cholesky, K, D)
         means = contiguous(components.means)
         return Direct("full", frame.shift, frame.scale, means, factors, self._constants(components, frame), arithmetic)
@@ -185,13 +187,12 @@ class _Matrix(Covariance):
         return covariances[..., features[:, None], features]
 
     def cancellation(self, components: Components) -> np.ndarray:
-        K, D = components.means.shape
+        K, D = components.means.shape[-2:]
         xp = namespace(components.means)
-        variances = xp.linalg.diagonal(self.matrices(components.covariances, K, D))
-        size = xp.sqrt(variances + components.means**2)
+        size = xp.sqrt(self.diagonals(components.covariances, K, D) + components.means**2)
         precisions = xp.abs(self.matrices(self.multiply(components.precisions_cholesky), K, D))
-        terms = ((precisions @ size[:, :, None])[:, :, 0] * size).sum(axis=1)
-        return xp.max(xp.where(components.weights > 0, terms, float(D))) + (D + 2)
+        terms = ((precisions @ size[..., None])[..., 0] * size).sum(axis=-1)
+        return xp.amax(xp.where(components.weights > 0, terms, float(D)), -1) + (D + 2)
 
 
 class Full(_Matrix):
@@ -205,12 +206,18 @@ class Full(_Matrix):
     def n_parameters(self, n_components: int, n_features: int) -> int:
         return n_components * n_features * (n_features + 1) // 2
 
+    def matrices(self, shaped: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
+        return shaped
+
+    def _of_matrices(self, scale: np.ndarray) -> np.ndarray:
+        return scale[..., None, :]
+
     def packed(self, components: Components, frame: Frame, arithmetic: str) -> Packed:
         # −½ zᵀΛz + (Λμ)ᵀz + c − ½ ‖Pᵀμ‖²
         P = components.precisions_cholesky
-        whitened = (components.means[:, None] @ P)[:, 0]
-        linear = (P @ whitened[:, :, None])[:, :, 0]
-        constants = self._constants(components, frame) - 0.5 * (whitened**2).sum(axis=1)
+        whitened = (components.means[..., None, :] @ P)[..., 0, :]
+        linear = (P @ whitened[..., None])[..., 0]
+        constants = self._constants(components, frame) - 0.5 * (whitened**2).sum(axis=-1)
         natural = natural_parameters(pack_precisions(self.multiply(P)), linear, constants)
         return Packed("full", frame.shift, frame.scale, None, natural, arithmetic)
 
@@ -219,10 +226,11 @@ class Full(_Matrix):
 
     def narrow(self, estimate: np.ndarray, total: np.ndarray, floor: np.ndarray) -> np.ndarray:
         # The smallest eigenvalue of Σ_k relative to the total, both with the floor: 1 where all data are flat.
-        lower = np.linalg.cholesky(total + np.diag(floor))
-        relative = np.linalg.solve(lower, np.linalg.solve(lower, estimate + np.diag(floor)).swapaxes(1, 2))
-        share = (floor / (np.diag(total) + floor)).min()
-        return np.linalg.eigvalsh(relative)[:, 0] < 2 * share
+        xp = namespace(estimate)
+        inverse = invert_triangular(cholesky((total + xp.diag(floor))[None]))[0]
+        relative = inverse @ (estimate + xp.diag(floor)) @ inverse.T
+        share = (floor / (xp.diag(total) + floor)).min()
+        return below(relative, 2 * share)
 
     def moments(self, statistics: np.ndarray, components: Components, algorithm: str) -> Moments:
         return Moments.of(
@@ -249,19 +257,26 @@ class Tied(_Matrix):
     def n_parameters(self, n_components: int, n_features: int) -> int:
         return n_features * (n_features + 1) // 2
 
+    def matrices(self, shaped: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
+        shape = (*shaped.shape[:-2], n_components, n_features, n_features)
+        return namespace(shaped).broadcast_to(shaped[..., None, :, :], shape)
+
+    def _of_matrices(self, scale: np.ndarray) -> np.ndarray:
+        return scale
+
     def packed(self, components: Components, frame: Frame, arithmetic: str) -> Packed:
         # −½ ‖z̃‖² + μ̃ᵀz̃ + c − ½ ‖μ̃‖²
         P = contiguous(components.precisions_cholesky)
         means = components.means @ P
-        constants = self._constants(components, frame) - 0.5 * (means**2).sum(axis=1)
-        natural = natural_parameters(namespace(means).full_like(means[:, :1], -0.5), means, constants)
+        constants = self._constants(components, frame) - 0.5 * (means**2).sum(axis=-1)
+        natural = natural_parameters(namespace(means).full_like(means[..., :1], -0.5), means, constants)
         return Packed("spherical", frame.shift, frame.scale, P, natural, arithmetic)
 
     def from_variances(self, variances: np.ndarray, n_components: int) -> np.ndarray:
         return np.diag(variances)
 
     def narrow(self, estimate: np.ndarray, total: np.ndarray, floor: np.ndarray) -> np.ndarray:
-        return np.zeros(1, bool)
+        return namespace(estimate).zeros_like(estimate[0, :1], dtype=bool)
 
     def moments(self, statistics: np.ndarray, components: Components, algorithm: str) -> Moments:
         if algorithm == "direct":
@@ -305,31 +320,29 @@ class Diag(Covariance):
         return 1.0 / factor**2
 
     def matrices(self, shaped: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
-        return self._diagonals(shaped, n_features)[:, :, None] * np.eye(n_features)
+        return self.diagonals(shaped, n_components, n_features)[..., None] * np.eye(n_features)
 
-    def _diagonals(self, shaped: np.ndarray, n_features: int) -> np.ndarray:
+    def diagonals(self, shaped: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
         return shaped
 
     def rescale(self, covariances: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        return covariances * scale * scale
+        s = scale[..., None, :]
+        return covariances * s * s
 
     def rescale_factor(self, factor: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        return factor / scale
-
-    def log_det(self, factor: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
-        return namespace(factor).log(self._diagonals(factor, n_features)).sum(axis=1)
+        return factor / scale[..., None, :]
 
     def packed(self, components: Components, frame: Frame, arithmetic: str) -> Packed:
         # −½ Σ λ_i z_i² + Σ λ_i μ_i z_i + c − ½ Σ λ_i μ_i²
-        precisions = self.multiply(self._diagonals(components.precisions_cholesky, components.means.shape[1]))
+        precisions = self.multiply(self.diagonals(components.precisions_cholesky, *components.means.shape[-2:]))
         linear = precisions * components.means
-        constants = self._constants(components, frame) - 0.5 * (linear * components.means).sum(axis=1)
-        quadratic = -0.5 * (precisions if self.feature_map == "diag" else precisions[:, :1])
+        constants = self._constants(components, frame) - 0.5 * (linear * components.means).sum(axis=-1)
+        quadratic = -0.5 * (precisions if self.feature_map == "diag" else precisions[..., :1])
         natural = natural_parameters(quadratic, linear, constants)
         return Packed(self.feature_map, frame.shift, frame.scale, None, natural, arithmetic)
 
     def direct(self, components: Components, frame: Frame, arithmetic: str) -> Direct:
-        factors = contiguous(self._diagonals(components.precisions_cholesky, components.means.shape[1]))
+        factors = contiguous(self.diagonals(components.precisions_cholesky, *components.means.shape[-2:]))
         means = contiguous(components.means)
         return Direct("diag", frame.shift, frame.scale, means, factors, self._constants(components, frame), arithmetic)
 
@@ -353,14 +366,13 @@ class Diag(Covariance):
         return np.tile(variances, (n_components, 1))
 
     def narrow(self, estimate: np.ndarray, total: np.ndarray, floor: np.ndarray) -> np.ndarray:
-        below: np.ndarray = (estimate < floor) & (np.diag(total) > floor)
-        return np.logical_or.reduce(below, axis=1)
+        return namespace(estimate).any((estimate < floor) & (namespace(total).diag(total) > floor), axis=1)
 
     def cancellation(self, components: Components) -> np.ndarray:
-        D = components.means.shape[1]
+        K, D = components.means.shape[-2:]
         xp = namespace(components.means)
-        distances = ((self._diagonals(components.precisions_cholesky, D) * components.means) ** 2).sum(axis=1)
-        return xp.max(xp.where(components.weights > 0, distances, 0.0)) + (2 * D + 2)
+        distances = ((self.diagonals(components.precisions_cholesky, K, D) * components.means) ** 2).sum(axis=-1)
+        return xp.amax(xp.where(components.weights > 0, distances, 0.0), -1) + (2 * D + 2)
 
 
 class Spherical(Diag):
@@ -375,14 +387,14 @@ class Spherical(Diag):
     def n_parameters(self, n_components: int, n_features: int) -> int:
         return n_components
 
-    def _diagonals(self, shaped: np.ndarray, n_features: int) -> np.ndarray:
-        return namespace(shaped).broadcast_to(shaped[:, None], (len(shaped), n_features))
+    def diagonals(self, shaped: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
+        return namespace(shaped).broadcast_to(shaped[..., None], (*shaped.shape, n_features))
 
     def rescale(self, covariances: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        return covariances * scale[0] * scale[0]
+        return covariances * scale[..., :1] * scale[..., :1]
 
     def rescale_factor(self, factor: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        return factor / scale[0]
+        return factor / scale[..., :1]
 
     def estimate(self, moments: Moments, algorithm: str, scatter: np.ndarray | None) -> np.ndarray:
         # σ² = (Σ r ‖z − a‖² / N_k − ‖δ‖²) / D

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -36,9 +37,6 @@ from emalgam.comparison import (
     Comparison,
     Table,
     as_gaussians,
-    as_mixtures,
-    both_as_mixtures,
-    check_same_features,
     common,
     common_type,
     divergences,
@@ -50,11 +48,12 @@ from emalgam.comparison import (
     overlaps,
 )
 from emalgam.gaussian import Gaussian
-from emalgam.mixture import Mixture
-from emalgam.monte_carlo import DEFAULT_SAMPLES, MOST_SAMPLES, Sampling, average, sum_of
+from emalgam.monte_carlo import DEFAULT_SAMPLES, MOST_SAMPLES, Members, Prepared, Sampling, average, over_pairs, sum_of
 from emalgam.packing import Frame
 from emalgam.sampling import Estimate
+from emalgam.stacks import MixtureStack, as_stacks, both_as_stacks, check_same_features, is_many_fits
 from emalgam.validation import check_choice, check_threads
+from emalgam_kernels.parameters import take
 
 ARITHMETICS: Final = ("float64", "float32")
 
@@ -348,10 +347,10 @@ def entropy_bounds(p: Any, *, n_threads: int | None = None) -> Bounds:
     >>> round(lower, 6), round(upper, 6)
     (1.265512, 1.418939)
     """
-    shape, members = as_mixtures("p", p)
-    check_same_features(p=(shape, members))
-    scale, (stack,) = in_common_units(members)
-    comparison = Comparison(stack, stack, shape, shape, False, check_threads(n_threads))
+    given = as_stacks("p", p)
+    check_same_features(p=given)
+    scale, (stack,) = in_common_units(given)
+    comparison = Comparison(stack, stack, given.shape, given.shape, False, check_threads(n_threads))
     weights = stack.weights
     surprise = np.log(weights, where=weights > 0, out=np.zeros_like(weights))
     of_labels = comparison.of_p(np.einsum("ba,ba->b", weights, surprise))
@@ -378,49 +377,67 @@ def kl_unscented(
     >>> round(kl_unscented(Gaussian(1.0, 1.0), Gaussian(0.0, 4.0)), 6)
     0.443147
     """
-    (shape_p, left), (shape_q, right) = both_as_mixtures(p, q)
-    shape, rows, columns = meetings(shape_p, shape_q, all_pairs)
-    threads = check_threads(n_threads)
-
-    def means(mixture: Mixture, over: list[SigmaPoints]) -> np.ndarray:
-        return _means_of_log_prob(mixture, over, backend, threads)
-
-    sigma = [_sigma_points(mixture) for mixture in left]
-    own = np.array([means(mixture, [points])[0] for mixture, points in zip(left, sigma, strict=True)])
-    out = own[rows]
-    order = np.argsort(columns, kind="stable")
-    step = max(ELEMENTS_AT_ONCE // sigma[0].points.size, 1)
-    for group in np.split(order, np.flatnonzero(np.diff(columns[order])) + 1):
+    left, right = both_as_stacks(p, q)
+    shape, rows, columns = meetings(left.shape, right.shape, all_pairs)
+    query = _Query(backend, check_threads(n_threads), backends.kernels(backend))
+    sigma = [_sigma_points(stack) for _, stack in left.groups]
+    own = np.empty(len(left))
+    for (places, stack), points in zip(left.groups, sigma, strict=True):
+        densities = Prepared.of(stack)
+        own[places] = [query.means(densities, b, points, slice(b, b + 1))[0] for b in range(len(stack))]
+    others = [Prepared.of(stack) for _, stack in right.groups]
+    out, (group_p, place_p), (group_q, place_q) = own[rows], left.places(), right.places()
+    # The points of several mixtures that meet the same other one are evaluated together.
+    order = np.lexsort((group_p[rows], columns))
+    changes = np.diff(columns[order]).astype(bool) | np.diff(group_p[rows][order]).astype(bool)
+    for group in np.split(order, np.flatnonzero(changes) + 1):
+        points, other = sigma[group_p[rows[group[0]]]], columns[group[0]]
+        step = max(ELEMENTS_AT_ONCE // points.points[0].size, 1)
         for start in range(0, len(group), step):
             some = group[start : start + step]
-            out[some] -= means(right[columns[some[0]]], [sigma[i] for i in rows[some]])
+            out[some] -= query.means(others[group_q[other]], place_q[other], points, place_p[rows[some]])
     return plain(out.reshape(shape))
 
 
 class SigmaPoints(NamedTuple):
-    """Points (2 D K, D) and their weights π_a / 2D, (2 D K,)."""
+    """Points (B, 2 D K, D) of B mixtures and their weights π_a / 2D, (B, 2 D K)."""
 
     points: np.ndarray
     weights: np.ndarray
 
 
-def _means_of_log_prob(mixture: Mixture, sigma: list[SigmaPoints], backend: str, n_threads: int) -> np.ndarray:
-    """Σ weight · log p(point) for each set of points, (len(sigma),)."""
-    points, weights = np.concatenate([each.points for each in sigma]), np.concatenate([each.weights for each in sigma])
-    terms = weights * mixture.log_prob(points, backend=backend, algorithm="direct", n_threads=n_threads)
-    return np.add.reduceat(terms, np.cumsum([0, *(len(each.weights) for each in sigma[:-1])]))
+class _Query(NamedTuple):
+    """How log-densities are evaluated."""
+
+    backend: str
+    n_threads: int
+    kernels: ModuleType
+
+    def means(self, densities: Prepared, b: int, sigma: SigmaPoints, which: Any) -> np.ndarray:
+        """Σ weight · log p(point) of mixture b for some sets of points, one number each."""
+        weights = sigma.weights[which]
+        points = sigma.points[which].reshape(-1, sigma.points.shape[-1])
+        log_prob = np.empty(len(points))
+        self.kernels.log_prob(points, take(densities.direct, b), log_prob, n_threads=self.n_threads)
+        if not np.isfinite(log_prob).all():  # squares overflow: a mixture by itself knows what to do
+            how = {"algorithm": "direct", "backend": self.backend, "n_threads": self.n_threads}
+            log_prob = densities.mixtures.mixture(b).log_prob(points, **how)
+        means: np.ndarray = (weights * log_prob.reshape(weights.shape)).sum(axis=1)
+        return means
 
 
-def _sigma_points(mixture: Mixture) -> SigmaPoints:
+def _sigma_points(mixtures: MixtureStack) -> SigmaPoints:
     """μ_a ± √(D λ_i) e_i of every component."""
-    K, D = mixture.means.shape
-    own = mixture.own_frame()
-    frame = Frame(own.shift, np.full(D, own.scale.min()))  # one scale for all: the eigenvectors stay what they are
-    components = mixture.components(frame)
-    values, vectors = np.linalg.eigh(mixture.covariance.matrices(components.covariances, K, D))
-    steps = np.sqrt(D * np.maximum(values, 0.0))[:, :, None] * vectors.swapaxes(1, 2)
-    points = components.means[:, None] + np.concatenate([steps, -steps], axis=1)
-    return SigmaPoints(frame.undo(points.reshape(-1, D)), np.repeat(mixture.weights / (2 * D), 2 * D))
+    K, D = mixtures.n_components, mixtures.n_features
+    own = mixtures.own_frame()
+    # one scale for all features: the eigenvectors stay what they are
+    frame = Frame(own.shift, np.repeat(own.scale.min(axis=1, keepdims=True), D, axis=1))
+    components = mixtures.components(frame)
+    values, vectors = np.linalg.eigh(mixtures.covariance.matrices(components.covariances, K, D))
+    steps = np.sqrt(D * np.maximum(values, 0.0))[..., None] * vectors.swapaxes(-1, -2)
+    points = components.means[:, :, None] + np.concatenate([steps, -steps], axis=2)
+    weights = np.repeat(mixtures.weights / (2 * D), 2 * D, axis=1)
+    return SigmaPoints(frame.undo(points.reshape(len(mixtures), -1, D)), weights)
 
 
 # ---- Monte Carlo
@@ -493,16 +510,6 @@ def kl_monte_carlo(
     return over_pairs(p, q, all_pairs, settings.estimate)
 
 
-def over_pairs(p: Any, q: Any, all_pairs: bool, estimate: Callable[[Mixture, Mixture], Estimate]) -> Estimate:
-    """An estimate for each pair, one after the other."""
-    (shape_p, left), (shape_q, right) = both_as_mixtures(p, q)
-    shape, rows, columns = meetings(shape_p, shape_q, all_pairs)
-    found = [estimate(left[i], right[j]) for i, j in zip(rows, columns, strict=True)]
-    if not shape:
-        return found[0]
-    return Estimate(*(np.array(column).reshape(shape) for column in zip(*found, strict=True)))
-
-
 def jensen_shannon(
     p: Any,
     q: Any,
@@ -543,7 +550,7 @@ def jensen_shannon(
     """
     settings = Sampling.of(n_samples, relative_error, "plain", random_state, max_samples, backend, n_threads)
 
-    def estimate(one: Mixture, other: Mixture) -> Estimate:
+    def estimate(one: Members, other: Members) -> Estimate:
         middle = average(one, other)
         return sum_of(settings.estimate(one, middle), settings.other().estimate(other, middle), share=0.5)
 
@@ -591,7 +598,7 @@ def symmetric_kl(p: Any, q: Any, divergence: Callable[..., Any] | None = None, *
     forth: Any = divergence(p, q, **arguments)
     back: Any = divergence(q, p, **arguments)
     # The axes of each with each: those of q first in the second direction.
-    axes = len(as_mixtures("q", q)[0]) if divergence is kl_all_pairs or arguments.get("all_pairs") else 0
+    axes = len(as_stacks("q", q).shape) if divergence is kl_all_pairs or arguments.get("all_pairs") else 0
     last = tuple(range(-axes, 0))
     if divergence is kl_bounds:
         return Bounds(*(one + np.moveaxis(each, range(axes), last) for one, each in zip(forth, back, strict=True)))
@@ -599,6 +606,8 @@ def symmetric_kl(p: Any, q: Any, divergence: Callable[..., Any] | None = None, *
 
 
 def _all_gaussian(value: Any) -> bool:
+    if is_many_fits(value):
+        return bool((value.n_components == 1).all())
     members = value if isinstance(value, list | tuple) else [value]
     return all(isinstance(each, Gaussian) or getattr(each, "n_components", 0) == 1 for each in members)
 
@@ -607,7 +616,7 @@ def _symmetric_monte_carlo(p: Any, q: Any, all_pairs: bool = False, **arguments:
     """The sum of both directions by `kl_monte_carlo`, whose arguments these are."""
     settings = Sampling.of(**arguments)
 
-    def estimate(one: Mixture, other: Mixture) -> Estimate:
+    def estimate(one: Members, other: Members) -> Estimate:
         return sum_of(settings.estimate(one, other), settings.other().estimate(other, one))
 
     return over_pairs(p, q, all_pairs, estimate)

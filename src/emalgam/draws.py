@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from emalgam.mixture import Mixture
+from emalgam.mixture import MixtureAlgebra
 from emalgam.namespace import invert_triangular
 from emalgam.validation import generator
 from emalgam_kernels.parameters import Sampler
@@ -15,16 +15,17 @@ from emalgam_kernels.parameters import Sampler
 LARGEST_SEED: Final = 2**64 - 1
 
 
-def sampler_of(mixture: Mixture, n_total: int = 0) -> Sampler:
-    """What the sampling kernels need to know about a mixture; `n_total` as in `emalgam_kernels.parameters.Sampler`."""
-    K, D = mixture.means.shape
-    P = mixture.precisions_cholesky
-    if mixture.covariance.direct_map == "full":
-        lower = np.ascontiguousarray(invert_triangular(P.reshape(-1, D, D).swapaxes(1, 2)))
-        factors = np.broadcast_to(lower, (K, D, D))
+def sampler_of(mixture: MixtureAlgebra, n_total: int = 0) -> Sampler:
+    """What the sampling kernels need to know about a mixture, or a stack of them.
+
+    `n_total` as in `emalgam_kernels.parameters.Sampler`.
+    """
+    covariance, P = mixture.covariance, mixture.precisions_cholesky
+    sizes = mixture.n_components, mixture.n_features
+    if covariance.direct_map == "full":
+        factors = covariance.matrices(np.ascontiguousarray(invert_triangular(P.swapaxes(-1, -2))), *sizes)
     else:
-        deviations = 1.0 / P
-        factors = np.ascontiguousarray(np.broadcast_to(deviations.reshape(K, -1), (K, D)))
+        factors = np.ascontiguousarray(covariance.diagonals(1.0 / P, *sizes))
     return Sampler(np.ascontiguousarray(mixture.means), factors, mixture.weights, n_total)
 
 

@@ -475,8 +475,7 @@ class _RestartOnGpu(_Restart):
     """The same where the data lie on a GPU: the M-step and the guard's sums too.
 
     An iteration waits for the device once, to learn four numbers: the lower bound, whether the M-step met anything out
-    of the ordinary (then the host does it again, and applies the policy), and what the guard needs. Policies other than
-    "regularize" look at every component: there the M-step is the host's.
+    of the ordinary (then the host does it again, and applies the policy), and what the guard needs.
     """
 
     def __init__(self, *arguments: Any) -> None:
@@ -487,8 +486,6 @@ class _RestartOnGpu(_Restart):
     def maximize(
         self, moments: Moments, old: Components, bound: Any, how: Evaluation, iteration: int
     ) -> tuple[Components, float, Evaluation]:
-        if self.settings.on_degenerate != "regularize":
-            return self._maximize_on_host(moments, old, float(bound), how, iteration)
         components, sound = self.m_step.update_where_it_lies(moments, old, how.algorithm)
         numbers = [bound, sound, *(scalar() for scalar in Cancellation.scalars(self.covariance, components))]
         xp = namespace(bound)
@@ -496,10 +493,5 @@ class _RestartOnGpu(_Restart):
         if sound and np.isfinite(bound):
             self.m_step.reseeded = False
             return components, bound, self.evaluation(Cancellation(packed, lambda: own))
-        return self._maximize_on_host(moments, old, bound, how, iteration)
-
-    def _maximize_on_host(
-        self, moments: Moments, old: Components, bound: float, how: Evaluation, iteration: int
-    ) -> tuple[Components, float, Evaluation]:
         components, bound, following = super().maximize(moments.on_host(), old.on_host(), bound, how, iteration)
         return components.beside(self.frame.shift), bound, following

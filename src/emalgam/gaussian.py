@@ -480,10 +480,4 @@ def moment_match(p: Any) -> Gaussian:
     >>> moment_match(Mixture(np.array([0.5, 0.5]), np.array([[-1.0], [1.0]]), np.ones(2), "spherical")).covariance
     array([[2.]])
     """
-    mixture = as_mixture("p", p)
-    mean = mixture.weights @ mixture.means
-    offsets = mixture.means - mean
-    within = mixture.covariance.matrices(mixture.covariances, *mixture.means.shape)
-    between = (mixture.weights[:, None] * offsets).T @ offsets
-    covariance = np.einsum("k,kij->ij", mixture.weights, within) + between
-    return Gaussian(mean, 0.5 * (covariance + covariance.T))
+    return Gaussian(*as_mixture("p", p).moments())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 
@@ -79,7 +79,7 @@ def choose_evaluation(
     arithmetics = ("float32", "float64") if dtype == np.float32 else ("float64",)
     if algorithm != "direct":
         for arithmetic in arithmetics:
-            bound = ERROR_FACTOR * float(np.finfo(arithmetic).eps) * cancellation.packed
+            bound = packed_bound(arithmetic, cancellation.packed)
             if algorithm == "packed" or bound <= TOLERANCE[arithmetic]:
                 if arithmetic == "float32" and precision == "tf32":
                     return Evaluation("packed", "tf32", ERROR_FACTOR * EPS_OF_TF32 * cancellation.packed)
@@ -89,14 +89,21 @@ def choose_evaluation(
     return Evaluation("direct", "float64", ERROR_FACTOR * float(np.finfo(np.float64).eps) * size)
 
 
-def packed_reach(how: Evaluation, cancellation: Cancellation, n_features: int) -> float:
+Number = TypeVar("Number", float, np.ndarray)
+
+
+def packed_bound(arithmetic: str, packed: Number) -> Number:
+    """The bound on the absolute error of the packed form near the components, in nats; `packed` as in Cancellation."""
+    return ERROR_FACTOR * float(np.finfo(arithmetic).eps) * packed
+
+
+def packed_reach(arithmetic: str, own: Number, n_features: int) -> Number:
     """½ m²: a row whose log-density is lower than that below the constants is too far away for the packed form.
 
     At m standard deviations from the components the terms are about m² · own / D large, so the tolerance holds while
-    4 · eps · m² · own / D does.
+    4 · eps · m² · own / D does, with `own` as in Cancellation.
     """
-    eps = float(np.finfo(how.arithmetic).eps)
-    return 0.5 * TOLERANCE[how.arithmetic] / (ERROR_FACTOR * eps * cancellation.own() / n_features)
+    return 0.5 * TOLERANCE[arithmetic] / (packed_bound(arithmetic, own) / n_features)
 
 
 def parameters_of(covariance: Covariance, components: Components, frame: Frame, how: Evaluation) -> Parameters:

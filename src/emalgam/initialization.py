@@ -13,12 +13,14 @@ from typing import Any, Final
 
 import numpy as np
 
+from emalgam import backends
 from emalgam.arrays import empty
 from emalgam.covariance import COVARIANCES, Covariance
 from emalgam.namespace import as_float64, beside, is_tensor, namespace, to_host
 from emalgam.observations import Observations
 from emalgam.packing import Components, Frame, features
 from emalgam_kernels import Direct, statistic_count
+from emalgam_kernels.philox import RESPONSIBILITIES
 
 KMEANS_TOLERANCE: Final = 1e-4  # of the mean variance, as in scikit-learn's KMeans
 KMEANS_ITERATIONS: Final = 300
@@ -173,7 +175,8 @@ def _points(data: Observations, frame: Frame, rows: np.ndarray) -> np.ndarray:
 
 def data_rows(data: Observations, n_seeds: int, rng: np.random.Generator) -> np.ndarray:
     """Different rows, drawn by weight."""
-    mass = np.ones(len(data.x)) if data.weight is None else to_host(data.weight).copy()
+    mass = empty((len(data.x),), np.float64, data.x)
+    mass[:] = 1.0 if data.weight is None else data.weight
     seeds = []
     for _ in range(n_seeds):
         seeds.append(int(draw(mass, rng.random(1))[0]))
@@ -226,16 +229,17 @@ def hard_statistics(data: Observations, covariance: Covariance, frame: Frame, ce
 def random_statistics(
     data: Observations, covariance: Covariance, n_components: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """S for responsibilities drawn uniformly and normalized, row by row."""
+    """S for responsibilities drawn uniformly and normalized, row by row; drawn where the rows lie."""
+    sampling, seed = backends.kernels(data.backend, "sampling"), int(rng.integers(2**64, dtype=np.uint64))
     F = statistic_count(covariance.feature_map, data.n_features)
     frame = Frame(beside(data.frame.shift, data.x), beside(data.frame.scale, data.x))
     out = beside(np.zeros((n_components, F)), data.x)
     step = max(ELEMENTS_OF_A_SAMPLE // max(F, n_components), 1)
     for start in range(0, len(data.x), step):
         rows = slice(start, start + step)
-        r = rng.random((len(data.x[rows]), n_components))
-        r /= r.sum(axis=1, keepdims=True)
-        r = beside(r, data.x)
+        r = empty((len(data.x[rows]), n_components), np.float64, data.x)
+        sampling.uniforms(seed, RESPONSIBILITIES, start * n_components, r.reshape(-1))
+        r /= r.sum(axis=1)[:, None]
         if data.weight is not None:
             r *= data.weight[rows, None]
         out += r.T @ features(frame.apply(as_float64(data.x[rows])), covariance.feature_map)

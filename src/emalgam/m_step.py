@@ -7,6 +7,7 @@ random row (at most ten times as often as there are components; then it regulari
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -61,6 +62,11 @@ class MStep:
         self.scatter_there = None if data.scatter is None else beside(data.scatter, data.sample.x)
         self.reseeded = False
         self.reseeds_left = RESEEDS_PER_COMPONENT * n_components
+
+    @cached_property
+    def limits_there(self) -> tuple[Any, Any]:
+        """What `narrow` compares with, where the data lie."""
+        return beside(self.data.total_covariance, self.data.sample.x), beside(self.floor, self.data.sample.x)
 
     def broadest(self, means: np.ndarray) -> Components:
         """Components about `means`, each as wide as all data."""
@@ -122,16 +128,20 @@ class MStep:
         return empty, weights, means, estimate, covariances
 
     def update_where_it_lies(self, moments: Moments, old: Components, algorithm: str) -> tuple[Components, Any]:
-        """`update` under "regularize" on a GPU, waiting for nothing, and whether all was in order, a bool () there.
+        """`update` on a GPU, waiting for nothing, and whether all was in order, a bool () there.
 
-        If it was not, `update` has to decide on the host.
+        If it was not, `update` has to decide on the host. Under "regularize" a collapse is in order.
         """
-        _, weights, means, _, covariances = self.estimate(moments, old, algorithm, self.added_there, self.scatter_there)
+        empty, weights, means, estimate, covariances = self.estimate(
+            moments, old, algorithm, self.added_there, self.scatter_there
+        )
         factors = self.covariance.factor(covariances)
         xp = namespace(moments.mass)
         sound = moments.mass.sum() > 0
         for part in (weights, means, covariances, factors):
             sound &= xp.isfinite(part).all()
+        if self.on_degenerate != "regularize":
+            sound &= ~(empty | self.covariance.narrow(estimate, *self.limits_there)).any()
         return Components(weights, means, covariances, factors), sound
 
     def collapse(self, k: int, weights: np.ndarray, iteration: int) -> DegenerateComponentError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 from emalgam import arrays, backends
 from emalgam.covariance import COVARIANCES, Covariance
 from emalgam.guard import ALGORITHMS, Cancellation, choose_evaluation, packed_reach, parameters_of
-from emalgam.namespace import beside, cast, namespace, to_host, where_true
+from emalgam.namespace import beside, cast, is_tensor, namespace, to_host, where_true
+from emalgam.observations import ELEMENTS_ON_A_GPU
 from emalgam.packing import Components, Frame, log_constants, power_of_two
 from emalgam.parts import Part, Parts
 from emalgam.stream import as_stream, for_many_passes, over_chunks
@@ -35,8 +37,61 @@ ELEMENTS_AT_ONCE = 2**18
 WEIGHT_SUM_TOLERANCE = 1e-6
 
 
+class MixtureAlgebra:
+    """What a mixture and a stack of mixtures, whose arrays have one more axis in front, have in common."""
+
+    weights: np.ndarray
+    means: np.ndarray
+    covariances: np.ndarray
+    covariance_type: str
+    precisions_cholesky: np.ndarray
+
+    @property
+    def n_components(self) -> int:
+        """K."""
+        return int(self.means.shape[-2])
+
+    @property
+    def n_features(self) -> int:
+        """D."""
+        return int(self.means.shape[-1])
+
+    @property
+    def covariance(self) -> Covariance:
+        """The algebra of the covariance type."""
+        return COVARIANCES[self.covariance_type]
+
+    def own_frame(self) -> Frame:
+        """A frame in which means and spreads are near one; the choice of scale (a power of two) changes no bits."""
+        shift = (self.weights[..., None, :] @ self.means)[..., 0, :]
+        diagonal = self.covariance.diagonals(self.precisions_cholesky, self.n_components, self.n_features)
+        spread = np.maximum(np.abs(self.means - shift[..., None, :]), 1.0 / diagonal).max(axis=-2)
+        if self.covariance.isotropic_frame:
+            spread = np.repeat(spread.max(axis=-1, keepdims=True), self.n_features, axis=-1)
+        return Frame(shift, power_of_two(spread))
+
+    def components(self, frame: Frame) -> Components:
+        """The components in a frame."""
+        with np.errstate(over="ignore", under="ignore"):
+            covariances = self.covariance.rescale(self.covariances, frame.scale)
+        factors = self.covariance.rescale_factor(self.precisions_cholesky, frame.scale)
+        lost = ~np.isfinite(covariances).reshape(*self.weights.shape[:-1], -1).all(axis=-1)
+        if lost.any():
+            covariances[lost] = self.covariance.covariances(factors[lost])
+        return Components(self.weights, frame.apply(self.means), covariances, factors)
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean (..., D) and covariance (..., D, D) of x."""
+        mean = (self.weights[..., None, :] @ self.means)[..., 0, :]
+        offsets = self.means - mean[..., None, :]
+        within = self.covariance.matrices(self.covariances, self.n_components, self.n_features)
+        between = (self.weights[..., None] * offsets).swapaxes(-1, -2) @ offsets
+        covariance = np.einsum("...k,...kij->...ij", self.weights, within) + between
+        return mean, 0.5 * (covariance + covariance.swapaxes(-1, -2))
+
+
 @dataclass(frozen=True, eq=False)
-class Mixture:
+class Mixture(MixtureAlgebra):
     """A Gaussian mixture: Σ_k w_k N(μ_k, Σ_k).
 
     Parameters
@@ -117,25 +172,10 @@ class Mixture:
     # ---- sizes
 
     @property
-    def n_components(self) -> int:
-        """K."""
-        return int(self.means.shape[0])
-
-    @property
-    def n_features(self) -> int:
-        """D."""
-        return int(self.means.shape[1])
-
-    @property
     def n_parameters(self) -> int:
         """Free parameters: of the covariances, the means and the weights less one."""
         K, D = self.means.shape
         return int(self.covariance.n_parameters(K, D) + K * D + K - 1)
-
-    @property
-    def covariance(self) -> Covariance:
-        """The algebra of the covariance type."""
-        return COVARIANCES[self.covariance_type]
 
     @property
     def precisions(self) -> np.ndarray:
@@ -143,24 +183,6 @@ class Mixture:
         return self.covariance.multiply(self.precisions_cholesky)
 
     # ---- evaluation
-
-    def own_frame(self) -> Frame:
-        """A frame in which means and spreads are near one; the choice of scale (a power of two) changes no bits."""
-        shift = self.weights @ self.means
-        diagonal = np.einsum("kii->ki", self._factor_matrices())
-        spread = np.maximum(np.abs(self.means - shift), 1.0 / diagonal).max(axis=0)
-        return Frame(
-            shift, power_of_two(np.full_like(spread, spread.max()) if self.covariance.isotropic_frame else spread)
-        )
-
-    def components(self, frame: Frame) -> Components:
-        """This mixture in a frame."""
-        with np.errstate(over="ignore", under="ignore"):
-            covariances = self.covariance.rescale(self.covariances, frame.scale)
-        factors = self.covariance.rescale_factor(self.precisions_cholesky, frame.scale)
-        if not np.isfinite(covariances).all():
-            covariances = self.covariance.covariances(factors)
-        return Components(self.weights, frame.apply(self.means), covariances, factors)
 
     @over_chunks
     def log_prob(self, x: Any, *, backend: str = "auto", algorithm: str = "auto", n_threads: int | None = None) -> Any:
@@ -209,7 +231,8 @@ class Mixture:
         with arrays.callers_stream(x):
             run = self._query(x, backend, algorithm, n_threads)
             labels = arrays.empty((len(run.data),), np.int64, run.data)
-            step = ROWS_AT_ONCE * run.n_threads
+            on_gpu = is_tensor(run.data)
+            step = max(ELEMENTS_ON_A_GPU // self.n_components, 1) if on_gpu else ROWS_AT_ONCE * run.n_threads
             for start in range(0, len(labels), step):
                 rows = slice(start, start + step)
                 labels[rows] = run.responsibilities(rows).argmax(axis=1)
@@ -224,11 +247,11 @@ class Mixture:
         total, n_samples = log_likelihood(self, x, **how)
         return -2.0 * total + self.n_parameters * float(np.log(n_samples))
 
-    def _query(self, x: Any, backend: str, algorithm: str, n_threads: int | None) -> _Query:
+    def _query(self, x: Any, backend: str, algorithm: str, n_threads: int | None) -> Query:
         name = backends.resolve(backend, x)
         data = check_data(x, n_features=self.n_features)
         check_finite(data)
-        return _Query(self, name, data, algorithm, n_threads)
+        return Query(self, name, data, algorithm, n_threads)
 
     # ---- sampling, marginals, conditionals
 
@@ -321,9 +344,6 @@ class Mixture:
         covariances = 0.5 * (covariances + covariances.swapaxes(-1, -2))
         return Mixture(weights / weights.sum(), means, covariances, self.covariance_type)
 
-    def _factor_matrices(self) -> np.ndarray:
-        return self.covariance.matrices(self.precisions_cholesky, self.n_components, self.n_features)
-
 
 def log_likelihood(mixture: Mixture, x: Any, sample_weight: Any = None, **how: Any) -> tuple[float, float]:
     """Σ ω log p of x, in nats, and Σ ω: the number of rows without weights. Keywords as in `Mixture.log_prob`.
@@ -369,15 +389,18 @@ def check_numbers(name: str, values: Any, shape: tuple[int, ...] | None = None) 
 
 
 def check_weights(weights: np.ndarray) -> np.ndarray:
-    """Mixing weights, checked, and divided by their sum unless that is one but for rounding."""
-    excess = abs(weights.sum() - 1)
-    if weights.min() < 0 or excess > WEIGHT_SUM_TOLERANCE:
-        where = in_words(first_index(weights < 0)) if weights.min() < 0 else ""
+    """Mixing weights (..., K), checked, and divided by their sum unless that is one but for rounding."""
+    total = weights.sum(axis=-1, keepdims=True)
+    excess = np.abs(total - 1)
+    wrong = (weights.min(axis=-1) < 0) | (excess[..., 0] > WEIGHT_SUM_TOLERANCE)
+    if wrong.any():
+        index = first_index(wrong)
+        own = weights[index]
+        where = in_words((*index, *first_index(own < 0))) if own.min() < 0 else in_words(index)
         raise ValueError(
-            f"weights have minimum {weights.min():g}{where} and sum {weights.sum():.9g}; "
-            "expected weights >= 0 that sum to one"
+            f"weights have minimum {own.min():g}{where} and sum {own.sum():.9g}; expected weights >= 0 that sum to one"
         )
-    return weights if excess <= len(weights) * np.finfo(np.float64).eps else weights / weights.sum()
+    return np.where(excess <= weights.shape[-1] * np.finfo(np.float64).eps, weights, weights / total)
 
 
 def check_symmetric(name: str, covariance: Covariance, matrices: np.ndarray) -> None:
@@ -408,12 +431,13 @@ def factor_covariances(covariance: Covariance, covariances: np.ndarray) -> np.nd
         ) from None
 
 
-class _Query:
+class Query:
     """One call on checked data: parameters and guard once, then the kernels, then the rows that need more care."""
 
     def __init__(self, mixture: Mixture, backend: str, data: Any, algorithm: str, n_threads: int | None) -> None:
         check_choice("algorithm", algorithm, ALGORITHMS)
-        self.kernels, self.data, self.n_threads = backends.kernels(backend), data, check_threads(n_threads)
+        self.backend, self.kernels = backend, backends.kernels(backend)
+        self.data, self.n_threads = data, check_threads(n_threads)
         self.covariance, self.frame = mixture.covariance, mixture.own_frame()
         self.components = mixture.components(self.frame)
         self.alive = mixture.weights > 0
@@ -425,7 +449,13 @@ class _Query:
         self.constants = log_constants(self.components.log_weights, log_det, D, self.frame)
         self.lowest = -np.inf  # the log-density below which a row is evaluated again, directly
         if algorithm == "auto" and how.algorithm == "packed":
-            self.lowest = float(self.constants.max()) - packed_reach(how, cancellation, D)
+            self.lowest = float(self.constants.max()) - packed_reach(how.arithmetic, cancellation.own(), D)
+
+    def of(self, data: Any, n_threads: int) -> Query:
+        """The same call on other data of this type on this device."""
+        other = copy(self)
+        other.data, other.n_threads = data, n_threads
+        return other
 
     def log_prob(self) -> Any:
         """log p of all rows, (N,) float64, where they lie."""
@@ -435,22 +465,30 @@ class _Query:
             out[rows] = self._carefully(self.data[rows])[0]
         return out
 
-    def responsibilities(self, where: slice) -> Any:
+    def responsibilities(self, where: slice, n_threads: int | None = None) -> Any:
         """r of some rows, (n, K) in the type of the data, where they lie."""
-        data = self.data[where]
+        return self.evaluate(where, n_threads)[0]
+
+    def evaluate(self, where: slice, n_threads: int | None = None) -> tuple[Any, Any]:
+        """r (n, K) and log p (n,) of some rows; on fewer threads if blocks of rows run on several already."""
+        data, threads = self.data[where], n_threads or self.n_threads
         out, log_prob = self._empty(len(data), len(self.alive), dtype=arrays.tile_dtype(data)), self._empty(len(data))
-        self.kernels.responsibilities(data, self.parameters, out, n_threads=self.n_threads, log_prob=log_prob)
+        self.kernels.responsibilities(data, self.parameters, out, n_threads=threads, log_prob=log_prob)
         for rows in self._rows_to_repair(log_prob):
-            out[rows] = cast(self._carefully(data[rows])[1], like=out)
-        return out
+            log_prob[rows], r = self._carefully(data[rows])
+            out[rows] = cast(r, like=out)
+        return out, log_prob
 
     def _empty(self, *shape: int, dtype: Any = np.float64) -> Any:
         return arrays.empty(shape, dtype, self.data)
 
+    def beyond_reach(self, log_prob: Any) -> Any:
+        """Which rows are too far away for the packed form, or overflowed (inf, NaN); (N,) bool."""
+        return ~((log_prob >= self.lowest) & namespace(log_prob).isfinite(log_prob))
+
     def _rows_to_repair(self, log_prob: Any) -> Iterator[Any]:
-        """Indices of rows that are too far away for the packed form, or overflowed (inf, NaN); a few at a time."""
-        xp = namespace(log_prob)
-        rows = where_true(~((log_prob >= self.lowest) & xp.isfinite(log_prob)))
+        """Indices of the rows that are beyond reach, a few at a time."""
+        rows = where_true(self.beyond_reach(log_prob))
         K, D = self.components.means.shape
         step = max(ELEMENTS_AT_ONCE // (K * D), 1)
         return (rows[start : start + step] for start in range(0, len(rows), step))

@@ -19,9 +19,9 @@ import json
 import math
 import os
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NoReturn
+from typing import Any, BinaryIO, Final, NoReturn, TypeVar
 
 import numpy as np
 
@@ -36,6 +36,19 @@ RESERVED: Final = ("format", "format_version", "covariance_type")
 LENGTH_BYTES: Final = 8
 LONGEST_HEADER: Final = 2**20
 LARGEST_NUMBER: Final = 2**53
+ITEM_BYTES: Final = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
+T = TypeVar("T")
 
 __all__ = ["ModelFileError", "load_metadata", "load_model", "save_model"]
 
@@ -86,11 +99,7 @@ def save_model(mixture: Mixture, path: str | os.PathLike[str], *, metadata: Mapp
     except ValueError as error:
         raise ModelFileError(f"{os.fspath(path)}: not saved, because it could not be loaded again: {error}") from error
     described = {"format": FORMAT, "format_version": FORMAT_VERSION, "covariance_type": mixture.covariance_type}
-    content = _in_order(save(tensors, described | _checked_metadata(metadata or {}, path)))
-    if _header_length(content) > LONGEST_HEADER:
-        fail(path, "metadata", f"is too long: a header may have {LONGEST_HEADER} bytes")
-    with replacing(path) as file:
-        file.write(content)
+    write_file(path, save(tensors, described | _checked_metadata(metadata or {}, path)))
 
 
 def load_model(path: str | os.PathLike[str]) -> Mixture:
@@ -113,7 +122,7 @@ def load_model(path: str | os.PathLike[str]) -> Mixture:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    content, metadata = _read(path)
+    content, metadata = read_file(path, _check)
     try:
         tensors = load(content)
         return Mixture(tensors["weights"], tensors["means"], tensors["covariances"], metadata["covariance_type"])
@@ -129,7 +138,7 @@ def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     ModelFileError
         If the file's header is not as `save_model` writes it.
     """
-    return _read(path)[1]
+    return read_file(path, _check)[1]
 
 
 def fail(path: str | os.PathLike[str], field: str, problem: str) -> NoReturn:
@@ -160,8 +169,19 @@ def _in_order(content: bytes) -> bytes:
     return len(text).to_bytes(LENGTH_BYTES, "little") + text + content[end:]
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[bytes, dict[str, str]]:
-    """The bytes of a file whose header is sound, and its metadata."""
+def write_file(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write the bytes of a safetensors file, at once and whole; equal tensors and metadata give equal files."""
+    content = _in_order(content)
+    if _header_length(content) > LONGEST_HEADER:
+        fail(path, "metadata", f"is too long: a header may have {LONGEST_HEADER} bytes")
+    with replacing(path) as file:
+        file.write(content)
+
+
+def read_file(
+    path: str | os.PathLike[str], check: Callable[[dict[str, Any], int, str | os.PathLike[str]], T]
+) -> tuple[bytes, T]:
+    """The bytes of a safetensors file, and what `check` says to (header, bytes of data, path), which comes first."""
     if not Path(path).exists():
         raise ModelFileError(f"{os.fspath(path)}: there is no such file")
     if not Path(path).is_file():  # a pipe would block, a device may never end
@@ -170,10 +190,9 @@ def _read(path: str | os.PathLike[str]) -> tuple[bytes, dict[str, str]]:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             header, data_bytes = read_header(file, size, path)
-            metadata = _metadata(header, path)
-            _check_tensors(header, metadata["covariance_type"], data_bytes, path)
+            found = check(header, data_bytes, path)
             file.seek(0)
-            return file.read(size), metadata
+            return file.read(size), found
     except OSError as error:
         raise ModelFileError(f"{os.fspath(path)}: cannot be read ({error.strerror})") from error
 
@@ -202,16 +221,16 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _metadata(header: dict[str, Any], path: str | os.PathLike[str]) -> dict[str, str]:
+def metadata_of(header: dict[str, Any], path: str | os.PathLike[str]) -> dict[str, str]:
+    """The metadata in a header: strings under strings."""
     metadata = header.get("__metadata__")
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         fail(path, "__metadata__", "is missing or not an object of strings")
-    check_description(metadata, FORMAT, FORMAT_VERSION, path)
     return metadata
 
 
-def check_description(metadata: Mapping[str, str], name: str, version: str, path: str | os.PathLike[str]) -> None:
-    """Format, version and covariance type, which every file of ours has in its metadata."""
+def check_format(metadata: Mapping[str, str], name: str, version: str, path: str | os.PathLike[str]) -> None:
+    """Format and version, which every file of ours has in its metadata."""
     if metadata.get("format") != name:
         fail(path, "format", f"is {reprlib.repr(metadata.get('format'))}, expected {name!r}")
     if metadata.get("format_version") != version:
@@ -220,6 +239,11 @@ def check_description(metadata: Mapping[str, str], name: str, version: str, path
             "format_version",
             f"is {reprlib.repr(metadata.get('format_version'))}; this version of emalgam reads {version!r}",
         )
+
+
+def check_description(metadata: Mapping[str, str], name: str, version: str, path: str | os.PathLike[str]) -> None:
+    """Format, version and covariance type, which every file with mixtures has in its metadata."""
+    check_format(metadata, name, version, path)
     if metadata.get("covariance_type") not in COVARIANCES:
         fail(
             path,
@@ -228,13 +252,21 @@ def check_description(metadata: Mapping[str, str], name: str, version: str, path
         )
 
 
+def _check(header: dict[str, Any], data_bytes: int, path: str | os.PathLike[str]) -> dict[str, str]:
+    """The metadata of a mixture's file, if its header is sound."""
+    metadata = metadata_of(header, path)
+    check_description(metadata, FORMAT, FORMAT_VERSION, path)
+    _check_tensors(header, metadata["covariance_type"], data_bytes, path)
+    return metadata
+
+
 def _check_tensors(header: dict[str, Any], covariance_type: str, data_bytes: int, path: str | os.PathLike[str]) -> None:
     """Exactly the three tensors, shapes that fit each other, and data that fills the rest of the file."""
     names = sorted(name for name in header if name != "__metadata__")
     if names != sorted(TENSORS):
         fail(path, "tensors", f"are {reprlib.repr(names)}, expected {sorted(TENSORS)}")
     for name in TENSORS:
-        _check_entry(name, header[name], path)
+        check_entry(name, header[name], "F64", path)
     shapes = {name: tuple(header[name]["shape"]) for name in TENSORS}
     if len(shapes["means"]) != 2 or 0 in shapes["means"]:
         fail(path, "means", f"has shape {reprlib.repr(shapes['means'])}, expected (K, D)")
@@ -245,14 +277,14 @@ def _check_tensors(header: dict[str, Any], covariance_type: str, data_bytes: int
     if shapes["covariances"] != expected:
         received = reprlib.repr(shapes["covariances"])
         fail(path, "covariances", f"has shape {received}, expected {expected} for {covariance_type!r}")
-    _check_offsets(header, data_bytes, path)
+    check_offsets(header, TENSORS, data_bytes, path)
 
 
-def _check_offsets(header: dict[str, Any], data_bytes: int, path: str | os.PathLike[str]) -> None:
+def check_offsets(header: dict[str, Any], names: Iterable[str], data_bytes: int, path: str | os.PathLike[str]) -> None:
     """Each tensor where the one before it ends, the first at 0, the last at the end of the file."""
     end = 0
-    for start, stop, name in sorted((*header[name]["data_offsets"], name) for name in TENSORS):
-        expected = end + 8 * math.prod(header[name]["shape"])
+    for start, stop, name in sorted((*header[name]["data_offsets"], name) for name in names):
+        expected = end + ITEM_BYTES[header[name]["dtype"]] * math.prod(header[name]["shape"])
         if (start, stop) != (end, expected) or stop > data_bytes:
             problem = f"lies at bytes {start} to {stop} of the data, expected {end} to {expected} of {data_bytes}"
             fail(path, name, f"{problem} (cut short, forged?)")
@@ -261,12 +293,12 @@ def _check_offsets(header: dict[str, Any], data_bytes: int, path: str | os.PathL
         fail(path, "data", f"has {data_bytes} bytes, expected {end}")
 
 
-def _check_entry(name: str, entry: Any, path: str | os.PathLike[str]) -> None:
+def check_entry(name: str, entry: Any, dtype: str, path: str | os.PathLike[str]) -> None:
     """One tensor's entry in the header: its dtype, a shape and two offsets, nothing else."""
     if not isinstance(entry, dict) or sorted(entry) != ["data_offsets", "dtype", "shape"]:
         fail(path, name, "is not described by dtype, shape and data_offsets")
-    if entry["dtype"] != "F64":
-        fail(path, name, f"has dtype {reprlib.repr(entry['dtype'])}, expected 'F64'")
+    if entry["dtype"] != dtype:
+        fail(path, name, f"has dtype {reprlib.repr(entry['dtype'])}, expected {dtype!r}")
     for key in ("shape", "data_offsets"):
         numbers = entry[key]
         if not isinstance(numbers, list) or not all(

@@ -38,6 +38,11 @@ def as_float64(array: Any) -> Any:
     return array.double() if is_tensor(array) else array.astype(np.float64)
 
 
+def as_type(array: Any, dtype: str) -> Any:
+    """`array` in a dtype of NumPy's name."""
+    return array.to(getattr(sys.modules["torch"], dtype)) if is_tensor(array) else array.astype(dtype, copy=False)
+
+
 def cast(array: Any, like: Any) -> Any:
     """`array` in the dtype of `like`."""
     return array.to(like.dtype) if is_tensor(array) else array.astype(like.dtype, copy=False)
@@ -58,17 +63,29 @@ def cholesky(matrices: Any) -> Any:
 
 
 def invert_triangular(lower: Any) -> Any:
-    """L⁻¹ of lower triangular matrices (K, D, D), by forward substitution over all of them at once."""
+    """L⁻¹ of lower triangular matrices (..., D, D), by forward substitution over all of them at once."""
     if is_tensor(lower):
         torch = sys.modules["torch"]
         identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
         return torch.linalg.solve_triangular(lower, identity.expand(lower.shape), upper=False)
     inverse = np.zeros_like(lower)
     for i in range(lower.shape[-1]):
-        inverse[:, i, i] = 1.0
-        inverse[:, i, :i] = -(lower[:, i : i + 1, :i] @ inverse[:, :i, :i])[:, 0]
-        inverse[:, i, : i + 1] /= lower[:, i, i, None]
+        inverse[..., i, i] = 1.0
+        inverse[..., i, :i] = -(lower[..., i : i + 1, :i] @ inverse[..., :i, :i])[..., 0, :]
+        inverse[..., i, : i + 1] /= lower[..., i, i, None]
     return inverse
+
+
+def below(matrices: Any, bound: Any) -> Any:
+    """Which of symmetric matrices (K, D, D) have an eigenvalue below `bound`, (K,) bool.
+
+    On a GPU eigenvalues would wait for the device: there, those without a Cholesky factor when `bound` is taken off.
+    """
+    if not is_tensor(matrices):
+        return np.linalg.eigvalsh(matrices)[:, 0] < bound
+    torch = sys.modules["torch"]
+    identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+    return torch.linalg.cholesky_ex(matrices - bound * identity)[1] > 0
 
 
 def where_true(mask: Any) -> Any:

@@ -21,18 +21,26 @@ LOG_2_PI: Final = float(np.log(2 * np.pi))
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """``z = (x − shift) · scale``, feature by feature; both (D,) float64, every scale a power of two."""
+    """``z = (x − shift) · scale``, feature by feature; both (D,) float64, every scale a power of two.
+
+    Of a stack of mixtures (B, D): then points are (B, …, D).
+    """
 
     shift: np.ndarray
     scale: np.ndarray
 
     def apply(self, x: np.ndarray) -> np.ndarray:
         """Points (…, D) into the frame."""
-        return (x - self.shift) * self.scale
+        return (x - self._along(self.shift, x)) * self._along(self.scale, x)
 
     def undo(self, z: np.ndarray) -> np.ndarray:
         """Points (…, D) out of the frame."""
-        return z / self.scale + self.shift
+        return z / self._along(self.scale, z) + self._along(self.shift, z)
+
+    @staticmethod
+    def _along(part: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """A part of a stack's frame, with axes for the points of each mixture."""
+        return part if part.ndim == 1 else part.reshape(len(part), *(1,) * (points.ndim - 2), -1)
 
 
 def power_of_two(spread: np.ndarray) -> np.ndarray:
@@ -46,7 +54,7 @@ class Components:
     """A mixture in a frame.
 
     `weights` (K,), `means` (K, D) and, in the shape of the covariance type, `covariances` and the factors
-    `precisions_cholesky`: P with P Pᵀ = Σ⁻¹, upper triangular (or its diagonal).
+    `precisions_cholesky`: P with P Pᵀ = Σ⁻¹, upper triangular (or its diagonal). Of a stack: (..., K) and so on.
     """
 
     weights: np.ndarray
@@ -102,19 +110,20 @@ def _triangle(n_features: int, other: np.ndarray) -> _Triangle:
 
 
 def log_constants(log_weights: np.ndarray, log_det: np.ndarray, n_features: int, frame: Frame) -> np.ndarray:
-    """c_k = log w_k + log|P_k| − D/2 log 2π + Σ log scale: what a log-density adds to −½ ‖P_kᵀ (z − μ_k)‖²; (K,)."""
-    return log_weights + log_det + (namespace(frame.scale).log(frame.scale).sum() - 0.5 * n_features * LOG_2_PI)
+    """c_k = log w_k + log|P_k| − D/2 log 2π + Σ log scale: what a log-density adds to −½ ‖P_kᵀ (z − μ_k)‖²; (…, K)."""
+    log_scale = namespace(frame.scale).log(frame.scale).sum(axis=-1)[..., None]
+    return log_weights + log_det + (log_scale - 0.5 * n_features * LOG_2_PI)
 
 
 def natural_parameters(quadratic: np.ndarray, linear: np.ndarray, constants: np.ndarray) -> np.ndarray:
-    """η = (quadratic, linear, constant), (K, F) float64: one row for each component."""
-    return contiguous(namespace(linear).concat([quadratic, linear, constants[:, None]], axis=1))
+    """η = (quadratic, linear, constant), (…, K, F) float64: one row for each component."""
+    return contiguous(namespace(linear).concat([quadratic, linear, constants[..., None]], axis=-1))
 
 
 def pack_precisions(precisions: np.ndarray) -> np.ndarray:
-    """−½ Λ as coefficients of z_i z_j (i ≥ j), off-diagonals doubled; (K, D, D) → (K, D (D + 1) / 2)."""
+    """−½ Λ as coefficients of z_i z_j (i ≥ j), off-diagonals doubled; (…, K, D, D) → (…, K, D (D + 1) / 2)."""
     triangle = _triangle(precisions.shape[-1], precisions)
-    return precisions[:, triangle.i, triangle.j] * triangle.sign
+    return precisions[..., triangle.i, triangle.j] * triangle.sign
 
 
 def unpack_symmetric(packed: np.ndarray, n_features: int) -> np.ndarray:

@@ -132,8 +132,12 @@ class Running:
         """The mixture so far."""
         return Mixture.from_components(self.components, self.origin.frame, self.covariance)
 
-    def step(self, x: np.ndarray, weight: np.ndarray | None, backend: str, n_threads: int) -> tuple[Running, float]:
+    def step(
+        self, x: np.ndarray, weight: np.ndarray | None, backend: str, n_threads: int, gamma: float | None = None
+    ) -> tuple[Running, float]:
         """The state after one more batch, and the batch's mean log p before it, in nats.
+
+        `gamma` is γ where the number of steps does not say it.
 
         Raises
         ------
@@ -144,7 +148,7 @@ class Running:
         statistics, bound = self._expect(x, weight, backend, n_threads)
         if not np.isfinite(bound):
             raise NumericalError(f"the log-likelihood of batch {self.steps + 1} is {bound}")
-        gamma = (self.steps + 1 + self.t_0) ** -self.kappa
+        gamma = (self.steps + 1 + self.t_0) ** -self.kappa if gamma is None else gamma
         running = (1 - gamma) * self.statistics + gamma * statistics / total
         origin = self.origin
         if origin.scatter is not None:

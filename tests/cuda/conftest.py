@@ -6,8 +6,6 @@ EMALGAM_REQUIRED_BACKENDS=numba_cuda makes it an error that the kernels cannot r
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,16 +25,6 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     if collection_path.name == COMPILE_GATE:
         return True if SIMULATED or missing_packages() or missing_compiler() else None
     return True if reason is not None and collection_path.suffix == ".py" else None
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _switch_often() -> Iterator[None]:
-    """The simulator polls its threads: the less they wait for the interpreter, the sooner it is done."""
-    interval = sys.getswitchinterval()
-    if SIMULATED:
-        sys.setswitchinterval(interval / 10)
-    yield
-    sys.setswitchinterval(interval)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -236,26 +236,90 @@ def test_what_numba_compiled_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert callable(library.get_cufunc)
 
 
-def test_a_launch_is_as_numbas(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Grid, block, shared memory, stream and kernel; the limit of shared memory is raised once for a device."""
-    launched: list[Any] = []
-    allowed: list[Any] = []
-    function = SimpleNamespace(kernel="loaded kernel", device=SimpleNamespace(id=0))
-    toy = kernel(reversed_sums)
-    toy.__dict__["_library"] = SimpleNamespace(get_cufunc=lambda: function)
-    monkeypatch.setattr(device.core, "launch", lambda *given: launched.append(given))
-    monkeypatch.setattr(device, "allow_shared_bytes", lambda *given: allowed.append(given))
+class Loaded:
+    """A kernel that the driver has loaded: it says how many blocks run at once."""
+
+    occupancy: Any = SimpleNamespace(max_active_blocks_per_multiprocessor=lambda threads, n_bytes: 4096 // threads)
+
+
+@dataclass
+class Gpu:
+    """What takes the place of a GPU: it keeps what was asked of it."""
+
+    device: int = 0
+    context: int = 7
+    launched: list[Any] = field(default_factory=list)
+    allowed: list[Any] = field(default_factory=list)
+    found: list[int] = field(default_factory=list)
+    kernel: Loaded = field(default_factory=Loaded)
+
+    def get_cufunc(self) -> Any:
+        self.found.append(self.device)
+        return SimpleNamespace(kernel=self.kernel, device=SimpleNamespace(id=self.device))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    found = Gpu()
+    monkeypatch.setattr(device.core, "launch", lambda *given: found.launched.append(given))
+    monkeypatch.setattr(device, "allow_shared_bytes", lambda function, most: found.allowed.append(most))
     monkeypatch.setattr(device, "most_shared_bytes", lambda _: 163 * 1024)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(device, "current_context", lambda: found.context)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: found.device)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
-    x = view(ARRAYS["float32"])
+    return found
+
+
+def toy_on(gpu: Gpu) -> Kernel:
+    toy = kernel(reversed_sums)
+    toy.__dict__["_library"] = gpu
+    return toy
+
+
+def test_a_launch_is_as_numbas(gpu: Gpu) -> None:
+    """Grid, block, shared memory, stream and kernel; the limit of shared memory is raised once for a device."""
+    toy, x = toy_on(gpu), view(ARRAYS["float32"])
     for shared_bytes in (0, 100 * 1024, 120 * 1024):
         toy.launch((3, 2), 64, x, x, shared_bytes=shared_bytes)
-        _, configuration, loaded, *words = launched[-1]
+        _, configuration, loaded, *words = gpu.launched[-1]
         assert (configuration.grid, configuration.block) == ((3, 2, 1), (64, 1, 1))
         assert (configuration.shmem_size, configuration.is_cooperative) == (shared_bytes, False)
-        assert (loaded, words) == ("loaded kernel", [*x.words, *x.words])
-    assert allowed == [(function, 163 * 1024)]
+        assert (loaded, words) == (gpu.kernel, [*x.words, *x.words])
+    assert gpu.allowed == [163 * 1024]
+
+
+def test_a_kernel_is_looked_up_once_for_a_device_and_context(gpu: Gpu) -> None:
+    toy, x = toy_on(gpu), view(ARRAYS["float32"])
+    for gpu.device, gpu.context in ((0, 7), (0, 7), (1, 8), (0, 7), (0, 9), (1, 8)):
+        toy.launch(1, 64, x, x)
+    assert gpu.found == [0, 1, 0]
+
+
+def test_streams_of_devices_with_one_pointer_are_different(gpu: Gpu) -> None:
+    """The default stream of every device is number 0."""
+    toy, x = toy_on(gpu), view(ARRAYS["float32"])
+    for gpu.device in (0, 1, 0):
+        toy.launch(1, 64, x, x)
+    first, second, third = (stream for stream, *_ in gpu.launched)
+    assert first is third
+    assert first is not second
+
+
+def test_blocks_that_run_at_once_are_the_drivers(gpu: Gpu) -> None:
+    """At least one, whatever it says; more shared memory than every kernel may have is allowed before it is asked."""
+    toy = toy_on(gpu)
+    assert [toy.resident_blocks(threads, 0) for threads in (256, 1024, 8192)] == [16, 4, 1]
+    assert gpu.allowed == []
+    assert toy.resident_blocks(256, 100 * 1024) == 16
+    assert gpu.allowed == [163 * 1024]
+
+
+def test_what_the_driver_is_asked_exists() -> None:
+    from cuda.bindings import driver
+    from cuda.core._module import KernelOccupancy
+
+    assert callable(KernelOccupancy.max_active_blocks_per_multiprocessor)
+    assert callable(driver.cuCtxGetCurrent)
 
 
 def test_a_log_without_a_kernel_is_an_error() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 import torch
 
 import emalgam
-from emalgam import em
-from emalgam.namespace import to_host
+from emalgam import em, initialization
+from emalgam.namespace import beside, to_host
 from emalgam.observations import Observations
 from emalgam_kernels.numba_cuda import device, mixture, staging
 from tests.conftest import COVARIANCE_TYPES, SIMULATED
@@ -69,6 +70,29 @@ def test_initializations(init_params: str, weighted: bool) -> None:
     assert_same(found, quiet_fit(x, 3, sample_weight=weight, backend="reference", **how), "float64")
 
 
+@pytest.mark.parametrize("init_params", ["random", "random_from_data"])
+def test_random_starts_are_drawn_beside_the_data(init_params: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host learns of blocks, seeds and sums; nothing that it is sent, or sends, is as long as the data."""
+    lengths = []
+
+    def counted(array: Any) -> Any:
+        lengths.append(array.shape[0])
+        return array
+
+    monkeypatch.setattr(initialization, "ROWS_AT_ONCE", 16)
+    monkeypatch.setattr(initialization, "to_host", lambda array: counted(to_host(array)))
+    monkeypatch.setattr(initialization, "beside", lambda array, other: beside(counted(array), other))
+    x, _ = data()
+    weight, covariance = np.random.default_rng(1).integers(0, 3, N).astype(float), em.COVARIANCES["full"]
+    there, here = (Observations.of(*each, covariance) for each in ((on_device(x), on_device(weight)), (x, weight)))
+    starts = [
+        initialization.INITIALIZATIONS[init_params](each, covariance, 3, np.random.default_rng(2))
+        for each in (there, here)
+    ]
+    np.testing.assert_allclose(*starts, rtol=1e-12, atol=1e-12)
+    assert 0 < max(lengths) <= 16
+
+
 def test_initialization_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("emalgam.initialization.FEWEST_ROWS_OF_A_SAMPLE", 8)
     monkeypatch.setattr("emalgam.initialization.ROWS_PER_COMPONENT", 8)
@@ -113,7 +137,9 @@ def test_a_collapse_is_handled_on_the_host(policy: str) -> None:
     np.testing.assert_allclose(found.mixture.means, expected.mixture.means, rtol=1e-5, atol=1e-5)
 
 
-def test_one_wait_an_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+@every_type
+@pytest.mark.parametrize("policy", ["regularize", "reseed", "error"])
+def test_one_wait_an_iteration(covariance_type: str, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two passes the host learns four numbers in one transfer, and asks for nothing else."""
     transfers = []
 
@@ -121,22 +147,50 @@ def test_one_wait_an_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
         transfers.append(tuple(array.shape))
         return to_host(array)
 
+    def unexpected(_: Any) -> Any:
+        raise AssertionError("the host does the M-step")
+
     x, centres = data()
     monkeypatch.setattr(em, "to_host", counted)
-    quiet_fit(on_device(x), 3, max_iter=5, tol=0.0, **start(centres, "full"))
+    monkeypatch.setattr(em.Moments, "on_host", unexpected)
+    how = {"covariance_type": covariance_type, "on_degenerate": policy, **start(centres, covariance_type)}
+    quiet_fit(on_device(x), 3, max_iter=5, tol=0.0, **how)
     assert transfers == [(4,)] * 5
+
+
+@every_type
+def test_narrow_components_are_those_of_the_host(covariance_type: str) -> None:
+    """As wide as the data, flat in one direction, almost flat, a point; one feature of the data is flat as well."""
+    covariance, rng = em.COVARIANCES[covariance_type], np.random.default_rng(0)
+    total, floor = np.diag([1.0, 2.0, 3.0, 0.0]), np.full(4, 1e-6)
+    wide = rng.normal(size=(20, 4)) * [1, 1, 1, 0]
+    flat = wide.copy()
+    flat[:, 0] = -flat[:, 1] - flat[:, 2] if covariance_type == "full" else 0
+    some = np.array([rows.T @ rows / 20 for rows in (wide, flat, flat + 1e-2 * wide, 0 * wide)])
+    estimate = {
+        "full": some,
+        "tied": some[0],
+        "diag": np.einsum("kii->ki", some),
+        "spherical": np.einsum("kii->k", some) / 4,
+    }[covariance_type]
+    expected = covariance.narrow(estimate, total, floor)
+    found = covariance.narrow(*(on_device(each) for each in (estimate, total, floor)))
+    np.testing.assert_array_equal(to_host(found), expected)
+    narrow = {"full": [False, True, False, True], "tied": [False], "spherical": [False, False, False, True]}
+    assert expected.tolist() == narrow.get(covariance_type, [False, True, False, True])
 
 
 @pytest.mark.skipif(SIMULATED, reason="only a GPU can tell who waits")
 @every_type
+@pytest.mark.parametrize("policy", ["regularize", "error"])
 @pytest.mark.parametrize("algorithm", ["packed", "direct"])
-def test_nothing_else_waits(covariance_type: str, algorithm: str) -> None:
+def test_nothing_else_waits(covariance_type: str, algorithm: str, policy: str) -> None:
     """torch itself raises at any synchronisation between the parameters and the four numbers."""
     x, centres = data()
     tensor = on_device(x)
     covariance = em.COVARIANCES[covariance_type]
     observations = Observations.of(tensor, None, covariance)
-    settings, rng = em.Settings(algorithm=algorithm), np.random.default_rng(0)
+    settings, rng = em.Settings(algorithm=algorithm, on_degenerate=policy), np.random.default_rng(0)
     restart = em._RestartOnGpu(observations, covariance, 3, settings, rng, 0)
     given = em.given_parameters(covariance, 3, observations.frame, *start(centres, covariance_type).values())
     components = restart.first(given)
@@ -214,6 +268,26 @@ def test_rows_far_away_are_evaluated_again() -> None:
     assert to_host(mixture.predict(on_device(x))).tolist() == mixture.predict(x, backend="reference").tolist()
 
 
+@pytest.mark.parametrize("at_once", [2**26, 16])
+def test_labels_in_few_launches(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many rows at once as responsibilities may take memory, however few a thread of the host would take."""
+    monkeypatch.setattr("emalgam.mixture.ROWS_AT_ONCE", 1)
+    monkeypatch.setattr("emalgam.mixture.ELEMENTS_ON_A_GPU", at_once)
+    passes: list[int] = []
+
+    def counted(x: Any, *arguments: Any) -> None:
+        passes.append(len(x))
+        run(x, *arguments)
+
+    run = mixture.run
+    monkeypatch.setattr(mixture, "run", counted)
+    x, _ = data()
+    two = emalgam.Mixture([0.5, 0.5], [[0.0, 0.0], [1.0, 2.0]], np.array([np.eye(2), 2 * np.eye(2)]))
+    found = to_host(two.predict(on_device(x)))
+    assert len(passes) == -(-2 * N // at_once)
+    np.testing.assert_array_equal(found, two.predict(x, backend="reference"))
+
+
 # ---- main memory
 
 
@@ -278,19 +352,69 @@ def test_tf32_is_for_float32_on_the_device() -> None:
             quiet_fit(wrong[0], 3, backend=wrong[1], **how)
 
 
-def test_products_are_strict_whatever_the_process_allows() -> None:
-    setting = torch.backends.cuda.matmul
-    before = setting.fp32_precision
-    for allowed in ("tf32", "ieee"):
-        setting.fp32_precision = allowed
+def allow(how: str) -> None:
+    """Let products round to TF32, or forbid it, in one of the ways that torch has."""
+    if how.startswith("allow_tf32"):
+        torch.backends.cuda.matmul.allow_tf32 = how.endswith("True")
+    elif how in ("highest", "high", "medium"):
+        torch.set_float32_matmul_precision(how)
+    elif how == "everywhere":
+        torch.backends.fp32_precision = "tf32"
+    else:
+        torch.backends.cuda.matmul.fp32_precision = how
+
+
+def settings() -> list[Any]:
+    """What torch says about TF32, refusals included."""
+
+    def answer(ask: Callable[[], Any]) -> Any:
         try:
-            with device.float32_products(False):
-                assert setting.fp32_precision == "ieee"
-                with device.float32_products(True):
-                    assert setting.fp32_precision == "tf32"
-            assert setting.fp32_precision == allowed
-        finally:
-            setting.fp32_precision = before
+            return ask()
+        except RuntimeError:
+            return "refused"
+
+    backends = torch.backends
+    return [
+        backends.cuda.matmul.fp32_precision,
+        backends.mkldnn.matmul.fp32_precision,
+        backends.fp32_precision,
+        answer(lambda: backends.cuda.matmul.allow_tf32),
+        answer(torch.get_float32_matmul_precision),
+    ]
+
+
+@pytest.fixture
+def torchs_own_settings() -> Iterator[None]:
+    """What torch starts with, before and after."""
+
+    def reset() -> None:
+        torch.backends.fp32_precision = "none"
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.mkldnn.matmul.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "none"
+
+    reset()
+    yield
+    reset()
+
+
+@pytest.mark.usefixtures("torchs_own_settings")
+@pytest.mark.parametrize("before", ["", "high", "allow_tf32 = True", "ieee"])
+@pytest.mark.parametrize(
+    "how",
+    ["none", "ieee", "tf32", "allow_tf32 = True", "allow_tf32 = False", "highest", "high", "medium", "everywhere"],
+)
+def test_products_are_strict_whatever_the_process_allows(before: str, how: str) -> None:
+    """In torch's new way to allow TF32, in its old ones, in one after the other; afterwards all is as it was."""
+    for each in (before, how):
+        if each:
+            allow(each)
+    found, setting = settings(), torch.backends.cuda.matmul
+    with device.float32_products(False):
+        assert (setting.fp32_precision, setting.allow_tf32) == ("ieee", False)
+        with device.float32_products(True):
+            assert (setting.fp32_precision, setting.allow_tf32) == ("tf32", True)
+        assert (setting.fp32_precision, setting.allow_tf32) == ("ieee", False)
+    assert settings() == found
 
 
 def test_nan_on_the_device() -> None:
@@ -334,3 +458,20 @@ def test_out_of_memory_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mixture, "run", full)
     with pytest.raises(MemoryError, match=r"memory does not suffice for a pass .*2.00 GiB.*give a NumPy array"):
         quiet_fit(on_device(x), 3, max_iter=1, **start(centres, "full"))
+
+
+@pytest.mark.parametrize("direction", [staging.Inbound, staging.Outbound])
+def test_no_page_locked_memory_says_what_to_do(direction: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch raises there is not an error of the GPU's memory."""
+
+    def full(*_: Any, pin_memory: bool = False, **__: Any) -> None:
+        assert pin_memory is not SIMULATED
+        raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be ...")
+
+    piece = on_device(np.zeros((7, 2)))
+    monkeypatch.setattr(device.torch, "empty", full)
+    message = (
+        r"112 bytes of page-locked main memory could not be had \(CUDA error: out of memory\); .*ulimit -l.*cuda\(\)"
+    )
+    with pytest.raises(MemoryError, match=message):
+        direction(np.zeros((N, 2)), 7, device.default_device(), 1).put(0, piece)

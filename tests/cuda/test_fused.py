@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from emalgam_kernels import Packed
-from emalgam_kernels.numba_cuda import device, fused
+from emalgam_kernels.numba_cuda import crossover, device, fused
 from emalgam_kernels.numba_cuda.fused import BLOCKS_PER_MULTIPROCESSOR, ROWS_OF_A_TILE, Plan, plan, run
+from emalgam_kernels.numba_cuda.mixture import suits_fused
 from emalgam_kernels.parameters import statistic_count
 from tests.conftest import COVARIANCE_TYPES
 from tests.cuda.passes import (
@@ -168,10 +171,42 @@ def test_plans_stay_within_the_device(covariance_type: str, arithmetic: str, mos
 
 @pytest.mark.parametrize("most_bytes", [99 * 1024, *ON_THE_DEVICES])
 def test_more_shared_memory_leaves_small_problems_as_they_are(most_bytes: int) -> None:
+    """But for the blocks that it has room for."""
     for arithmetic in ("float32", "float64"):
         for D, K in ((2, 3), (8, 16), (4, 64)):
             of = D, K, statistic_count("full", D), arithmetic, False
-            assert plan(*of, device.SHARED_BYTES) == plan(*of, most_bytes)
+            least, more = plan(*of, device.SHARED_BYTES), plan(*of, most_bytes)
+            assert least is not None
+            assert more is not None
+            assert replace(more, blocks=least.blocks) == least
+
+
+def test_blocks_that_registers_or_shared_memory_leave_room_for() -> None:
+    """No plan counts on four where two run at once."""
+    for arithmetic, K, blocks in (("float32", 3, 2), ("float64", 3, 1)):
+        F = statistic_count("full", 2)
+        assert fused._fused(arithmetic, arithmetic, 1).resident_blocks(fused.MORE_THREADS, 0) == blocks
+        way = plan(2, K, F, arithmetic, False, ON_THE_DEVICES[0])
+        assert way is not None
+        assert way.blocks == min(blocks * fused.MORE_THREADS // way.threads, BLOCKS_PER_MULTIPROCESSOR)
+        tight = plan(2, K, F, arithmetic, False, way.shared_bytes)
+        assert tight is not None
+        assert tight.blocks == 1
+
+
+def test_which_way_is_taken_while_none_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One task of a thread: fused; three, which leave room for one block: products. A measured table overrides that."""
+    place = device.default_device()
+    monkeypatch.setattr(crossover, "table", lambda: {"float32": [], "float64": []})
+    few, many = 4, 4 * fused.MORE_THREADS  # components, of four statistics
+    for arithmetic in ("float32", "float64"):
+        ways = [plan_here(2, K, 4, arithmetic) for K in (few, 2 * many)]
+        assert [way.tasks_of_a_thread for way in ways] == [1, fused.MOST_TASKS]
+        assert [suits_fused(2, K, 4, arithmetic, False, place) for K in (few, many, 2 * many)] == [True, True, False]
+    monkeypatch.setattr(crossover, "table", lambda: {"float32": [[4, 2 * many]], "float64": [[0, 0]]})
+    assert suits_fused(2, 2 * many, 4, "float32", False, place)
+    assert not suits_fused(2, few, 4, "float64", False, place)
+    assert not suits_fused(2, 4 * many, 4, "float32", False, place)
 
 
 @pytest.mark.skipif(device.SIMULATED, reason="the simulator is too slow for blocks of 256 threads")

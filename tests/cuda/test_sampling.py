@@ -19,7 +19,17 @@ from emalgam_kernels.reference import sampling as reference
 from tests import oracles
 from tests.conftest import DTYPES, SIMULATED
 from tests.kernels.problems import assert_within
-from tests.kernels.test_sampling import SEED, STANDARD_ERRORS, in_frame, pair, sampler_of, some_mixture
+from tests.kernels.test_sampling import (
+    SEED,
+    STANDARD_ERRORS,
+    in_frame,
+    kl_sums_of,
+    pair,
+    sampler_of,
+    several,
+    some_mixture,
+    stacked,
+)
 from tests.tolerances import EPS, tolerance
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
@@ -91,11 +101,10 @@ def test_parameters_too_large_for_shared_memory(
 def test_shared_memory_suffices() -> None:
     """For every number of features; and the largest parameters that go there do."""
     static = draws.THREADS * 8
-    x, labels = tensors(1, 1, "float64")
     for D in (*range(1, 40), 63, 64, 65, 255, 1023, 1024, 1025, 5000):
         for K in (1, 100):
             one = Sampler(np.zeros((K, D)), np.ones((K, D)), np.ones(K))
-            found = sampling.Draws(one, 0, "plain", x.expand(1, D), labels)
+            found = sampling.Draws(one, 0, "plain", torch.float64, device.default_device())
             assert found.shared_bytes + static <= device.SHARED_BYTES
             assert found.size.T * found.size.groups <= draws.THREADS
             assert found.panels * 4 * found.size.groups >= D
@@ -111,8 +120,17 @@ def test_pieces_do_not_show(dtype: str, draw: str, monkeypatch: pytest.MonkeyPat
     expected = drawn(sampler, n, dtype, draw)
     monkeypatch.setattr(staging, "PIECE_BYTES", 400)
     found = np.full((n, 3), np.nan, dtype), np.full(n, -1, np.int64)
+    prepared = []
+
+    def prepare(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
+        prepared.append(arguments)
+        return parameters(*arguments)
+
+    parameters = sampling._parameters
+    monkeypatch.setattr(sampling, "_parameters", prepare)
     sampling.sample_mixture(sampler, SEED, FIRST, *found, draw, n_threads=2)
     assert_same(found, expected)
+    assert len(prepared) == 1, "the mixture was sent more than once"
 
 
 def test_pieces_of_words_and_uniforms(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,11 +228,12 @@ def test_goodness_of_fit_on_the_device() -> None:
 
 
 def kl_sums(n: int, p: Packed | Direct, q: Packed | Direct, sampler: Sampler, controlled: bool = False) -> np.ndarray:
-    """Sums into a tensor, in main memory."""
+    """Sums of one pair into a tensor, in main memory."""
+    p, q, sampler = (stacked([each]) for each in (p, q, sampler))
     control = (p, q) if controlled else None
-    out = torch.full((5 if controlled else 2,), torch.nan, dtype=torch.float64, device=device.default_device())
+    out = torch.full((1, 5 if controlled else 2), torch.nan, dtype=torch.float64, device=device.default_device())
     sampling.kl_monte_carlo(sampler, p, q, SEED, FIRST, n, out, control=control)  # type: ignore[arg-type]
-    return out.cpu().numpy()
+    return out.cpu().numpy()[0]
 
 
 def densities(dtype: str, other: str | None = None) -> tuple[Packed, Packed, Sampler]:
@@ -226,6 +245,7 @@ def densities(dtype: str, other: str | None = None) -> tuple[Packed, Packed, Sam
 def test_chunks_add_up(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """To what one chunk gives, but for the order of the sum; and the last one may be shorter."""
     p, q, sampler = densities(dtype)
+    monkeypatch.setattr(sampling, "ROWS_TOGETHER", 0)
     whole = kl_sums(95, p, q, sampler, controlled=True)
     monkeypatch.setattr(sampling, "CHUNK_BYTES", 1500)
     row_bytes = np.dtype(dtype).itemsize * 7
@@ -246,13 +266,31 @@ def test_chunks_are_as_long_as_each_other() -> None:
 
 @every_dtype
 def test_sums_have_the_same_bits_every_time(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "ROWS_TOGETHER", 0)
     monkeypatch.setattr(sampling, "CHUNK_BYTES", 1500)
     p, q, sampler = densities(dtype)
     first, second = (kl_sums(95, p, q, sampler) for _ in range(2))
     np.testing.assert_array_equal(first, second)
-    out = np.empty(2)
-    sampling.kl_monte_carlo(sampler, p, q, SEED, FIRST, 95, out)
-    np.testing.assert_array_equal(out, first)
+    out = np.empty((1, 2))
+    sampling.kl_monte_carlo(stacked([sampler]), stacked([p]), stacked([q]), SEED, FIRST, 95, out)
+    np.testing.assert_array_equal(out[0], first)
+
+
+@every_dtype
+@pytest.mark.parametrize("covariance_type", ["full", "tied", "diag", "spherical"])
+@pytest.mark.parametrize("algorithm", ["packed", "direct"])
+def test_pairs_together_and_one_by_one(
+    dtype: str, covariance_type: str, algorithm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ways give the same sums to rounding, and the pairs of a chunk do not show in theirs."""
+    pairs, n = several(3, covariance_type, 3), 40
+    how = {"dtype": dtype, "algorithm": algorithm, "controlled": covariance_type == "full"}
+    found = kl_sums_of(pairs, sampling, n, **how)
+    monkeypatch.setattr(sampling, "CHUNK_BYTES", 2 * n * 8 * 7)
+    np.testing.assert_array_equal(kl_sums_of(pairs, sampling, n, **how), found)
+    monkeypatch.setattr(sampling, "ROWS_TOGETHER", 0)
+    size = np.abs(found).max(axis=0)
+    assert_within(kl_sums_of(pairs, sampling, n, **how), found, n * tolerance("log ratio", dtype) * (1 + size), "Σ")
 
 
 @pytest.mark.parametrize(("dtype", "other"), [("float32", "float64"), ("float64", "float32")])
@@ -268,8 +306,9 @@ def test_densities_of_two_types(dtype: str, other: str) -> None:
 @pytest.mark.skipif(SIMULATED, reason="only a GPU can tell who waits")
 def test_nothing_waits_between_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many chunks there are: torch itself raises at a synchronisation once the parameters are there."""
-    p, q, sampler = densities("float32")
-    kl_sums(10**5, p, q, sampler)
+    p, q, sampler = (stacked([each]) for each in densities("float32"))
+    warm = torch.zeros((1, 2), dtype=torch.float64, device=device.default_device())
+    sampling.kl_monte_carlo(sampler, p, q, SEED, FIRST, 10**5, warm)  # type: ignore[arg-type]
     monkeypatch.setattr(sampling, "CHUNK_BYTES", 2**16)
     genuine = sampling.Draws.draw
 
@@ -279,7 +318,7 @@ def test_nothing_waits_between_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(sampling.Draws, "draw", watched)
     try:
-        out = torch.zeros(2, dtype=torch.float64, device=device.default_device())
+        out = torch.zeros((1, 2), dtype=torch.float64, device=device.default_device())
         sampling.kl_monte_carlo(sampler, p, q, SEED, FIRST, 10**5, out)  # type: ignore[arg-type]
     finally:
         torch.cuda.set_sync_debug_mode("default")

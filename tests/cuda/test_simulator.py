@@ -89,13 +89,51 @@ def test_an_error_ends_the_threads_that_wait() -> None:
         cuda.syncthreads()
         out[cuda.threadIdx.x] = 1
 
-    before, out = set(threading.enumerate()), np.zeros(THREADS)
+    out = np.zeros(THREADS)
     with pytest.raises(ValueError, match="wrong"):
         kernel[1, THREADS](out)
-    for thread in set(threading.enumerate()) - before:
-        thread.join(10)
-        assert not thread.is_alive()
     assert not out.any()
+    assert_all_rest()
+
+
+def assert_all_rest() -> None:
+    """No thread of Python is still in a kernel."""
+    from tests.simulator import Worker
+
+    assert {thread for thread in threading.enumerate() if isinstance(thread, Worker)} == set(Worker.resting)
+
+
+def test_the_same_threads_of_python_serve_every_launch() -> None:
+    @cuda.jit
+    def kernel(out: Any) -> None:
+        out[cuda.threadIdx.x] += 1
+        cuda.syncthreads()
+        out[cuda.threadIdx.x] += 1
+
+    out = np.zeros(THREADS)
+    kernel[BLOCKS, THREADS](out)
+    before = threading.active_count()
+    kernel[BLOCKS, THREADS](out)
+    assert threading.active_count() == before
+    assert (out == 4 * BLOCKS).all()
+    assert_all_rest()
+
+
+def test_arguments_may_share_memory() -> None:
+    """As on a GPU, and not each in a copy that is written back at the end."""
+
+    @cuda.jit
+    def kernel(x: Any, out: Any) -> None:
+        i = cuda.threadIdx.x
+        out[i] = x[i] + 1
+        cuda.syncthreads()
+        value = x[THREADS - 1 - i]
+        cuda.syncthreads()
+        out[i] = value
+
+    shared = np.arange(THREADS)
+    kernel[1, THREADS](shared, shared[:])
+    np.testing.assert_array_equal(shared, np.arange(THREADS, 0, -1))
 
 
 def test_overflow_is_silent_as_on_a_gpu() -> None:

@@ -23,15 +23,12 @@ from emalgam_kernels.kl_blocks import (
     pairs_per_block,
 )
 from tests import oracles
-from tests.conftest import CPU_BACKENDS, DTYPES, SIMULATED, TESTED_BACKENDS
+from tests.conftest import DTYPES, SIMULATED, of_the_cpu
 from tests.oracles import LONG
 from tests.tolerances import EPS, tolerance
 
 every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 every_type = pytest.mark.parametrize("covariance_type", ["full", "diag"])
-of_the_cpu = pytest.mark.skipif(
-    not set(TESTED_BACKENDS) & set(CPU_BACKENDS), reason="of kernels of the CPU, which are not those under test"
-)
 CONDITION = {"float64": 1e4, "float32": 1e2}
 SIZES = ((1, 1), (5, 1), (1, 3), (21, 2), (9, 3), (7, 8), (6, 17))  # M, D
 

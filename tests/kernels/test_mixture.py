@@ -250,6 +250,25 @@ def test_all_weights_zero(variant: Variant, hard: bool) -> None:
 
 
 @every_variant
+def test_weights_of_either_sign(variant: Variant) -> None:
+    """Statistics are linear in the weights: a gradient's weights may be negative."""
+    given = problem(variant.covariance_type, variant.dtype, variant.algorithm, "a tile and a row")
+    parameters = given.parameters(variant.arithmetic)
+    weight = np.random.default_rng(0).normal(size=len(given.x))
+    weight[::7] = 0.0
+    found, total = em_statistics(variant, given.x, weight, parameters)
+    positive, of_positive = em_statistics(variant, given.x, np.maximum(weight, 0.0), parameters)
+    negative, of_negative = em_statistics(variant, given.x, np.maximum(-weight, 0.0), parameters)
+    size = np.abs(weight)
+    scale = given.statistics(np.broadcast_to(size[:, None], given.responsibilities.shape), absolute=True)
+    rounding = order_of_sum(variant, len(given.x))
+    assert_within(found, positive - negative, rounding * scale, "S with weights of either sign")
+    assert_within(
+        total, of_positive - of_negative, rounding * (size @ np.abs(given.log_prob)), "Σ ω log p with such weights"
+    )
+
+
+@every_variant
 def test_weight_two_is_the_row_twice(variant: Variant) -> None:
     given = problem(variant.covariance_type, variant.dtype, variant.algorithm, "a tile and a row")
     parameters = given.parameters(variant.arithmetic)

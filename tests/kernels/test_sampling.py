@@ -9,7 +9,9 @@ import inspect
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from types import ModuleType
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -21,10 +23,10 @@ from emalgam_kernels import Packed
 from emalgam_kernels.alias import alias_table, stratum_ends
 from emalgam_kernels.blocks import workspace
 from emalgam_kernels.monte_carlo import rows_per_tile
-from emalgam_kernels.parameters import Sampler
+from emalgam_kernels.parameters import Sampler, take
 from emalgam_kernels.philox import DRAWS, LABELS, NORMALS, rows_per_block
 from tests import oracles
-from tests.conftest import DTYPES, SIMULATED
+from tests.conftest import DTYPES, SIMULATED, of_the_cpu
 from tests.kernels.problems import assert_within, direct, packed, random_mixture
 from tests.oracles import LONG, Frame, Gaussians
 from tests.tolerances import EPS, tolerance
@@ -428,10 +430,27 @@ def gaussian(mixture: Gaussians) -> Gaussians:
     return Gaussians(np.ones(1), mean[None], covariance[None], "full")
 
 
-def kl_sums(
+def stacked(parameters: list[Any]) -> Any:
+    """Parameters or samplers of one form as a stack; factors that components share stay shared."""
+    parts = {}
+    for each in fields(parameters[0]):
+        values = [getattr(one, each.name) for one in parameters]
+        if isinstance(values[0], np.ndarray):
+            shared = values[0].ndim > 1 and values[0].strides[0] == 0
+            whole = np.stack([value[:1] if shared else value for value in values])
+            parts[each.name] = np.broadcast_to(whole, (len(values), *values[0].shape)) if shared else whole
+    given = {each.name: getattr(parameters[0], each.name) for each in fields(parameters[0]) if each.init}
+    return type(parameters[0])(**given | {name: part for name, part in parts.items() if name in given})
+
+
+def kl_sums(kernels: ModuleType, p: Gaussians, q: Gaussians, n: int, *how: Any, **named: Any) -> np.ndarray:
+    """The sums of one pair: of a stack of one."""
+    return kl_sums_of([(p, q)], kernels, n, *how, **named)[0]
+
+
+def kl_sums_of(
+    pairs: list[tuple[Gaussians, Gaussians]],
     kernels: ModuleType,
-    p: Gaussians,
-    q: Gaussians,
     n: int,
     dtype: str = "float64",
     algorithm: str = "packed",
@@ -440,14 +459,14 @@ def kl_sums(
     n_threads: int = 1,
     controlled: bool = False,
 ) -> np.ndarray:
-    out = np.full(5 if controlled else 2, np.nan)
+    out = np.full((len(pairs), 5 if controlled else 2), np.nan)
+    left, right = zip(*pairs, strict=True)
+    p, q = (stacked([in_frame(each, algorithm, dtype) for each in side]) for side in (left, right))
     control = None
     if controlled:
-        control = (in_frame(gaussian(p), "packed", dtype), in_frame(gaussian(q), "packed", dtype))
-    kernels.kl_monte_carlo(
-        sampler_of(p, n), in_frame(p, algorithm, dtype), in_frame(q, algorithm, dtype),
-        SEED, first, n, out, draw, n_threads, control,
-    )  # fmt: skip
+        control = tuple(stacked([in_frame(gaussian(each), "packed", dtype) for each in side]) for side in (left, right))
+    samplers = stacked([sampler_of(each, n) for each in left])
+    kernels.kl_monte_carlo(samplers, p, q, SEED, first, n, out, draw, n_threads, control)
     return out
 
 
@@ -488,6 +507,54 @@ def test_threads_do_not_change_sums(kernels: ModuleType) -> None:
     p, q = pair(8, "full")
     one, three = (kl_sums(kernels, p, q, n, n_threads=threads, controlled=True) for threads in (1, 3))
     np.testing.assert_array_equal(one, three)
+
+
+def several(D: int, covariance_type: str, count: int) -> list[tuple[Gaussians, Gaussians]]:
+    return [
+        (some_mixture(3, D, covariance_type, 5 + 2 * i), some_mixture(2, D, covariance_type, 6 + 2 * i))
+        for i in range(count)
+    ]
+
+
+@every_dtype
+@every_type
+@pytest.mark.parametrize("algorithm", ["packed", "direct"])
+def test_a_stack_is_its_pairs(kernels: ModuleType, dtype: str, covariance_type: str, algorithm: str) -> None:
+    """Bit by bit, wherever the blocks of pairs and samples end."""
+    n, draw = (20 if SIMULATED else 130), "plain" if algorithm == "packed" else "stratified"
+    pairs = several(2, covariance_type, 3 if SIMULATED else 70)
+    for controlled in (False, True):
+        how = {"dtype": dtype, "algorithm": algorithm, "draw": draw, "controlled": controlled, "first": 77}
+        found = kl_sums_of(pairs, kernels, n, n_threads=2, **how)
+        for i in {0, 1, len(pairs) - 1}:
+            np.testing.assert_array_equal(found[i], kl_sums(kernels, *pairs[i], n, **how))
+
+
+def test_a_stack_with_several_tiles_of_samples(kernels: ModuleType) -> None:
+    n, pairs = (70 if SIMULATED else 2 * rows_per_tile(3) + 5), several(3, "full", 3)
+    found = [kl_sums_of(pairs, kernels, n, n_threads=threads) for threads in (1, 3)]
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], [kl_sums(kernels, p, q, n) for p, q in pairs])
+
+
+def test_one_mixture_may_serve_a_whole_stack(kernels: ModuleType) -> None:
+    """A stride of zero along the stack."""
+    (p, q), *_ = several(2, "full", 1)
+    own, other = (in_frame(each, "packed", "float64") for each in (p, q))
+    everywhere = replace(
+        other, **{name: np.broadcast_to(getattr(other, name), (3, *getattr(other, name).shape))
+                  for name in ("shift", "scale", "natural")}
+    )  # fmt: skip
+    out = np.empty((3, 2))
+    kernels.kl_monte_carlo(stacked([sampler_of(p)] * 3), stacked([own] * 3), everywhere, SEED, 0, 50, out)
+    np.testing.assert_array_equal(out, [kl_sums(kernels, p, q, 50)] * 3)
+
+
+def test_an_empty_stack(kernels: ModuleType) -> None:
+    (p, q), *_ = several(2, "full", 1)
+    own, other = (take(stacked([in_frame(each, "packed", "float64")]), slice(0, 0)) for each in (p, q))
+    out = np.empty((0, 2))
+    kernels.kl_monte_carlo(take(stacked([sampler_of(p)]), slice(0, 0)), own, other, SEED, 0, 50, out)
 
 
 def test_sums_of_parts_are_the_whole(kernels: ModuleType) -> None:
@@ -562,6 +629,7 @@ def guarded(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
         assert (memory[end:] == 0xA5).all(), "bytes behind the workspace were written"
 
 
+@of_the_cpu
 @every_dtype
 @pytest.mark.parametrize("compiled", ["cython_cpu", "numba_cpu"])
 def test_workspace_is_large_enough(compiled: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -56,10 +58,38 @@ class OnGpu:
         self.__cuda_array_interface__ = {"stream": stream, "data": (0, False)}
 
 
-@pytest.mark.parametrize(("named", "pointer"), [(None, None), (1, 1), (2, None), (0x7F00, 0x7F00)])
-def test_the_stream_that_an_array_names(named: int | None, pointer: int | None) -> None:
+@pytest.mark.parametrize(
+    ("named", "stream"),
+    [
+        (None, None),
+        (1, "default stream of cuda:1"),
+        (2, "stream 2 of cuda:1"),
+        (0x7F00, f"stream {0x7F00} of cuda:1"),
+    ],
+)
+def test_the_stream_that_an_array_names(named: int | None, stream: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Version 3 of the protocol: none, the default one, the thread's own default one, any other."""
+    entered: list[str] = []
+
+    @contextmanager
+    def enter(given: str) -> Iterator[None]:
+        entered.append(given)
+        yield
+
+    monkeypatch.setattr(arrays, "_device_of", lambda _: "cuda:1")
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: f"default stream of {device}")
+    monkeypatch.setattr(torch.cuda, "ExternalStream", lambda pointer, device: f"stream {pointer} of {device}")
+    monkeypatch.setattr(torch.cuda, "stream", enter)
     assert arrays.on_gpu(OnGpu(named))
-    assert arrays._stream_pointer(OnGpu(named)) == pointer
+    with arrays.callers_stream(OnGpu(named)):
+        assert entered == ([] if stream is None else [stream])
+
+
+def test_a_stream_that_nobody_can_tell() -> None:
+    """0 would be either of two default streams."""
+    message = "of a OnGpu names stream 0; expected None, 1 .* 2 .* or the address of a stream"
+    with pytest.raises(ValueError, match=message), arrays.callers_stream(OnGpu(0)):
+        pass
 
 
 def test_results_in_the_callers_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,3 +38,14 @@ cdef void statistic_tile(const double *r, Py_ssize_t K, const double *phi, Py_ss
                          Py_ssize_t stride, double *statistics) noexcept nogil
 cdef void statistic_tile_float32(const float *r, Py_ssize_t K, const float *phi, Py_ssize_t F, Py_ssize_t columns,
                                  Py_ssize_t stride, double *statistics) noexcept nogil
+
+# The log-densities of a stack of mixtures, for the other modules of this package: no part of what is offered.
+cdef class StackedDensity:
+    cdef void *stack
+    cdef object arrays
+    cdef bint float32
+    cdef Py_ssize_t workspace_size
+
+    # log p of mixture b at (rows, D) C-contiguous samples; `workspace` holds workspace_size bytes.
+    cdef void log_prob(self, Py_ssize_t b, const char *x, Py_ssize_t rows, int x_is_float32, double *out,
+                       char *workspace) noexcept nogil

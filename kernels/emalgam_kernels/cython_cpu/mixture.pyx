@@ -11,6 +11,7 @@ import os
 import numpy as np
 
 cimport numpy as cnp
+from libc.stdlib cimport calloc, free
 
 from emalgam_kernels.blocks import for_each_block, native_slices, rows_per_block, sum_over_blocks, workspace
 from emalgam_kernels.parameters import Direct, Packed
@@ -98,6 +99,79 @@ def simd_level() -> str:
     return _f64.level.decode()
 
 
+cdef Py_ssize_t _set_parameters(Problem *p, object parameters, Py_ssize_t n_features):
+    """The mixture of a Problem, of a stack the first one; returns the bytes of scratch memory that a block takes."""
+    cdef cnp.ndarray shift = parameters.shift, scale = parameters.scale, coefficients, mean, constants, whitening
+    p.D, p.K, p.F = n_features, parameters.n_components, parameters.n_statistics
+    p.map = FEATURE_MAP_CODES[parameters.feature_map]
+    p.shift, p.scale = <double *> shift.data, <double *> scale.data
+    if isinstance(parameters, Direct):
+        coefficients, mean, constants = parameters.precisions_cholesky, parameters.means, parameters.log_constants
+        p.direct, p.coefficient_stride = 1, coefficients.strides[mean.ndim - 2] // sizeof(double)
+        p.mean, p.log_constant = <double *> mean.data, <double *> constants.data
+    else:
+        coefficients = parameters.natural
+        if parameters.whitening is not None:
+            whitening = parameters.whitening
+            p.whitening = <double *> whitening.data
+    p.coefficients = <double *> coefficients.data
+    if parameters.arithmetic == "float32":
+        return _f32.workspace_size(p.D, p.K, p.F, p.map, p.direct)
+    return _f64.workspace_size(p.D, p.K, p.F, p.map, p.direct)
+
+
+cdef Py_ssize_t _stack_stride(object array):
+    """Elements from one mixture of a stack to the next."""
+    return 0 if array is None else (<cnp.ndarray> array).strides[0] // sizeof(double)
+
+
+ctypedef struct _Stacked:
+    Problem first
+    Py_ssize_t shift, scale, whitening, coefficients, mean, log_constant
+
+
+cdef class StackedDensity:
+    """log p of each mixture of a stack, for other Cython modules of this package: see mixture.pxd."""
+
+    def __cinit__(self):
+        self.stack = calloc(1, sizeof(_Stacked))
+        if not self.stack:
+            raise MemoryError("no memory for the parameters of a stack")
+
+    def __dealloc__(self):
+        free(self.stack)
+
+    def __init__(self, parameters, Py_ssize_t n_features):
+        cdef _Stacked *stack = <_Stacked *> self.stack
+        self.arrays, self.float32 = parameters, parameters.arithmetic == "float32"
+        self.workspace_size = _set_parameters(&stack.first, parameters, n_features)
+        stack.shift, stack.scale = _stack_stride(parameters.shift), _stack_stride(parameters.scale)
+        if stack.first.direct:
+            stack.coefficients = _stack_stride(parameters.precisions_cholesky)
+            stack.mean, stack.log_constant = _stack_stride(parameters.means), _stack_stride(parameters.log_constants)
+        else:
+            stack.coefficients, stack.whitening = _stack_stride(parameters.natural), _stack_stride(parameters.whitening)
+
+    cdef void log_prob(self, Py_ssize_t b, const char *x, Py_ssize_t rows, int x_is_float32, double *out,
+                       char *workspace) noexcept nogil:
+        cdef _Stacked *stack = <_Stacked *> self.stack
+        cdef Problem p = stack.first
+        p.shift, p.scale = p.shift + b * stack.shift, p.scale + b * stack.scale
+        p.coefficients = p.coefficients + b * stack.coefficients
+        if p.whitening:
+            p.whitening = p.whitening + b * stack.whitening
+        if p.direct:
+            p.mean, p.log_constant = p.mean + b * stack.mean, p.log_constant + b * stack.log_constant
+        p.x, p.rows, p.x_is_float32 = x, rows, x_is_float32
+        p.x_column_stride = sizeof(float) if x_is_float32 else sizeof(double)
+        p.x_row_stride = p.D * p.x_column_stride
+        p.log_prob, p.log_prob_stride = <char *> out, sizeof(double)
+        if self.float32:
+            _f32.mixture_block(&p, workspace)
+        else:
+            _f64.mixture_block(&p, workspace)
+
+
 cdef class _Block:
     """The part of a Problem that all blocks share, and the arrays that its pointers borrow from."""
 
@@ -107,30 +181,10 @@ cdef class _Block:
     cdef Py_ssize_t workspace_size
 
     def __init__(self, x, parameters, weight=None, log_prob=None, responsibilities=None, bint hard=False):
-        cdef Problem *p = &self.problem
-        cdef cnp.ndarray shift = parameters.shift, scale = parameters.scale, coefficients, mean, constants, whitening
         self.x, self.weight, self.log_prob, self.responsibilities = x, weight, log_prob, responsibilities
         self.float32 = parameters.arithmetic == "float32"
-        p.D, p.K, p.F = x.shape[1], parameters.n_components, parameters.n_statistics
-        p.map = FEATURE_MAP_CODES[parameters.feature_map]
-        p.shift, p.scale, p.hard = <double *> shift.data, <double *> scale.data, hard
-        if isinstance(parameters, Direct):
-            coefficients, mean, constants = parameters.precisions_cholesky, parameters.means, parameters.log_constants
-            p.direct, p.coefficient_stride = 1, coefficients.strides[0] // sizeof(double)
-            p.mean, p.log_constant = <double *> mean.data, <double *> constants.data
-        else:
-            coefficients = parameters.natural
-            if parameters.whitening is not None:
-                whitening = parameters.whitening
-                p.whitening = <double *> whitening.data
-        p.coefficients = <double *> coefficients.data
-        self.arrays = parameters
-        cdef Py_ssize_t size
-        if self.float32:
-            size = _f32.workspace_size(p.D, p.K, p.F, p.map, p.direct)
-        else:
-            size = _f64.workspace_size(p.D, p.K, p.F, p.map, p.direct)
-        self.workspace_size = size
+        self.arrays, self.problem.hard = parameters, hard
+        self.workspace_size = _set_parameters(&self.problem, parameters, x.shape[1])
 
     cdef double run(self, Py_ssize_t start, Py_ssize_t stop, cnp.ndarray partial) except? -1:
         """One block of rows; statistics are added to `partial` if there is one."""

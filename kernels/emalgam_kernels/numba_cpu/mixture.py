@@ -217,7 +217,7 @@ def _tile_columns(height: int, itemsize: int, step: int) -> int:
     return min(max(TILE_BYTES // (height * itemsize) // step * step, step), MOST_COLUMNS)
 
 
-class _Blocks:
+class Blocks:
     """What the blocks of one call share."""
 
     def __init__(self, x: np.ndarray, parameters: Packed | Direct, hard: bool = False) -> None:
@@ -280,7 +280,7 @@ class _Blocks:
 
 def log_prob(x: np.ndarray, parameters: Packed | Direct, out: np.ndarray, n_threads: int = 1) -> None:
     """log p(x_n); see `emalgam_kernels.reference.mixture.log_prob`."""
-    blocks = _Blocks(x, parameters)
+    blocks = Blocks(x, parameters)
 
     def block(start: int, stop: int) -> None:
         for first, last, rows in native_slices(x, start, stop):
@@ -297,7 +297,7 @@ def responsibilities(
     log_prob: np.ndarray | None = None,
 ) -> None:
     """r_nk; see `emalgam_kernels.reference.mixture.responsibilities`."""
-    blocks = _Blocks(x, parameters)
+    blocks = Blocks(x, parameters)
 
     def block(start: int, stop: int) -> None:
         for first, last, rows in native_slices(x, start, stop):
@@ -319,7 +319,7 @@ def em_statistics(
     n_threads: int = 1,
 ) -> float:
     """S and Σ ω log p; see `emalgam_kernels.reference.mixture.em_statistics`."""
-    blocks = _Blocks(x, parameters, hard)
+    blocks = Blocks(x, parameters, hard)
     K, F = out.shape
 
     def block(start: int, stop: int, partial: np.ndarray) -> float:

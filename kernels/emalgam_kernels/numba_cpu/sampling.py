@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 import numba
@@ -17,7 +18,7 @@ from emalgam_kernels import philox as constants
 from emalgam_kernels import polynomials, scalars
 from emalgam_kernels.alias import stratum_ends
 from emalgam_kernels.blocks import CACHE_LINE, for_each_block, workspace
-from emalgam_kernels.monte_carlo import sum_log_ratios
+from emalgam_kernels.monte_carlo import one_by_one, sum_log_ratios
 from emalgam_kernels.numba_cpu import draws, tiles
 from emalgam_kernels.numba_cpu.compilation import compile_function
 from emalgam_kernels.numba_cpu.draws import (
@@ -32,9 +33,9 @@ from emalgam_kernels.numba_cpu.draws import (
     stratum_tile,
     uniform_tile,
 )
-from emalgam_kernels.numba_cpu.mixture import log_prob
+from emalgam_kernels.numba_cpu.mixture import Blocks
 from emalgam_kernels.numba_cpu.tiles import column_step, padded
-from emalgam_kernels.parameters import Direct, Packed, Sampler
+from emalgam_kernels.parameters import Direct, Packed, Sampler, take
 from emalgam_kernels.philox import OFFSET, rows_per_block
 
 ROWS_OF_A_TILE: Final = 512
@@ -186,7 +187,7 @@ def _draws(sampler: Sampler, seed: int, dtype: np.dtype, draw: str) -> Draws:
     """What sample_block wants to know."""
     K, D = sampler.means.shape
     given = sampler.factors[:1] if sampler.factors.strides[0] == 0 else sampler.factors
-    diagonal, width = given.ndim == 2, padded(D, FEATURES_AT_ONCE)
+    diagonal, width = sampler.diagonal, padded(D, FEATURES_AT_ONCE)
     means = np.zeros((K, width), dtype)
     means[:, :D] = sampler.means
     factors = np.zeros((len(given), 1 if diagonal else D, width), dtype)
@@ -282,12 +283,22 @@ def kl_monte_carlo(
     control: tuple[Packed, Packed] | None = None,
 ) -> None:
     """Sums of log p − log q over samples; see `emalgam_kernels.reference.sampling.kl_monte_carlo`."""
-    dtype = np.dtype(p.arithmetic)
-    shared, function = _draws(sampler, seed, dtype, draw), _function("sample", dtype)
+    dtype, D, densities = np.dtype(p.arithmetic), sampler.n_features, (p, q, *(control or ()))
+    function, like = _function("sample", dtype), np.empty((0, D), dtype)
 
-    def sample(start: int, x: np.ndarray, labels: np.ndarray) -> None:
-        work = _tiles(sampler.n_features, dtype)
-        function(shared, work, np.uint64(first + start & ALL_BITS), x, labels)
+    @cache  # a pair that has many tiles is prepared once
+    def draws_of(pair: int) -> Draws:
+        return _draws(take(sampler, pair), seed, dtype, draw)
 
-    pairs = ((p, q),) if control is None else ((p, q), control)
-    sum_log_ratios(sample, log_prob, sampler.n_features, pairs, n, out, n_threads)
+    @cache
+    def blocks_of(density: int, pair: int) -> Blocks:
+        return Blocks(like, take(densities[density], pair))
+
+    def sample(pair: int, start: int, x: np.ndarray, labels: np.ndarray) -> None:
+        function(draws_of(pair), _tiles(D, dtype), np.uint64(first + start & ALL_BITS), x, labels)
+
+    def log_density(density: int, pair: int, x: np.ndarray, out: np.ndarray) -> None:
+        blocks_of(density, pair).run(x, log_prob=out)
+
+    evaluate = one_by_one(sample, log_density, D, p.arithmetic)
+    sum_log_ratios(evaluate, len(densities), D, n, out, n_threads)

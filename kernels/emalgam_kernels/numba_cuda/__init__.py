@@ -71,7 +71,8 @@ def _remember(driver: Any) -> None:
 
 def missing_packages() -> str | None:
     """Which packages are not installed."""
-    missing = [name for name in ("numba", "numba_cuda", "torch") if find_spec(name) is None]
+    names = "numba", "numba_cuda", "torch", "cuda.core"
+    missing = [name for name in names if find_spec(name.partition(".")[0]) is None or find_spec(name) is None]
     return f"{' and '.join(missing)} not installed: {INSTALL}" if missing else None
 
 
@@ -126,7 +127,7 @@ def capability(library: Any, ordinal: int) -> tuple[int, int]:
 
 
 def too_old(driver: Driver) -> str | None:
-    """A driver runs what was built for its own major version of CUDA or an older one."""
+    """A driver runs what was built for its own major version of CUDA or an older one; PTX, for its own version."""
     for name, needed in {"CUDA toolkit": toolkit_version(), "torch": torch_version()}.items():
         if needed is not None and needed[0] > driver.cuda[0]:
             return (
@@ -134,6 +135,13 @@ def too_old(driver: Driver) -> str | None:
                 f"{dotted(needed)}: update the driver or install numba-cuda[cu{driver.cuda[0]}] and a torch for CUDA "
                 f"{driver.cuda[0]}"
             )
+    toolkit = toolkit_version()
+    if toolkit is not None and toolkit > driver.cuda:
+        return (
+            f"the NVIDIA driver runs CUDA {dotted(driver.cuda)} and the installed CUDA toolkit is for CUDA "
+            f"{dotted(toolkit)}, whose PTX it refuses: update the driver or pip install "
+            f'"cuda-toolkit=={dotted(driver.cuda)}.*" "nvidia-nvjitlink=={dotted(driver.cuda)}.*"'
+        )
     return None
 
 

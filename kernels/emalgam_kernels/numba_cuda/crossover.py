@@ -1,8 +1,11 @@
 """Which of the two ways is faster for packed parameters: the fused kernel, or cuBLAS products with features in memory.
 
 ``crossover.json`` is a table that ``python bench/run_on_gpu.py --crossover`` measures and writes: for each arithmetic
-type, pairs (F, K): up to F statistics the fused kernel was faster while there were at most K components. An empty table
-means that none was measured: then the fused kernel takes whatever fits it.
+type, pairs (F, K): up to F statistics the fused kernel was faster while there were at most K components.
+
+An empty table means that none was measured. Then the fused kernel takes what fits it and leaves a multiprocessor
+something to do while threads wait: one task of 4 × 4 statistics on a thread (F K up to 4096), or two blocks at once by
+their registers and shared memory. Beyond that one block with all registers would wait at each of its barriers.
 """
 
 from __future__ import annotations
@@ -20,11 +23,11 @@ def table() -> dict[str, Any]:
     return loaded
 
 
-def fused_is_faster(n_statistics: int, n_components: int, arithmetic: str) -> bool:
-    """Whether the table prefers the fused kernel, which has to fit too.
+def fused_is_faster(n_statistics: int, n_components: int, arithmetic: str, by_default: bool) -> bool:
+    """Whether the table prefers the fused kernel, which has to fit too; `by_default` if the table is empty.
 
-    >>> fused_is_faster(6, 4, "float32")
+    >>> fused_is_faster(6, 4, "float32", by_default=True)
     True
     """
     measured = table()[arithmetic]
-    return not measured or any(n_statistics <= F and n_components <= K for F, K in measured)
+    return any(n_statistics <= F and n_components <= K for F, K in measured) if measured else by_default

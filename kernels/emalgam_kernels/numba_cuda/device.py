@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cache, cached_property, lru_cache
 from operator import attrgetter
 from typing import Any, Final, get_type_hints
@@ -25,9 +24,6 @@ import numpy as np
 import torch
 from cuda import core
 from numba import cuda
-
-# Small grids are meant: Numba would warn of each in every process.
-vars(numba.config)["CUDA_LOW_OCCUPANCY_WARNINGS"] = 0
 
 SIMULATED: Final = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 DEVICE_TYPE: Final = "cpu" if SIMULATED else "cuda"
@@ -61,12 +57,19 @@ def inlined(function: Callable[..., Any]) -> Any:
 log, sqrt = (np.log, np.sqrt) if SIMULATED else (math.log, math.sqrt)
 
 
-def _fma_of_the_simulator(a: Any, b: Any, c: Any) -> Any:
-    """In exact fractions: the simulator's own rounds twice."""
-    plain = a * b + c
-    if not np.isfinite(plain):
-        return plain
-    return type(plain)(Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c)))
+def _fma_of_the_simulator() -> Callable[[Any, Any, Any], Any]:
+    """That of C's library, as the simulator's own rounds twice."""
+    library, by_type = ctypes.CDLL(None), {}
+    for real, name, number in ((np.float64, "fma", ctypes.c_double), (np.float32, "fmaf", ctypes.c_float)):
+        function = getattr(library, name)
+        function.argtypes, function.restype = (number,) * 3, number
+        by_type[real] = function
+
+    def rounded_once(a: Any, b: Any, c: Any) -> Any:
+        real = type(c)
+        return real(by_type[real](a, b, c))
+
+    return rounded_once
 
 
 def _fma(a: Any, b: Any, c: Any) -> Any:
@@ -75,7 +78,7 @@ def _fma(a: Any, b: Any, c: Any) -> Any:
 
 # a b + c, rounded once. The compiler joins other products with sums as it likes, so code that takes rounding errors
 # apart writes every product that enters a sum as one of these: fma(a, b, 0) is the product rounded by itself.
-fma: Final = _fma_of_the_simulator if SIMULATED else inlined(_fma)
+fma: Final = _fma_of_the_simulator() if SIMULATED else inlined(_fma)
 
 
 _launching: Final = threading.Lock() if SIMULATED else nullcontext()  # the simulator runs one kernel at a time
@@ -124,9 +127,14 @@ class Kernel:
         return overload._codelibrary
 
     @cached_property
-    def _with_more_shared_bytes(self) -> set[int]:
-        """Devices where it may have more than `SHARED_BYTES`."""
-        return set()
+    def _loaded(self) -> dict[tuple[int, int, bool], core.Kernel]:
+        """The loaded kernel on each device, in each context, with `SHARED_BYTES` at most and with more."""
+        return {}
+
+    @cached_property
+    def _resident(self) -> dict[tuple[int, int, int], int]:
+        """What `resident_blocks` has found."""
+        return {}
 
     @cached_property
     def _converters(self) -> tuple[Callable[[Any], Sequence[Any]], ...]:
@@ -149,12 +157,42 @@ class Kernel:
             with _launching:
                 self._simulated[grid, block, 0, shared_bytes](*arguments)
             return
-        function = self._library.get_cufunc()
-        if shared_bytes > SHARED_BYTES and function.device.id not in self._with_more_shared_bytes:
-            allow_shared_bytes(function, most_shared_bytes(torch.device("cuda", torch.cuda.current_device())))
-            self._with_more_shared_bytes.add(function.device.id)
-        stream = _stream(torch.cuda.current_stream().cuda_stream)
-        core.launch(stream, _configuration(grid, block, shared_bytes), function.kernel, *self.words(*arguments))
+        loaded = self._on_the_current_device(shared_bytes)
+        stream = _stream(torch.cuda.current_device(), torch.cuda.current_stream().cuda_stream)
+        core.launch(stream, _configuration(grid, block, shared_bytes), loaded, *self.words(*arguments))
+
+    def _on_the_current_device(self, shared_bytes: int) -> core.Kernel:
+        """The loaded kernel; where a launch wants more than `SHARED_BYTES`, it may have all there are from then on."""
+        place = torch.cuda.current_device(), current_context()
+        more = shared_bytes > SHARED_BYTES
+        loaded = self._loaded.get((*place, more))
+        if loaded is None:
+            function = self._library.get_cufunc()
+            if more:
+                allow_shared_bytes(function, most_shared_bytes(torch.device("cuda", place[0])))
+            loaded = self._loaded[*place, more] = function.kernel
+        return loaded
+
+    def resident_blocks(self, threads: int, shared_bytes: int) -> int:
+        """Blocks of so many threads that a multiprocessor of the current device runs at once, at least one.
+
+        The driver knows, from registers and shared memory; in the simulator, what the registers have to suffice for.
+        """
+        if SIMULATED:
+            return max(self.blocks * self.threads // threads, 1)
+        key = torch.cuda.current_device(), threads, shared_bytes
+        if key not in self._resident:
+            occupancy = self._on_the_current_device(shared_bytes).occupancy
+            self._resident[key] = max(occupancy.max_active_blocks_per_multiprocessor(threads, shared_bytes), 1)
+        return self._resident[key]
+
+
+def current_context() -> int:
+    """The address of CUDA's current context."""
+    from cuda.bindings import driver
+
+    _, context = driver.cuCtxGetCurrent()
+    return int(context)
 
 
 @lru_cache(1024)
@@ -163,7 +201,8 @@ def _configuration(grid: int | tuple[int, ...], block: int | tuple[int, ...], sh
 
 
 @lru_cache(1024)
-def _stream(pointer: int) -> core.Stream:
+def _stream(device: int, pointer: int) -> core.Stream:
+    """A stream of a device: each has a default one, with the same pointer, and the object remembers its device."""
     return core.Stream.from_handle(pointer)
 
 
@@ -274,6 +313,19 @@ def upload(array: np.ndarray, dtype: torch.dtype, device: torch.device) -> torch
     return torch.tensor(np.ascontiguousarray(array), dtype=dtype, device=device)
 
 
+def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Main memory that the device copies from and to by itself; MemoryError that says what to do if there is none."""
+    try:
+        return torch.empty(shape, dtype=dtype, pin_memory=not SIMULATED)
+    except RuntimeError as error:
+        n_bytes = math.prod(shape) * dtype.itemsize
+        raise MemoryError(
+            f"{n_bytes} bytes of page-locked main memory could not be had ({str(error).splitlines()[0]}); free some "
+            "memory, raise the limit (ulimit -l; docker run --ulimit memlock=-1), or move the data to the GPU first, "
+            "where they take none: torch.from_numpy(x).cuda()"
+        ) from error
+
+
 _products = threading.RLock()
 
 
@@ -281,16 +333,39 @@ _products = threading.RLock()
 def float32_products(tf32: bool) -> Iterator[None]:
     """Whether cuBLAS may round float32 operands to TF32: only if this call asks for it, whatever the process allows.
 
-    The setting is the process's: threads that want different ones take turns.
+    The setting is the process's: threads that want different ones take turns. torch has it twice, and refuses to say
+    what holds while one says "ieee" and the other TF32: the old one goes along with the new one, and back.
     """
     setting = torch.backends.cuda.matmul
     with _products:
         before = setting.fp32_precision
         setting.fp32_precision = "tf32" if tf32 else "ieee"
+        other = _other_setting(tf32)
+        if other is not None:
+            setting.allow_tf32 = tf32
         try:
             yield
         finally:
+            if other is not None:
+                _restore_other_setting(other)
             setting.fp32_precision = before
+
+
+def _other_setting(tf32: bool) -> str | None:
+    """torch's older setting if it contradicts the new one, which is `tf32`: then torch does not read it out."""
+    try:
+        _ = torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:
+        return "highest" if tf32 else torch.get_float32_matmul_precision()
+    return None
+
+
+def _restore_other_setting(value: str) -> None:
+    """Only that of cuBLAS: the function that takes all values changes the one for products on the CPU too."""
+    on_cpu = torch.backends.mkldnn.matmul
+    before = on_cpu.fp32_precision
+    torch.set_float32_matmul_precision(value)
+    on_cpu.fp32_precision = before
 
 
 class Marker:

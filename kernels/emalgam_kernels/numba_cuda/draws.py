@@ -49,6 +49,8 @@ class Size(NamedTuple):
 
     `groups` threads draw the D features of a row, or a panel of them, and T = ⌊THREADS / groups⌋ rows are a tile, whose
     rows are S numbers apart. L_k starts at k · `component`, its column j at j · W from there; μ_k is at `means` + k W.
+    Of a stack of mixtures block z takes one: `parameters` numbers, and `table` ones of its labels, are each mixture's,
+    and its samples begin `stride_mixture` after those of the one before.
     Flags (0 or 1): `antithetic`, `stratified`; `diagonal`: L_k is one column of diagonals; `labelled`: labels are
     wanted.
     """
@@ -63,8 +65,10 @@ class Size(NamedTuple):
     component: int
     means: int
     parameters: int
+    table: int
     tiles: int
     stream: int
+    stride_mixture: int
     stride_n: int
     stride_d: int
     stride_label: int
@@ -162,13 +166,14 @@ def _normals(arithmetic: str) -> Any:
 @inlined
 def _label(table: Any, seed: Any, row: Any, size: Size) -> Any:
     """The label of a row, which no float64 is needed for: `table` holds thresholds and aliases, or ends of strata."""
+    start = cuda.blockIdx.z * size.table
     if size.stratified:
         # the first k with i < ends_k, i = row mod n_total
-        position = types.int64(row % at(table[at(size.K - 1)]))
+        position = types.int64(row % at(table[at(start + size.K - 1)]))
         below, above = 0, size.K - 1
         while below < above:
             middle = (below + above) >> 1
-            if position < table[at(middle)]:
+            if position < table[at(start + middle)]:
                 above = middle
             else:
                 below = middle + 1
@@ -178,8 +183,9 @@ def _label(table: Any, seed: Any, row: Any, size: Size) -> Any:
     # column ⌊u₁ K⌋, kept if 2⁵³ u₂ < ⌈2⁵³ probability⌉
     a, b, c, d = philox(seed, _STREAM_OF_LABELS, _0, row)
     column = column_of(unit_integer(a, b), at(size.K))
-    kept = types.int64(unit_integer(c, d)) < table[_2 * column]
-    return types.int64(column) if kept else table[_2 * column + _1]
+    place = at(start) + _2 * column
+    kept = types.int64(unit_integer(c, d)) < table[place]
+    return types.int64(column) if kept else table[place + _1]
 
 
 @inlined
@@ -275,6 +281,7 @@ def _write_tile(shared: Any, out: Any, tile: int, task: Task, size: Size) -> Non
         n, d = (across, along) if task.by_row else (along, across)
         if n < rows:
             place = (tile * size.T + n) * size.stride_n + (task.panel + d) * size.stride_d
+            place += cuda.blockIdx.z * size.stride_mixture
             out[at(place)] = shared[at(n * size.S + d)]
         along, across = along + task.more, across + task.further
         if along >= task.length:
@@ -292,7 +299,8 @@ def _task(nearby: bool) -> Any:
         length = min(4 * size.groups, size.D - panel) if by_row else size.T
         return Task(
             n=n, group=group, feature=feature, step=step,
-            noise=n * size.S, panel=panel, start=size.T * size.S if nearby else 0,
+            noise=n * size.S, panel=panel,
+            start=size.T * size.S if nearby else cuda.blockIdx.z * size.parameters,
             by_row=by_row, length=length,
             along=thread % length, across=thread // length, more=threads % length, further=threads // length,
         )  # fmt: skip
@@ -307,14 +315,14 @@ def sample_kernel(arithmetic: str, nearby: bool) -> Kernel:
     task_of = _task(nearby)
 
     def samples(parameters: Any, table: Any, out: Any, labels: Any, seed: int, first: int, size: Size) -> None:
-        """Tiles of rows, and (y) a panel of features; thread: four features of a row."""
+        """Tiles of rows, (y) a panel of features, and (z) a mixture; thread: four features of a row."""
         shared = cuda.shared.array(0, real, alignment=ALIGNMENT)
         component = cuda.shared.array(THREADS, types.int64)
         sums = cuda.local.array(4, real)
         task, source = task_of(size), shared if nearby else parameters
         if nearby:
             for i in range(cuda.threadIdx.x, size.parameters, cuda.blockDim.x):
-                shared[at(task.start + i)] = parameters[at(i)]
+                shared[at(task.start + i)] = parameters[at(cuda.blockIdx.z * size.parameters + i)]
         for tile in range(cuda.blockIdx.x, size.tiles, cuda.gridDim.x):
             row = tile * size.T + task.n
             there = task.n < size.T and row < size.N
@@ -362,21 +370,23 @@ def uniform_kernel(arithmetic: str) -> Kernel:
 
 
 def log_ratio_sums(logs: Any, partial: Any, width: int, rows: int, controlled: int) -> None:
-    """Σ d, Σ d² and, if `controlled`, Σ c, Σ c², Σ d c of a block's rows, always in the same order.
+    """Σ d, Σ d² and, if `controlled`, Σ c, Σ c², Σ d c of some rows (block x) of a pair (y), always in the same order.
 
-    `logs` (2 or 4, width) are log p, log q and those of the control; d and c are their differences.
+    `logs` (2 or 4, pairs, width) are log p, log q and those of the control; d and c are their differences.
     """
     shared = cuda.shared.array(SUMS_SHARED, types.float64)
     sums = cuda.local.array(SUMS, types.float64)
     thread, threads = cuda.threadIdx.x, cuda.blockDim.x
+    start, step = cuda.blockIdx.y * width, cuda.gridDim.y * width
     for i in range(SUMS):
         sums[i] = types.float64(0)
     for n in range(cuda.blockIdx.x * threads + thread, rows, cuda.gridDim.x * threads):
-        d = types.float64(logs[at(n)]) - types.float64(logs[at(width + n)])
+        place = start + n
+        d = types.float64(logs[at(place)]) - types.float64(logs[at(place + step)])
         sums[0] += d
         sums[1] += d * d
         if controlled:
-            c = types.float64(logs[at(2 * width + n)]) - types.float64(logs[at(3 * width + n)])
+            c = types.float64(logs[at(place + 2 * step)]) - types.float64(logs[at(place + 3 * step)])
             sums[2] += c
             sums[3] += c * c
             sums[4] += d * c
@@ -391,7 +401,7 @@ def log_ratio_sums(logs: Any, partial: Any, width: int, rows: int, controlled: i
         half >>= 1
     if thread == 0:
         for i in range(SUMS):
-            partial[at(cuda.blockIdx.x * SUMS + i)] = shared[at(i * threads)]
+            partial[at((cuda.blockIdx.x * cuda.gridDim.y + cuda.blockIdx.y) * SUMS + i)] = shared[at(i * threads)]
 
 
 @cache

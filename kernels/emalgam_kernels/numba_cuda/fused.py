@@ -44,7 +44,7 @@ from emalgam_kernels.numba_cuda.device import (
 from emalgam_kernels.numba_cuda.problem import PackedProblem, Results
 
 ROWS_OF_A_TILE: Final = (16,) if SIMULATED else (128, 64, 32)
-BLOCKS_PER_MULTIPROCESSOR: Final = 4
+BLOCKS_PER_MULTIPROCESSOR: Final = 4  # at most: each writes a partial sum
 FEWER_THREADS: Final = threads_per_block(128)
 MORE_THREADS: Final = threads_per_block(256)
 REDUCTION_BLOCK: Final = (8, 4) if SIMULATED else (32, 16)
@@ -115,7 +115,8 @@ class Plan:
     tasks_of_a_thread : {1, 3}
         At most; a task is 4 × 4 statistics.
     blocks : int
-        Blocks of the grid for each multiprocessor.
+        That a multiprocessor runs at once at least: by shared memory, and by the registers that the kernels are
+        compiled for. At most `BLOCKS_PER_MULTIPROCESSOR`.
     shared_bytes : int
         Of a block.
     """
@@ -125,6 +126,11 @@ class Plan:
     tasks_of_a_thread: int
     blocks: int
     shared_bytes: int
+
+    @property
+    def busy(self) -> bool:
+        """Whether a multiprocessor has enough to do while some of its threads wait."""
+        return self.tasks_of_a_thread == 1 or self.blocks >= 2
 
 
 @cache
@@ -156,7 +162,7 @@ def plan(D: int, K: int, F: int, arithmetic: str, whitened: bool, most_bytes: in
         return None
     tile, n_bytes = found
     by_memory = (most_bytes + RESERVED_BYTES) // (n_bytes + RESERVED_BYTES)
-    blocks = BLOCKS_PER_MULTIPROCESSOR if n_bytes <= SHARED_BYTES else min(by_memory, by_registers)
+    blocks = min(by_memory, by_registers, BLOCKS_PER_MULTIPROCESSOR)
     return Plan(tile, threads, tasks_of_a_thread, blocks, n_bytes)
 
 
@@ -264,13 +270,19 @@ def _load_rows(shared: Any, x: Any, size: Size, first: int, target: int) -> None
 
 
 @inlined
+def framed(value: Any, shift: Any, lost: Any, scale: Any) -> Any:
+    """z_d = ((x_d − shift₀) − shift₁) · scale, rounded once; all of one type."""
+    centred, error = _two_sum(value, -shift)
+    return (centred + (error - lost)) * scale
+
+
+@inlined
 def _in_frame(value: Any, shared: Any, size: Size, n: int, d: int) -> Any:
-    """z_d = ((x_d − shift₀) − shift₁) · scale, rounded once; zero if the row has no weight, whatever it holds."""
+    """z_d; zero if the row has no weight, whatever it holds."""
     real, shift = shared.dtype.type, size.tile.frame + d
     if shared[at(size.tile.weight + n)] == real(0):
         return real(0)
-    centred, error = _two_sum(real(value), -shared[at(shift)])
-    return (centred + (error - shared[at(shift + size.D)])) * shared[at(shift + 2 * size.D)]
+    return framed(real(value), shared[at(shift)], shared[at(shift + size.D)], shared[at(shift + 2 * size.D)])
 
 
 @inlined
@@ -681,13 +693,15 @@ def run(x: torch.Tensor, weight: torch.Tensor | None, problem: PackedProblem, re
         raise ValueError(f"D = {D}, K = {K}, F = {F} do not fit the fused kernel; ask plan() first")
     if N == 0:
         return
-    blocks = min(-(-N // way.tile.T), way.blocks * multiprocessors(x.device))
+    kernel = _fused("float32" if x.dtype == torch.float32 else "float64", problem.arithmetic, way.tasks_of_a_thread)
+    resident = min(kernel.resident_blocks(way.threads, way.shared_bytes), BLOCKS_PER_MULTIPROCESSOR)
+    blocks = min(-(-N // way.tile.T), resident * multiprocessors(x.device))
     rows, outputs = blocks * (8 // ITEM_BYTES[problem.arithmetic]), K * F + 1
     dtype = problem.natural.dtype
     none = _nothing(dtype, x.device)
     sums = results.sums
     partial = none if sums is None else view(torch.empty(rows * outputs, dtype=dtype, device=x.device))
-    _fused("float32" if x.dtype == torch.float32 else "float64", problem.arithmetic, way.tasks_of_a_thread).launch(
+    kernel.launch(
         blocks, way.threads,
         view(span(x)), none if weight is None else view(weight), view(_parameters(problem, way)),
         _pairs(problem.feature_map, D, x.device),

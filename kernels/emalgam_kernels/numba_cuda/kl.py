@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from emalgam_kernels.kl_blocks import require_factors, shift_of
-from emalgam_kernels.numba_cuda import device
+from emalgam_kernels.numba_cuda import device, staging
 from emalgam_kernels.numba_cuda.device import REALS, SHARED_BYTES, is_tensor, on, upload, view
 from emalgam_kernels.numba_cuda.kl_kernels import (
     ABSENT,
@@ -89,7 +89,7 @@ def kl_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1) ->
     """
     with _at(p.means) as place, device.explained("the divergences"):
         rows = _rows_at_once((*_arrays(p), *_arrays(q)))
-        target = _target(out, rows, place, n_threads)
+        target = staging.target(out, rows, place, n_threads)
         stacks = (_stacks(each, rows, place, n_threads) for each in (p, q))
         for start, left, right in zip(count(0, rows), *stacks):
             divergence = left.empty(len(left))
@@ -115,7 +115,7 @@ def kl_all_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1
                 tile = _tile(left, right, expectations, negative_entropy, shift)
                 height, width = tile.shape
                 step = height if is_tensor(out) else rows_of_a_piece(width * tile.itemsize)
-                target = _target(out[row : row + height, column : column + width], step, place, n_threads)
+                target = staging.target(out[row : row + height, column : column + width], step, place, n_threads)
                 for first in range(0, height, step):
                     target.put(first, tile[first : first + step])
                 target.finish()
@@ -178,25 +178,6 @@ def _rows_at_once(arrays: tuple[Any, ...]) -> int:
     if all(map(is_tensor, arrays)):
         return PAIRS_AT_ONCE
     return rows_of_a_piece(sum(array.itemsize * int(np.prod(array.shape[1:])) for array in arrays))
-
-
-class _InPlace:
-    """Results that stay on the device."""
-
-    def __init__(self, out: torch.Tensor) -> None:
-        self.out = out
-
-    def put(self, first: int, piece: torch.Tensor) -> None:
-        """out[first : first + len(piece)] ← piece, of any strides and in the type of `out`."""
-        self.out[first : first + len(piece)].copy_(piece)
-
-    def finish(self) -> None:
-        """Nothing to wait for."""
-
-
-def _target(out: Any, rows: int, place: torch.device, n_threads: int) -> _InPlace | Outbound:
-    """Where pieces of results go."""
-    return _InPlace(out) if is_tensor(out) else Outbound(out, rows, place, n_threads)
 
 
 # ---- pairs, and P

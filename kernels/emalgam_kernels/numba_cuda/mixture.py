@@ -220,7 +220,7 @@ def run(x: torch.Tensor, weight: torch.Tensor | None, problem: PackedProblem | D
 def suits_fused(D: int, K: int, F: int, arithmetic: str, whitened: bool, device: torch.device) -> bool:
     """Whether the fused kernel fits a device, and is not known to be the slower way."""
     way = fused.plan(D, K, F, arithmetic, whitened, most_shared_bytes(device))
-    return way is not None and crossover.fused_is_faster(F, K, arithmetic)
+    return way is not None and crossover.fused_is_faster(F, K, arithmetic, way.busy)
 
 
 def as_tensor(array: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

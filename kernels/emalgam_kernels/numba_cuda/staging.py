@@ -9,13 +9,14 @@ than the device's memory fit.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 import torch
 
 from emalgam_kernels.blocks import for_each_block, tile_dtype
-from emalgam_kernels.numba_cuda.device import REALS, SIMULATED, Copies, Marker, upload
+from emalgam_kernels.numba_cuda.device import REALS, Copies, Marker, is_tensor, pinned, upload
 
 PIECE_BYTES: Final = 64 * 2**20  # a millisecond of the bus: long beside the launches of a pass
 ROWS_PER_COPY: Final = 8192  # of one thread that fills a pinned buffer
@@ -49,17 +50,28 @@ class Inbound:
     Parameters
     ----------
     array : (N, ...) of any real dtype and strides, memory-mapped too
-    rows : int
-        Rows of a piece.
+    rows : int or increasing integers
+        Rows of a piece, or where pieces begin and the last one ends.
     n_threads : int
         Threads that fill the pinned buffers.
+    order : (n,) int64, optional
+        Row n of a piece is row order[n] of the array; None: row n.
     """
 
-    def __init__(self, array: np.ndarray, rows: int, device: torch.device, n_threads: int) -> None:
-        self.array, self.rows, self.n_threads = array, max(min(rows, len(array)), 1), n_threads
+    def __init__(
+        self,
+        array: np.ndarray,
+        rows: int | np.ndarray,
+        device: torch.device,
+        n_threads: int,
+        order: np.ndarray | None = None,
+    ) -> None:
+        self.array, self.n_threads, self.order = array, n_threads, order
+        self.edges = [*range(0, len(array), rows), len(array)] if isinstance(rows, int) else rows.tolist()
+        self.rows = max((last - first for first, last in pairwise(self.edges)), default=0) or 1
         shape = (self.rows, *array.shape[1:])
         self.dtype = dtype = torch.float32 if tile_dtype(array) == np.float32 else torch.float64
-        self.pinned = [torch.empty(shape, dtype=dtype, pin_memory=not SIMULATED) for _ in range(BUFFERS)]
+        self.pinned = [pinned(shape, dtype) for _ in range(BUFFERS)]
         self.arrived = [torch.empty(shape, dtype=dtype, device=device) for _ in range(BUFFERS)]
         self.copies = Copies(device)
         self.copied = [Marker() for _ in range(BUFFERS)]
@@ -67,8 +79,8 @@ class Inbound:
 
     def pieces(self) -> Iterator[torch.Tensor]:
         """Each piece; it may be overwritten when the one after the next is asked for."""
-        for number, first in enumerate(range(0, len(self.array), self.rows)):
-            last, buffer = min(first + self.rows, len(self.array)), number % BUFFERS
+        for number, (first, last) in enumerate(pairwise(self.edges)):
+            buffer = number % BUFFERS
             self.copied[buffer].wait_on_host()  # the pinned buffer's last piece has left
             self._fill(self.pinned[buffer].numpy(), first, last)
             with self.copies.queue(after=self.consumed[buffer]):
@@ -78,9 +90,11 @@ class Inbound:
             yield self.arrived[buffer][: last - first]
             self.consumed[buffer].set()
 
-    def _fill(self, pinned: np.ndarray, first: int, last: int) -> None:
+    def _fill(self, on_host: np.ndarray, first: int, last: int) -> None:
         def block(start: int, stop: int) -> None:
-            np.copyto(pinned[start:stop], self.array[first + start : first + stop], casting="unsafe")
+            rows = slice(first + start, first + stop)
+            source = self.array[rows if self.order is None else self.order[rows]]
+            np.copyto(on_host[start:stop], source, casting="unsafe")
 
         for_each_block(block, last - first, ROWS_PER_COPY, self.n_threads)
 
@@ -95,10 +109,14 @@ class Outbound:
         Rows of a piece.
     n_threads : int
         Threads that empty the pinned buffers.
+    order : (n,) int64, optional
+        Row n of what is put belongs to out[order[n]]; None: to out[n].
     """
 
-    def __init__(self, out: np.ndarray, rows: int, device: torch.device, n_threads: int) -> None:
-        self.out, self.n_threads = out, n_threads
+    def __init__(
+        self, out: np.ndarray, rows: int, device: torch.device, n_threads: int, order: np.ndarray | None = None
+    ) -> None:
+        self.out, self.n_threads, self.order = out, n_threads, order
         self.pinned: list[torch.Tensor | None] = [None] * BUFFERS
         self.copies = Copies(device)
         self.made = [Marker() for _ in range(BUFFERS)]
@@ -112,13 +130,12 @@ class Outbound:
         """Begin to copy `piece`, which the current stream makes, to out[first : first + len(piece)]."""
         buffer = self.number % BUFFERS
         self._take(buffer)
-        pinned = self.pinned[buffer]
-        if pinned is None:
-            shape = (self.rows, *piece.shape[1:])
-            pinned = self.pinned[buffer] = torch.empty(shape, dtype=piece.dtype, pin_memory=not SIMULATED)
+        on_host = self.pinned[buffer]
+        if on_host is None:
+            on_host = self.pinned[buffer] = pinned((self.rows, *piece.shape[1:]), piece.dtype)
         self.made[buffer].set()
         with self.copies.queue(after=self.made[buffer]):
-            pinned[: len(piece)].copy_(piece, non_blocking=True)
+            on_host[: len(piece)].copy_(piece, non_blocking=True)
             self.copied[buffer].set()
         self.places[buffer] = first, piece
         self.number += 1
@@ -129,15 +146,38 @@ class Outbound:
             self._take((self.number + buffer) % BUFFERS)
 
     def _take(self, buffer: int) -> None:
-        place, pinned = self.places[buffer], self.pinned[buffer]
-        if place is None or pinned is None:
+        place, on_host = self.places[buffer], self.pinned[buffer]
+        if place is None or on_host is None:
             return
         self.copied[buffer].wait_on_host()
         first, piece = place
-        source = pinned.numpy()
+        source = on_host.numpy()
 
         def block(start: int, stop: int) -> None:
-            np.copyto(self.out[first + start : first + stop], source[start:stop], casting="same_kind")
+            rows = slice(first + start, first + stop)
+            if self.order is None:
+                np.copyto(self.out[rows], source[start:stop], casting="same_kind")
+            else:
+                self.out[self.order[rows]] = source[start:stop]
 
         for_each_block(block, len(piece), ROWS_PER_COPY, self.n_threads)
         self.places[buffer] = None
+
+
+class InPlace:
+    """Results that stay on the device."""
+
+    def __init__(self, out: torch.Tensor) -> None:
+        self.out = out
+
+    def put(self, first: int, piece: torch.Tensor) -> None:
+        """out[first : first + len(piece)] ← piece, of any strides and in the type of `out`."""
+        self.out[first : first + len(piece)].copy_(piece)
+
+    def finish(self) -> None:
+        """Nothing to wait for."""
+
+
+def target(out: Any, rows: int, device: torch.device, n_threads: int) -> InPlace | Outbound:
+    """Where pieces of results go."""
+    return InPlace(out) if is_tensor(out) else Outbound(out, rows, device, n_threads)

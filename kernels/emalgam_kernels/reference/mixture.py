@@ -82,7 +82,8 @@ def em_statistics(
     x, parameters, n_threads
         As in `log_prob`. With `Direct`, statistics are about each component's own mean: φ(z_n − μ_k).
     sample_weight : (N,) float64 or None
-        ω_n ≥ 0; None means ones. A row of weight zero has no influence, whatever (finite) it holds.
+        ω_n; None means ones. A row of weight zero has no influence, whatever (finite) it holds. Statistics are linear
+        in ω: EM's weights are not negative, those of a gradient may be.
     out : (K, F) float64
         Receives S.
     hard : bool

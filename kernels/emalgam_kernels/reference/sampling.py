@@ -10,8 +10,8 @@ import numpy as np
 
 from emalgam_kernels.alias import stratum_ends
 from emalgam_kernels.blocks import for_each_block
-from emalgam_kernels.monte_carlo import sum_log_ratios
-from emalgam_kernels.parameters import Direct, Packed, Sampler
+from emalgam_kernels.monte_carlo import one_by_one, sum_log_ratios
+from emalgam_kernels.parameters import Direct, Packed, Sampler, take
 from emalgam_kernels.philox import (
     KEY_INCREMENTS,
     LABELS,
@@ -158,37 +158,42 @@ def kl_monte_carlo(
     n_threads: int = 1,
     control: tuple[Packed, Packed] | None = None,
 ) -> None:
-    """Σ d and Σ d² of d = log p(x) − log q(x), in nats, over n samples x that are never stored.
+    """Σ d and Σ d² of d = log p(x) − log q(x), in nats, over n samples x that are never stored: for B pairs (p, q).
 
     Parameters
     ----------
     sampler : Sampler
-        Draws from p.
+        Draws from p: a stack of B.
     p, q : Packed or Direct
-        The two mixtures. Samples have the dtype of p's arithmetic.
+        The two mixtures of each pair: stacks of B. Samples have the dtype of p's arithmetic.
     seed, first, draw
-        As in `sample_mixture`.
+        As in `sample_mixture`: every pair has the same random numbers.
     n : int
-        The number of samples: those of rows [first, first + n).
-    out : (2,) float64, or (5,) with a control
-        Receives Σ d, Σ d², and with a control Σ c, Σ c², Σ d c. They are over samples, whatever `draw` is: Σ d² gives
-        the standard error of plain draws only, as others are not independent.
+        The number of samples of each pair: those of rows [first, first + n).
+    out : (B, 2) float64, or (B, 5) with a control
+        Receives Σ d, Σ d², and with a control Σ c, Σ c², Σ d c: of each pair what a stack of it alone gives, bit by
+        bit. They are over samples, whatever `draw` is: Σ d² gives the standard error of plain draws only, as others
+        are not independent.
     n_threads : int
         Threads to use; the result has the same bits for every number.
     control : (Packed, Packed), optional
         A control variate c = log g_p(x) − log g_q(x), such as two single Gaussians with the moments of p and q, for
-        which the mean of c under p is known.
+        which the mean of c under p is known: stacks of B.
 
     References
     ----------
     Hershey, Olsen (2007), section 2 (Monte Carlo sampling); Glasserman (2003), section 4.1 (control variates).
     """
 
-    def sample(start: int, x: np.ndarray, labels: np.ndarray) -> None:
-        sample_mixture(sampler, seed, first + start, x, labels, draw)
+    def sample(pair: int, start: int, x: np.ndarray, labels: np.ndarray) -> None:
+        sample_mixture(take(sampler, pair), seed, first + start, x, labels, draw)
 
-    pairs = ((p, q),) if control is None else ((p, q), control)
-    sum_log_ratios(sample, log_prob, sampler.n_features, pairs, n, out, n_threads)
+    def log_density(density: int, pair: int, x: np.ndarray, out: np.ndarray) -> None:
+        log_prob(x, take(densities[density], pair), out)
+
+    densities, D = (p, q, *(control or ())), sampler.n_features
+    evaluate = one_by_one(sample, log_density, D, p.arithmetic)
+    sum_log_ratios(evaluate, len(densities), D, n, out, n_threads)
 
 
 def _words(seed: int, stream: int, block: int, rows: np.ndarray) -> list[np.ndarray]:
@@ -258,7 +263,7 @@ def _affine(sampler: Sampler, labels: np.ndarray, noise: np.ndarray) -> np.ndarr
     """μ_k + L_k ε, (n, D), one column of L_k after the other: no product whose rounding depends on the rows beside."""
     x = sampler.means.astype(noise.dtype)[labels]
     factors = sampler.factors.astype(noise.dtype)
-    if factors.ndim == 2:
+    if sampler.diagonal:
         return x + factors[labels] * noise
     for j in range(noise.shape[1]):
         x[:, j:] += factors[labels, j:, j] * noise[:, j, None]

@@ -1,0 +1,243 @@
+"""A Gaussian mixture as part of a model: trained by gradients, refreshed by EM, filled from a fit and fitted back.
+
+Letters: N rows, D features, K components.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from emalgam import arrays, backends
+from emalgam.covariance import COVARIANCES
+from emalgam.draws import LARGEST_SEED, sampler_of
+from emalgam.em import Fit
+from emalgam.gaussian import as_mixture
+from emalgam.mixture import Mixture, check_numbers
+from emalgam.namespace import invert_triangular, to_host
+from emalgam.nn.operators import mixture_log_prob, mixture_responsibilities
+from emalgam.packing import Components, Frame
+from emalgam.stepwise import Running
+from emalgam.validation import check_data, check_finite, check_integer, check_weight
+
+
+class GaussianMixturePrior(nn.Module):
+    """p(z) = Σ_k w_k N(z; μ_k, L_k L_kᵀ) with trainable parameters.
+
+    Parameters
+    ----------
+    n_components, n_features : int
+        K and D. Means begin as standard normal numbers from torch's generator, weights equal, covariances the identity.
+    dtype : float32 or float64, optional
+    device : optional
+
+    Attributes
+    ----------
+    log_weights : (K,) parameter
+        w is their softmax.
+    means : (K, D) parameter
+    log_cholesky : (K, D, D) parameter
+        L below the diagonal, log L on it; above it nothing is read. Every value is a valid covariance.
+
+    References
+    ----------
+    Pinheiro, Bates (1996), Unconstrained parametrizations for variance-covariance matrices, section 2.2 (log-Cholesky).
+
+    Examples
+    --------
+    >>> import emalgam
+    >>> coin = emalgam.Mixture([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
+    >>> prior = GaussianMixturePrior.from_fit(coin)
+    >>> [round(value, 6) for value in prior.log_prob(torch.zeros(2, 1, dtype=torch.float64)).tolist()]
+    [-1.418939, -1.418939]
+    >>> z, labels = prior.sample(4, generator=torch.Generator().manual_seed(0))
+    >>> z.shape, labels.shape
+    (torch.Size([4, 1]), torch.Size([4]))
+    """
+
+    def __init__(
+        self, n_components: int, n_features: int, *, dtype: torch.dtype | None = None, device: Any = None
+    ) -> None:
+        super().__init__()
+        K, D = check_integer("n_components", n_components, 1), check_integer("n_features", n_features, 1)
+        how: dict[str, Any] = {"dtype": dtype, "device": device}
+        self.log_weights = nn.Parameter(torch.zeros(K, **how))
+        self.means = nn.Parameter(torch.randn(K, D, **how))
+        self.log_cholesky = nn.Parameter(torch.zeros(K, D, D, **how))
+
+    @classmethod
+    def from_fit(cls, fit: Any, *, dtype: torch.dtype = torch.float64, device: Any = None) -> Self:
+        """A prior that begins as a fitted mixture.
+
+        Parameters
+        ----------
+        fit : Mixture, fitted GaussianMixture, Fit, or Gaussian
+            Of any covariance type; the prior's covariances are full ones. A weight of zero becomes the smallest number.
+        dtype, device
+            Of the parameters.
+
+        Raises
+        ------
+        ValueError
+            If it is no mixture.
+        """
+        mixture = as_mixture("fit", fit.mixture if isinstance(fit, Fit) else fit)
+        prior = cls(*mixture.means.shape, dtype=dtype, device=device)
+        prior.set(mixture)
+        return prior
+
+    @torch.no_grad()
+    def set(self, mixture: Mixture) -> None:
+        """Make this prior equal to a mixture of as many components and features, in place."""
+        K, D = mixture.means.shape
+        own = tuple(self.means.shape)
+        if own != (K, D):
+            raise ValueError(
+                f"the mixture has {K} components in {D} features and this prior {own[0]} in {own[1]}, which cannot "
+                "change; make another with GaussianMixturePrior.from_fit"
+            )
+        lower = np.array(sampler_of(mixture).factors)
+        if lower.ndim == 2:
+            lower = lower[:, :, None] * np.eye(D)
+        diagonal = np.einsum("kdd->kd", lower)
+        diagonal[...] = np.log(diagonal)
+        least = torch.finfo(self.log_weights.dtype).tiny
+        for parameter, value in (
+            (self.log_weights, np.log(np.maximum(mixture.weights, least))),
+            (self.means, mixture.means),
+            (self.log_cholesky, np.tril(lower)),
+        ):
+            parameter.copy_(torch.from_numpy(np.array(value)))
+
+    @torch.no_grad()
+    def to_fit(self) -> Mixture:
+        """This prior as a value of full covariances, on the host; ValueError if a parameter is not finite."""
+        weights, means, lower = (
+            check_numbers(name, to_host(getattr(self, name).double())) for name in ("weights", "means", "scale_tril")
+        )
+        factors = np.ascontiguousarray(invert_triangular(lower).swapaxes(1, 2))
+        components = Components(weights / weights.sum(), means, lower @ lower.swapaxes(1, 2), factors)
+        D = self.n_features
+        return Mixture.from_components(components, Frame(np.zeros(D), np.ones(D)), COVARIANCES["full"])
+
+    # ---- parameters as the formula has them
+
+    @property
+    def n_components(self) -> int:
+        """K."""
+        return int(self.means.shape[0])
+
+    @property
+    def n_features(self) -> int:
+        """D."""
+        return int(self.means.shape[1])
+
+    @property
+    def weights(self) -> Tensor:
+        """w, (K,), summing to one."""
+        return self.log_weights.softmax(0)
+
+    @property
+    def scale_tril(self) -> Tensor:
+        """L, (K, D, D), lower triangular with a positive diagonal."""
+        return self.log_cholesky.tril(-1) + self.log_cholesky.diagonal(dim1=1, dim2=2).exp().diag_embed()
+
+    def extra_repr(self) -> str:
+        return f"n_components={self.n_components}, n_features={self.n_features}"
+
+    # ---- evaluation
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log p(z) in nats, (...) for z (..., D); differentiable in z and the parameters."""
+        return mixture_log_prob(z, self.weights, self.means, self.scale_tril)
+
+    def responsibilities(self, z: Tensor) -> Tensor:
+        """r_k(z), (..., K) for z (..., D); differentiable in z and the parameters."""
+        return mixture_responsibilities(z, self.weights, self.means, self.scale_tril)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """`log_prob`."""
+        return self.log_prob(z)
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Draw z ~ p, without gradients.
+
+        Parameters
+        ----------
+        n : int
+        generator : torch.Generator, optional
+            Gives the seed; None is torch's own. One state of it always gives the same rows, of which the first do not
+            depend on n.
+
+        Returns
+        -------
+        z : (n, D) of the parameters' type, on their device
+            In random order.
+        labels : (n,) int64
+            The component of each row.
+        """
+        where, N = arrays.read(self.means.detach()), check_integer("n", n, 1)
+        z = arrays.empty((N, self.n_features), arrays.tile_dtype(where), where)
+        labels = arrays.empty((N,), np.int64, where)
+        kernels = backends.kernels(backends.resolve("auto", where), "sampling")
+        sampler, seed = sampler_of(self.to_fit()), draw_seed(generator)
+        kernels.sample_mixture(sampler, seed, 0, z, labels, n_threads=torch.get_num_threads())
+        return arrays.like(z, self.means), arrays.like(labels, self.means)
+
+    # ---- EM
+
+    @torch.no_grad()
+    def refresh(
+        self, z: Tensor, weights: Tensor | None = None, step: float = 1.0, reg_covar: float | str = "auto"
+    ) -> float:
+        """One step of EM on latents, in place.
+
+        The parameters are the statistics ŝ that they imply, w_k (1, μ_k, Σ_k + μ_k μ_kᵀ), so a stepwise M-step needs to
+        remember nothing: ŝ ← (1 − step) ŝ + step · s(z). A step of 1 is an iteration of EM on z alone.
+
+        Parameters
+        ----------
+        z : (..., D)
+            Latents; no gradient flows through them.
+        weights : (...) tensor, optional
+            ω ≥ 0: weight 2 counts a row twice.
+        step : float
+            0 < step ≤ 1; for minibatches smaller than one, and falling.
+        reg_covar : float or "auto"
+            Added to the diagonal of every covariance; "auto" adds 1e-6 of each feature's variance under the prior.
+
+        Returns
+        -------
+        float
+            The mean of log p(z) before the step, in nats.
+
+        Raises
+        ------
+        ValueError
+            For latents of a wrong shape, NaN or infinity in them or in the parameters, or a step that is not in (0, 1].
+
+        References
+        ----------
+        Cappé, Moulines (2009), On-line expectation-maximization algorithm for latent data models.
+        """
+        if not 0 < step <= 1:
+            raise ValueError(f"step is {step}; expected a number above 0, up to 1")
+        rows = check_data(z.detach().reshape(-1, z.shape[-1]), n_features=self.n_features, name="z")
+        check_finite(rows, name="z")
+        omega = check_weight(None if weights is None else weights.detach().reshape(-1), len(rows))
+        running = Running.of(self.to_fit(), reg_covar)
+        moved, log_prob = running.step(
+            rows, omega, backends.resolve("auto", rows), torch.get_num_threads(), float(step)
+        )
+        self.set(moved.mixture)
+        return log_prob
+
+
+def draw_seed(generator: torch.Generator | None) -> int:
+    """A key for the sampling kernels from a torch generator."""
+    device = "cpu" if generator is None else generator.device
+    return int(torch.randint(LARGEST_SEED // 4, (), generator=generator, device=device))
