@@ -3,7 +3,7 @@
 The digits are scikit-learn's, 1797 images of 8 by 8 pixels. For each seed a `MixtureVAE` of ten components is trained
 as an autoencoder, gets the mixture that fits its latents for a prior, and is trained with it. Its clusters, and those
 of k-means on the pixels, are compared with the labels: accuracy is the share of digits that are right under the best
-matching of clusters with classes (Jiang et al. 2017, "Variational deep embedding", eq. 17).
+matching of clusters with classes (Jiang et al. 2017, "Variational deep embedding", section 4).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path, nargs="?", default=Path("demo-ae"), help="folder (default: demo-ae)")
     parser.add_argument("--pretraining", type=int, default=100, help="epochs as an autoencoder (default: 100)")
-    parser.add_argument("--epochs", type=int, default=60, help="epochs with the mixture (default: 60)")
+    parser.add_argument("--epochs", type=int, default=30, help="epochs with the mixture (default: 30)")
     parser.add_argument("--seeds", type=int, default=5, help="how often everything is repeated (default: 5)")
     return parser.parse_args()
 
@@ -47,7 +47,7 @@ def accuracy(clusters: np.ndarray, labels: np.ndarray) -> float:
 def cluster(x: torch.Tensor, seed: int, pretraining: int, epochs: int) -> MixtureVAE:
     """The three steps of variational deep embedding."""
     torch.manual_seed(seed)
-    model = MixtureVAE(x.shape[1:], 10, CLASSES, (256, 128), LIKELIHOOD, covariance_type="full")
+    model = MixtureVAE(x.shape[1:], 10, CLASSES, (256, 128), LIKELIHOOD, covariance_type="full", denoising=0.2)
     model.pretraining = True
     train(model, x, epochs=pretraining, seed=seed, progress=False)
     model.pretraining = False

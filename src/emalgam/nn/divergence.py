@@ -216,9 +216,7 @@ def _monte_carlo(q: Normal, prior: GaussianMixturePrior, S: int, generator: torc
 
 def _variational(q: Normal, prior: GaussianMixturePrior) -> Tensor:
     # q (..., 1, D) beside the components (K, D)
-    alone = Normal(
-        q.mean[..., None, :], q.deviation[..., None, :, :] if q.full else q.deviation[..., None, :], q.full
-    )
+    alone = Normal(q.mean[..., None, :], q.deviation[..., None, :, :] if q.full else q.deviation[..., None, :], q.full)
     each = _closed_form(alone, Normal(prior.means, prior.scale_tril, True))
     return -(prior.log_weights.log_softmax(0) - each).logsumexp(-1)
 

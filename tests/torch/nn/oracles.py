@@ -65,7 +65,7 @@ def mixture_log_prob(z: np.ndarray, weights: np.ndarray, means: np.ndarray, vari
 
 
 def clustering_accuracy(labels: np.ndarray, truth: np.ndarray) -> float:
-    """The share of rows that are right under the best matching of clusters with classes (Jiang et al., eq. 17)."""
+    """The share of rows that are right under the best matching of clusters with classes (Jiang et al., section 4)."""
     together = np.zeros((labels.max() + 1, truth.max() + 1))
     np.add.at(together, (labels, truth), 1)
     rows, columns = optimize.linear_sum_assignment(-together)

@@ -222,6 +222,11 @@ def test_pretraining_is_an_autoencoder(model: MixtureVAE) -> None:
     torch.testing.assert_close(losses["reconstruction"], expected)
     losses["loss"].backward()
     assert all(each.grad is None for each in model.prior.parameters())
+    model.denoising = 0.5
+    noisy = [model.losses(x, generator=seeded(seed))["loss"] for seed in (0, 0, 1)]
+    assert noisy[0] == noisy[1] != noisy[2]
+    z = model.encode(x + 0.5 * torch.randn(5, 8, generator=seeded(0), dtype=x.dtype))
+    torch.testing.assert_close(-noisy[0], model.likelihood.log_prob(x, model.output(z)).mean())  # of the clean input
     model.pretraining = False
     assert sorted(model.losses(x)) == ["elbo", "kl", "loss", "reconstruction"]
 
@@ -231,7 +236,7 @@ def test_where_a_prior_comes_from() -> None:
     torch.manual_seed(0)
     model, (x, labels) = MixtureVAE(8, 2, 3, (6,)), clusters()
     z = model.encode(x).detach()
-    fitted = emalgam.GaussianMixture(3, covariance_type="diag", n_init=5, random_state=0).fit(z.double().numpy())
+    fitted = emalgam.GaussianMixture(3, covariance_type="diag", n_init=20, random_state=0).fit(z.double().numpy())
     expected = fitted.mixture_
     batches = [(x[:100], labels[:100]), (x[100:], labels[100:])]
     for source in (expected, fitted, z, z.double().numpy(), [x], batches):
@@ -289,7 +294,9 @@ def test_what_is_no_prior(model: MixtureVAE, source: Any, words: str) -> None:
 
 
 def test_the_configuration_makes_the_same_model() -> None:
-    model = MixtureVAE((2, 4), 3, 5, (6,), {"name": "gaussian", "variance": 0.5}, 0.7, "monte_carlo", "tanh", "full")
+    model = MixtureVAE(
+        (2, 4), 3, 5, (6,), {"name": "gaussian", "variance": 0.5}, 0.7, "monte_carlo", "tanh", "full", 0.2
+    )
     again = MODELS["mixture-vae"](**json.loads(json.dumps(model.configuration())))
     again.load_state_dict(model.state_dict())
     assert again.configuration() == model.configuration()

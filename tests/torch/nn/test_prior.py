@@ -123,7 +123,7 @@ def test_trains_by_gradients() -> None:
         loss.backward()
         optimizer.step()
     fit = emalgam.fit(x, 3, means_init=start.means, weights_init=start.weights, tol=1e-8, max_iter=500, reg_covar=0.0)
-    assert -float(loss) == pytest.approx(fit.lower_bound, abs=2e-3)
+    assert -loss.item() == pytest.approx(fit.lower_bound, abs=2e-3)
 
 
 # ---- samples
