@@ -17,6 +17,7 @@ from bench.sampling import SEED, STANDARD_ERRORS, D, K, P, Q, torch_mixture
 from bench.tables import milliseconds, number, say, table
 from emalgam_kernels import load
 from emalgam_kernels.numba_cuda.device import float32_products
+from emalgam_kernels.parameters import take
 
 DTYPES: Final = ("float32", "float64")
 ROWS: Final = 10_000_000
@@ -104,11 +105,12 @@ def sampler(dtype: str, rows: int, run: Run) -> Callable[[], torch.Tensor]:
 def estimator(dtype: str, rows: int, run: Run) -> Callable[[], torch.Tensor]:
     """Σ d and Σ d² of log p − log q, which stay on the device."""
     p, q = (replace(each.packed, arithmetic=dtype) for each in (P, Q))
-    out, mixture = torch.empty(2, dtype=torch.float64, device=run.device), P.sampler
+    out = torch.empty((1, 2), dtype=torch.float64, device=run.device)
+    pair = [take(each, None) for each in (P.sampler, p, q)]
 
     def estimate() -> torch.Tensor:
-        load("numba_cuda", "sampling").kl_monte_carlo(mixture, p, q, SEED, 0, rows, out)
-        return out.clone()
+        load("numba_cuda", "sampling").kl_monte_carlo(*pair, SEED, 0, rows, out)
+        return out[0].clone()
 
     return estimate
 

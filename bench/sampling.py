@@ -28,7 +28,7 @@ from bench.peers import load_torch
 from bench.tables import Target, Topic, judged, number, say, table
 from bench.turns import in_turns, timed
 from emalgam_kernels import Packed
-from emalgam_kernels.parameters import Sampler
+from emalgam_kernels.parameters import Sampler, take
 
 N, D, K = 1_000_000, 8, 16
 TORCH_ROWS: Final = N // 20
@@ -151,10 +151,11 @@ def verify(sampling: list[Contender], divergence: list[Contender]) -> None:
         z = (each.run().mean(axis=0) - mean) / np.sqrt(variance / each.rows)
         if np.abs(z).max() > STANDARD_ERRORS:
             raise AssertionError(f"the mean of {each.name}'s samples is off by {np.abs(z).max():.1f} standard errors")
-    sums, rows = np.empty(2), 20_000
-    emalgam_kernels.load("reference", "sampling").kl_monte_carlo(P.sampler, P.packed, Q.packed, SEED + 1, 0, rows, sums)
-    value = sums[0] / rows
-    deviation = np.sqrt(sums[1] / rows - value**2)
+    sums, rows = np.empty((1, 2)), 20_000
+    pair = (take(each, None) for each in (P.sampler, P.packed, Q.packed))
+    emalgam_kernels.load("reference", "sampling").kl_monte_carlo(*pair, SEED + 1, 0, rows, sums)
+    value, square = sums[0] / rows
+    deviation = np.sqrt(square - value**2)
     for each in divergence:
         z = (each.run() - value) / (deviation * np.sqrt(1 / rows + 1 / each.rows))
         if abs(z) > STANDARD_ERRORS:

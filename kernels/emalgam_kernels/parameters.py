@@ -201,7 +201,10 @@ Value = TypeVar("Value", Packed, Direct, Parameters, Sampler)
 
 
 def take(stack: Value, which: Any) -> Value:
-    """Some mixtures of a stack, or (an integer) one. What components share, they go on sharing."""
+    """Some mixtures of a stack, or (an integer) one; ``take(mixture, None)`` is a stack of one.
+
+    What components share, they go on sharing.
+    """
     taken = object.__new__(type(stack))
     for name in stack.__slots__:
         object.__setattr__(taken, name, _part(getattr(stack, name), which))
