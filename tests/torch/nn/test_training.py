@@ -544,6 +544,15 @@ def reaching_as(name: str) -> Reaching:
     return type(name, (Reaching,), {})()
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, in a background job too, whose shell has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_control_c_is_a_keyboard_interrupt(tmp_path: Path) -> None:
     class Interrupting(Reaching):
         def losses(self, x: Tensor) -> dict[str, Tensor]:
