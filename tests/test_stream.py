@@ -20,6 +20,7 @@ from emalgam.covariance import COVARIANCES
 from emalgam.parts import ObservationsInParts, Part, Sample
 from emalgam.stream import ArrayStream, Stream, read_ahead, rejoined
 from tests.conftest import CPU_BACKENDS, need
+from tests.processes import python
 from tests.samples import blobs, start
 from tests.tolerances import tolerance
 
@@ -178,6 +179,38 @@ def test_columns_are_chosen_and_ordered(tmp_path: Path) -> None:
     pq.write_table(table(x, weights()).append_column("name", pa.array(["a"] * N)), tmp_path / "x.parquet")
     stream = emalgam.open_stream(tmp_path / "x.parquet", columns=["x2", "x0"])
     np.testing.assert_array_equal(np.concatenate([chunk for chunk, _ in stream.chunks()]), x[:, [2, 0]])
+
+
+def test_every_file_of_a_folder_has_to_have_the_columns(tmp_path: Path) -> None:
+    pq.write_table(table(rows(), None), tmp_path / "0.parquet")
+    pq.write_table(table(rows()[:, :2], None), tmp_path / "1.parquet")
+    with pytest.raises(ValueError, match=r"1\.parquet: has no column 'x2'; there are x0, x1"):
+        emalgam.fit(tmp_path, 2)
+
+
+PEAK_OF_A_PASS = """
+import sys
+from bench.memory import peak
+from emalgam import open_stream
+stream = open_stream(sys.argv[1])
+assert sum(stream.map(len)) == int(sys.argv[2])
+print(peak())
+"""
+
+
+def test_memory_does_not_grow_with_a_parquet_file(tmp_path: Path) -> None:
+    piece = pa.table({f"x{d}": column for d, column in enumerate(np.random.default_rng(0).normal(size=(8, 2**18)))})
+    sizes, peaks = [], []
+    for pieces in (8, 32):
+        path = tmp_path / f"{pieces}.parquet"
+        with pq.ParquetWriter(path, piece.schema, compression="none", use_dictionary=False) as writer:
+            for _ in range(pieces):
+                writer.write_table(piece)
+        done = python("-c", PEAK_OF_A_PASS, str(path), str(pieces * 2**18), folder=Path(__file__).parents[1])
+        assert done.returncode == 0, done.stderr
+        sizes.append(path.stat().st_size)
+        peaks.append(int(done.stdout))
+    assert peaks[1] - peaks[0] < (sizes[1] - sizes[0]) / 4, f"{sizes} bytes took {peaks} bytes of memory"
 
 
 # ---- the sample

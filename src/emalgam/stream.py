@@ -23,7 +23,7 @@ import numpy as np
 from emalgam import backends
 from emalgam.arrays import on_dask, to_numpy
 from emalgam.parts import Part, Parts, Share
-from emalgam.tables import number_columns, numbers_of, pyarrow_module, read_table
+from emalgam.tables import number_columns, numbers_of, open_parquet, pyarrow_module, read_table, reading
 from emalgam.validation import check_data
 from emalgam_kernels.blocks import tile_dtype
 
@@ -249,26 +249,40 @@ class ParquetStream(Stream):
             )
         self.path, self.weight = path, sample_weight
         try:
-            self.dataset = pyarrow_module("pyarrow.dataset").dataset(path, format="parquet")
+            dataset = pyarrow_module("pyarrow.dataset").dataset(path, format="parquet")
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
-        self.columns = number_columns(
-            self.dataset.schema, columns, [] if self.weight is None else [self.weight], str(path)
-        )
+        self.files, schema = sorted(dataset.files), dataset.schema
+        self.columns = number_columns(schema, columns, self._weights, str(path))
         self.n_features = len(self.columns)
         arrow = pyarrow_module("pyarrow")
-        single = all(self.dataset.schema.field(name).type == arrow.float32() for name in self.columns)
+        single = all(schema.field(name).type == arrow.float32() for name in self.columns)
         self.dtype = np.dtype(np.float32 if single else np.float64)
         self.rows = chunk_rows or max(ELEMENTS_OF_A_CHUNK // self.n_features, 1)
 
+    @property
+    def _weights(self) -> list[str]:
+        """The column of weights, if there is one."""
+        return [] if self.weight is None else [self.weight]
+
     def chunks(self) -> Iterator[Chunk]:
-        wanted = [*self.columns, *([] if self.weight is None else [self.weight])]
-        batches = self.dataset.to_batches(columns=wanted, batch_size=self.rows)
-        return rejoined(map(self._chunk, (batch for batch in batches if batch.num_rows)), self.rows)
+        return rejoined(map(self._chunk, self._batches()), self.rows)
+
+    def _batches(self) -> Iterator[Any]:
+        """Of one file after the other: a dataset's own batches are read so far ahead that files lie in memory whole."""
+        for file in self.files:
+            with reading(Path(file)):
+                parquet = open_parquet(file)
+            with parquet:
+                number_columns(parquet.schema_arrow, self.columns, self._weights, file)
+                with reading(Path(file)):
+                    for batch in parquet.iter_batches(self.rows, columns=[*self.columns, *self._weights]):
+                        if batch.num_rows:
+                            yield batch
 
     def _chunk(self, batch: Any) -> Chunk:
         table = pyarrow_module("pyarrow").Table.from_batches([batch])
-        weight = None if self.weight is None else numbers_of(table.select([self.weight]))[:, 0]
+        weight = None if self.weight is None else numbers_of(table.select(self._weights))[:, 0]
         return numbers_of(table.select(self.columns)).astype(self.dtype, copy=False), weight
 
 

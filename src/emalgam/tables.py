@@ -23,8 +23,9 @@ from emalgam.files import replacing
 LONGEST_LINE: Final = 2**24
 DEFLATE_RATIO: Final = 1032  # a byte of a deflate stream stands for no more bytes than this
 INDEX_COLUMN: Final = "__index_level_"  # where pandas keeps a row index in Parquet
+BUFFER_BYTES: Final = 2**20  # of each column's compressed data
 
-__all__ = ["check_suffix", "numbers_of", "pyarrow_module", "read_table", "reading", "write_table"]
+__all__ = ["check_suffix", "numbers_of", "open_parquet", "pyarrow_module", "read_table", "reading", "write_table"]
 
 
 def read_table(path: str | os.PathLike[str], *, names: Sequence[str] = ("x", "X")) -> np.ndarray:
@@ -187,6 +188,15 @@ def _read_parquet(path: Path, names: Sequence[str]) -> np.ndarray:
     with pyarrow_module("pyarrow.parquet").ParquetFile(path) as file:
         columns = [name for name in file.schema_arrow.names if not name.startswith(INDEX_COLUMN)]
         return numbers_of(file.read(columns=columns), True)
+
+
+def open_parquet(path: str | os.PathLike[str]) -> Any:
+    """A pyarrow.parquet.ParquetFile whose batches can be iterated over in memory that does not grow with the file."""
+    return pyarrow_module("pyarrow.parquet").ParquetFile(
+        path,
+        buffer_size=BUFFER_BYTES,
+        pre_buffer=False,  # which would keep the whole file in memory
+    )
 
 
 def numbers_of(table: Any, has_header: bool = True) -> np.ndarray:
