@@ -313,6 +313,28 @@ def test_bad_weights_name_the_row_of_all(value: float, message: str) -> None:
         emalgam.fit(ArrayStream(rows(), weight, 100), 2)
 
 
+@pytest.mark.parametrize("growth", [1, -1])
+def test_a_stream_that_differs_between_passes(growth: int) -> None:
+    passes = itertools.count()
+
+    def chunks() -> Iterator[np.ndarray]:
+        yield rows()[: 700 + growth * 100 * next(passes)]
+
+    stream = emalgam.open_stream(chunks)  # which looks at the first chunk: the passes of the fit are those after it
+    message = f"the stream has {700 + 200 * growth} rows in this pass and had {700 + 100 * growth} before"
+    with pytest.raises(ValueError, match=message):
+        emalgam.fit(stream, 2)
+
+
+def test_a_stream_that_is_empty_in_a_later_pass() -> None:
+    given = [rows()]
+    stream = emalgam.open_stream(given)
+    mixture = emalgam.fit(stream, 2).mixture
+    given.clear()
+    with pytest.raises(ValueError, match=f"the stream has 0 rows in this pass and had {N} before"):
+        mixture.bic(stream)
+
+
 def test_no_weight_and_too_few_rows() -> None:
     with pytest.raises(ValueError, match="sample_weight is zero for every sample"):
         emalgam.fit(ArrayStream(rows(), np.zeros(N), 100), 2)

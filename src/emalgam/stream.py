@@ -133,6 +133,7 @@ class Stream(Parts):
 
     n_features: int
     dtype: np.dtype
+    rows_of_a_pass: int | None = None  # of those so far
 
     @abstractmethod
     def chunks(self) -> Iterator[Chunk]:
@@ -147,14 +148,25 @@ class Stream(Parts):
                 first += len(x)
 
     def fold(self, task: Callable[[Part], Share], combine: Callable[[Share, Share], Share]) -> Share:
-        """`task` of every chunk, combined from the first to the last; ValueError if there is none."""
+        """`task` of every chunk, combined from the first to the last.
+
+        ValueError if there is none, or if there are more or fewer rows than in the passes before.
+        """
         total: Share | None = None
+        rows = 0
         with closing(self.parts()) as parts:
             for part in parts:
                 share = task(part)
                 total = share if total is None else combine(total, share)
+                rows = part.first + len(part.x)
+        if self.rows_of_a_pass not in (None, rows):
+            raise ValueError(
+                f"the stream has {rows} rows in this pass and had {self.rows_of_a_pass} before; data have to be the "
+                "same in every pass: open a new stream for other data, or use fit_stepwise, which needs one pass"
+            )
         if total is None:
             raise ValueError("the stream has no rows; expected at least one")
+        self.rows_of_a_pass = rows
         return total
 
     def map(self, function: Callable[[np.ndarray], Any]) -> Generator[Any]:
