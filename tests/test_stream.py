@@ -166,6 +166,28 @@ def test_queries_row_by_row(source: Source, tmp_path: Path) -> None:
     np.testing.assert_allclose(estimator.predict_proba(stream), mixture.responsibilities(x), atol=1e-9)
 
 
+@every_source
+def test_scores_of_streams_are_weighted_by_their_weights(source: Source, tmp_path: Path) -> None:
+    x, weight = rows(), weights()
+    estimator = emalgam.GaussianMixture(4, random_state=0).fit(x)
+    expected = estimator.score(x, sample_weight=weight)
+    assert expected != pytest.approx(estimator.score(x), rel=1e-6)
+    assert estimator.score(source(x, weight, tmp_path)) == pytest.approx(expected, rel=1e-13)
+
+
+def test_scores_of_paths_and_memory_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = rows(), weights()
+    np.save(tmp_path / "x.npy", x)
+    estimator = emalgam.GaussianMixture(4, random_state=0).fit(x)
+    expected = estimator.score(x), estimator.score(x, sample_weight=weight)
+    monkeypatch.delattr(emalgam.GaussianMixture, "score_samples")  # a number for each row
+    for given in (tmp_path / "x.npy", np.load(tmp_path / "x.npy", mmap_mode="r")):
+        found = estimator.score(given), estimator.score(given, sample_weight=weight)
+        assert found == pytest.approx(expected, rel=1e-13)
+    with pytest.raises(ValueError, match="sample_weight was given beside data in parts"):
+        estimator.score(ArrayStream(x, weight), sample_weight=weight)
+
+
 def test_results_chunk_by_chunk(tmp_path: Path) -> None:
     x = rows()
     mixture = emalgam.fit(x, 4, random_state=0).mixture

@@ -310,10 +310,11 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         return self._evaluate("log_prob", X)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """Mean of log p(x_n) over the rows of X, weighted if there are weights, in nats."""
-        if arrays.on_dask(X):
+        """Mean of log p(x_n) over the rows of X, weighted by `sample_weight` or a stream's weights, in nats."""
+        rows, weight = for_many_passes(X, sample_weight, self.backend)
+        if isinstance(rows, Parts):
             how = {"backend": self.backend, "algorithm": self.algorithm, "n_threads": self.n_threads}
-            total, divisor = log_likelihood(self._mixture(), self._read(X, reset=False), sample_weight, **how)
+            total, divisor = log_likelihood(self._mixture(), self._read(rows, reset=False), weight, **how)
             return total / divisor
         log_prob = to_host(self.score_samples(X))
         weight = None if sample_weight is None else to_host(arrays.read(sample_weight, "sample_weight"))
