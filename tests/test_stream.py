@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -235,6 +237,27 @@ def test_memory_does_not_grow_with_a_parquet_file(tmp_path: Path) -> None:
     assert peaks[1] - peaks[0] < (sizes[1] - sizes[0]) / 4, f"{sizes} bytes took {peaks} bytes of memory"
 
 
+def test_frames_are_arrays_and_lists_are_pairs() -> None:
+    x, weight = rows(), weights()
+    frame = pd.DataFrame(x, columns=["a", "b", "c"])
+    for given in (frame, pl.from_pandas(frame)):
+        np.testing.assert_array_equal(np.concatenate([*emalgam.open_stream(given, chunk_rows=400).map(np.copy)]), x)
+    for chunks in ([[x[:700]], [x[700:]]], [[x[:700], weight[:700]], [x[700:], weight[700:]]]):
+        (part, omega), *rest = emalgam.open_stream(chunks).chunks()
+        np.testing.assert_array_equal(part, x)
+        assert not rest
+        assert omega is None if len(chunks[0]) == 1 else np.array_equal(omega, weight)
+
+
+@pytest.mark.parametrize(
+    "given", [[np.zeros((2, 3))], [(np.zeros((2, 3)), np.ones(2))], (x for x in [np.zeros((2, 3))]), rows]
+)
+@pytest.mark.parametrize("fit", [emalgam.fit, lambda x, k: emalgam.GaussianMixture(k).fit(x)])
+def test_chunks_that_are_no_stream_yet(given: Any, fit: Callable[[Any, int], Any]) -> None:
+    with pytest.raises(ValueError, match=f"x is a {type(given).__name__}.*emalgam.open_stream takes"):
+        fit(given, 2)
+
+
 # ---- the sample
 
 
@@ -382,6 +405,10 @@ def test_no_weight_and_too_few_rows() -> None:
         ),
         (np.zeros((2, 3)), {"columns": ["a"]}, "columns was given, which is for Parquet"),
         (np.zeros(3), {}, "has shape (3,)"),
+        (np.zeros((2, 3)), {"chunk_rows": 0}, "chunk_rows is 0; expected an integer >= 1"),
+        ([np.zeros((2, 3))], {"chunk_rows": -1}, "chunk_rows is -1"),
+        ("data.parquet", {"chunk_rows": 2.5}, "chunk_rows is 2.5"),
+        ([(np.zeros((2, 3)), None, None)], {}, "chunk 0 is a tuple of 3; expected an (n, D) array, or it"),
         ("data.csv", {}, "data.csv: cannot be read in chunks; expected a .npy or .parquet file"),
         ("absent.npy", {}, "absent.npy: there is no such file"),
         ("absent.parquet", {}, "absent.parquet: there is no such file or folder"),
