@@ -61,6 +61,33 @@ def test_weights_from_a_column(folder: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(load_model(tmp_path / name).means, load_model(tmp_path / "whole").means, rtol=1e-9)
 
 
+def test_features_are_chosen_and_ordered(folder: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.load(folder / "x.npy")[:, [2, 0]])
+    expected = run_json("fit", tmp_path / "x.npy", *HOW, "-o", tmp_path / "expected")
+    for number, (data, how) in enumerate([("x.parquet", ()), ("x.parquet", ("--stream",)), ("parts", ())]):
+        found = run_json("fit", folder / data, *HOW, *how, "--features", "x2, x0", "-o", tmp_path / str(number))
+        assert found["lower_bound"] == pytest.approx(expected["lower_bound"], rel=1e-12)
+        means = load_model(tmp_path / str(number)).means
+        np.testing.assert_allclose(means, load_model(tmp_path / "expected").means, rtol=1e-9)
+    message = error_of("fit", folder / "x.parquet", "-k", 2, "--features", "x2,y")
+    assert message == f"{folder / 'x.parquet'}: has no column 'y'; there are x0, x1, x2, w"
+    assert ".parquet files only" in error_of("fit", folder / "x.npy", "-k", 2, "--features", "x2")
+
+
+def test_score_and_predict_read_folders(folder: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    run_json("fit", folder / "parts", *HOW, "-o", model)
+    whole, parts = (run_json("score", folder / data, model) for data in ("x.npy", "parts"))
+    assert parts.pop("each") is whole.pop("each") is None
+    assert parts == pytest.approx(whole, rel=1e-12)
+    each = run_json("score", folder / "parts", model, "--each", tmp_path / "each.npy")
+    assert each["log_likelihood"] == pytest.approx(whole["log_likelihood"], rel=1e-12)
+    x, mixture = np.load(folder / "x.npy"), load_model(model)
+    np.testing.assert_array_equal(np.load(tmp_path / "each.npy"), mixture.log_prob(x))
+    assert run_json("predict", folder / "parts", model, "-o", tmp_path / "labels.npy")["n_samples"] == N
+    np.testing.assert_array_equal(np.load(tmp_path / "labels.npy"), mixture.predict(x))
+
+
 def test_progress_shows_the_pass_and_the_rate(folder: Path) -> None:
     with OnTerminal("fit", folder / "parts", *HOW, "--json") as terminal:
         status, out, shown = terminal.finish()
@@ -77,10 +104,12 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "emalgam", *map(str, arguments)]
 
 
-def test_killed_and_resumed_is_the_same_model(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", [True, False])
+def test_killed_and_resumed_is_the_same_model(named: bool, folder: Path, tmp_path: Path) -> None:
     long: tuple[Any, ...] = ("fit", folder / "parts", "-k", 12, "--tol", 0, "--max-iter", 4000, "--quiet", "--seed", 3)
-    state, model = tmp_path / "state", tmp_path / "model"
-    checkpointed = (*long, "-o", model, "--checkpoint", state, "--checkpoint-every", 0)
+    model = tmp_path / "model"
+    state = tmp_path / ("state" if named else "model.checkpoint")
+    checkpointed = (*long, "-o", model, *(("--checkpoint", state) if named else ()), "--checkpoint-every", 0)
     with subprocess.Popen(command(*checkpointed)) as process:
         seen, deadline = set(), time.monotonic() + 120
         while len(seen) < 5 and process.poll() is None and time.monotonic() < deadline:

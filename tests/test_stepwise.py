@@ -5,9 +5,11 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import emalgam
@@ -115,6 +117,45 @@ def test_weights_of_chunks() -> None:
     assert found.mixture.log_prob(x).mean() == pytest.approx(
         emalgam.fit(x, 4, random_state=0).mixture.log_prob(x).mean(), rel=0.01
     )
+
+
+def test_arrays_paths_and_functions_pass_once_too(tmp_path: Path) -> None:
+    x = blobs(5000)[0]
+    np.save(tmp_path / "x.npy", x)
+    (tmp_path / "folder").mkdir()
+    frame = pd.DataFrame(x, columns=["a", "b", "c"])
+    frame.to_parquet(tmp_path / "folder" / "0.parquet")
+    how: dict[str, Any] = {"random_state": 0, "batch_rows": 1000}
+    expected = emalgam.fit_stepwise(iter([x]), 2, **how).mixture.means
+    for given in (x, frame, str(tmp_path / "folder"), tmp_path / "x.npy", lambda: iter([x])):
+        np.testing.assert_array_equal(emalgam.fit_stepwise(given, 2, **how).mixture.means, expected)
+    with pytest.raises(ValueError, match="a int can be gone through once or not at all"):
+        emalgam.fit_stepwise(7, 2)
+    for whole in (str(tmp_path / "folder"), emalgam.open_stream(x)):
+        with pytest.raises(ValueError, match=r"partial_fit takes one batch in memory; emalgam\.fit_stepwise"):
+            emalgam.GaussianMixture(2).partial_fit(whole)
+
+
+def test_batches_without_weight_change_nothing() -> None:
+    x, weight = blobs(6000)[0], np.ones(6000)
+    weight[4000:5000] = 0
+    spans = [slice(begin, begin + 1000) for begin in range(0, 6000, 1000)]
+    kept = [span for span in spans if weight[span].any()]
+    how: dict[str, Any] = {"random_state": 0, "batch_rows": 1000}
+    found, expected = (
+        emalgam.fit_stepwise(((x[span], weight[span]) for span in some), 2, **how) for some in (spans, kept)
+    )
+    assert (found.n_iter, found.lower_bounds) == (expected.n_iter, expected.lower_bounds)
+    np.testing.assert_array_equal(found.mixture.means, expected.mixture.means)
+    estimator = emalgam.GaussianMixture(2, random_state=0).partial_fit(x[:4000]).partial_fit(x[:1000])
+    before = estimator.means_, estimator.n_iter_, estimator.lower_bound_
+    estimator.partial_fit(x[spans[4]], sample_weight=weight[spans[4]])
+    assert (estimator.n_iter_, estimator.lower_bound_) == before[1:]
+    np.testing.assert_array_equal(estimator.means_, before[0])
+    with pytest.raises(ValueError, match="sample_weight is zero for every sample"):
+        emalgam.fit_stepwise([(x, np.zeros(len(x)))], 2)
+    with pytest.raises(ValueError, match="sample_weight is zero for every sample"):
+        emalgam.GaussianMixture(2).partial_fit(x, sample_weight=np.zeros(len(x)))
 
 
 @pytest.mark.parametrize(

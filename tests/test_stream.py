@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +22,7 @@ from emalgam.covariance import COVARIANCES
 from emalgam.parts import ObservationsInParts, Part, Sample
 from emalgam.stream import ArrayStream, Stream, read_ahead, rejoined
 from tests.conftest import CPU_BACKENDS, need
+from tests.processes import python
 from tests.samples import blobs, start
 from tests.tolerances import tolerance
 
@@ -165,6 +168,28 @@ def test_queries_row_by_row(source: Source, tmp_path: Path) -> None:
     np.testing.assert_allclose(estimator.predict_proba(stream), mixture.responsibilities(x), atol=1e-9)
 
 
+@every_source
+def test_scores_of_streams_are_weighted_by_their_weights(source: Source, tmp_path: Path) -> None:
+    x, weight = rows(), weights()
+    estimator = emalgam.GaussianMixture(4, random_state=0).fit(x)
+    expected = estimator.score(x, sample_weight=weight)
+    assert expected != pytest.approx(estimator.score(x), rel=1e-6)
+    assert estimator.score(source(x, weight, tmp_path)) == pytest.approx(expected, rel=1e-13)
+
+
+def test_scores_of_paths_and_memory_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = rows(), weights()
+    np.save(tmp_path / "x.npy", x)
+    estimator = emalgam.GaussianMixture(4, random_state=0).fit(x)
+    expected = estimator.score(x), estimator.score(x, sample_weight=weight)
+    monkeypatch.delattr(emalgam.GaussianMixture, "score_samples")  # a number for each row
+    for given in (tmp_path / "x.npy", np.load(tmp_path / "x.npy", mmap_mode="r")):
+        found = estimator.score(given), estimator.score(given, sample_weight=weight)
+        assert found == pytest.approx(expected, rel=1e-13)
+    with pytest.raises(ValueError, match="sample_weight was given beside data in parts"):
+        estimator.score(ArrayStream(x, weight), sample_weight=weight)
+
+
 def test_results_chunk_by_chunk(tmp_path: Path) -> None:
     x = rows()
     mixture = emalgam.fit(x, 4, random_state=0).mixture
@@ -178,6 +203,59 @@ def test_columns_are_chosen_and_ordered(tmp_path: Path) -> None:
     pq.write_table(table(x, weights()).append_column("name", pa.array(["a"] * N)), tmp_path / "x.parquet")
     stream = emalgam.open_stream(tmp_path / "x.parquet", columns=["x2", "x0"])
     np.testing.assert_array_equal(np.concatenate([chunk for chunk, _ in stream.chunks()]), x[:, [2, 0]])
+
+
+def test_every_file_of_a_folder_has_to_have_the_columns(tmp_path: Path) -> None:
+    pq.write_table(table(rows(), None), tmp_path / "0.parquet")
+    pq.write_table(table(rows()[:, :2], None), tmp_path / "1.parquet")
+    with pytest.raises(ValueError, match=r"1\.parquet: has no column 'x2'; there are x0, x1"):
+        emalgam.fit(tmp_path, 2)
+
+
+PEAK_OF_A_PASS = """
+import sys
+from bench.memory import peak
+from emalgam import open_stream
+stream = open_stream(sys.argv[1])
+assert sum(stream.map(len)) == int(sys.argv[2])
+print(peak())
+"""
+
+
+def test_memory_does_not_grow_with_a_parquet_file(tmp_path: Path) -> None:
+    piece = pa.table({f"x{d}": column for d, column in enumerate(np.random.default_rng(0).normal(size=(8, 2**18)))})
+    sizes, peaks = [], []
+    for pieces in (8, 32):
+        path = tmp_path / f"{pieces}.parquet"
+        with pq.ParquetWriter(path, piece.schema, compression="none", use_dictionary=False) as writer:
+            for _ in range(pieces):
+                writer.write_table(piece)
+        done = python("-c", PEAK_OF_A_PASS, str(path), str(pieces * 2**18), folder=Path(__file__).parents[1])
+        assert done.returncode == 0, done.stderr
+        sizes.append(path.stat().st_size)
+        peaks.append(int(done.stdout))
+    assert peaks[1] - peaks[0] < (sizes[1] - sizes[0]) / 4, f"{sizes} bytes took {peaks} bytes of memory"
+
+
+def test_frames_are_arrays_and_lists_are_pairs() -> None:
+    x, weight = rows(), weights()
+    frame = pd.DataFrame(x, columns=["a", "b", "c"])
+    for given in (frame, pl.from_pandas(frame)):
+        np.testing.assert_array_equal(np.concatenate([*emalgam.open_stream(given, chunk_rows=400).map(np.copy)]), x)
+    for chunks in ([[x[:700]], [x[700:]]], [[x[:700], weight[:700]], [x[700:], weight[700:]]]):
+        (part, omega), *rest = emalgam.open_stream(chunks).chunks()
+        np.testing.assert_array_equal(part, x)
+        assert not rest
+        assert omega is None if len(chunks[0]) == 1 else np.array_equal(omega, weight)
+
+
+@pytest.mark.parametrize(
+    "given", [[np.zeros((2, 3))], [(np.zeros((2, 3)), np.ones(2))], (x for x in [np.zeros((2, 3))]), rows]
+)
+@pytest.mark.parametrize("fit", [emalgam.fit, lambda x, k: emalgam.GaussianMixture(k).fit(x)])
+def test_chunks_that_are_no_stream_yet(given: Any, fit: Callable[[Any, int], Any]) -> None:
+    with pytest.raises(ValueError, match=f"x is a {type(given).__name__}.*emalgam.open_stream takes"):
+        fit(given, 2)
 
 
 # ---- the sample
@@ -280,6 +358,28 @@ def test_bad_weights_name_the_row_of_all(value: float, message: str) -> None:
         emalgam.fit(ArrayStream(rows(), weight, 100), 2)
 
 
+@pytest.mark.parametrize("growth", [1, -1])
+def test_a_stream_that_differs_between_passes(growth: int) -> None:
+    passes = itertools.count()
+
+    def chunks() -> Iterator[np.ndarray]:
+        yield rows()[: 700 + growth * 100 * next(passes)]
+
+    stream = emalgam.open_stream(chunks)  # which looks at the first chunk: the passes of the fit are those after it
+    message = f"the stream has {700 + 200 * growth} rows in this pass and had {700 + 100 * growth} before"
+    with pytest.raises(ValueError, match=message):
+        emalgam.fit(stream, 2)
+
+
+def test_a_stream_that_is_empty_in_a_later_pass() -> None:
+    given = [rows()]
+    stream = emalgam.open_stream(given)
+    mixture = emalgam.fit(stream, 2).mixture
+    given.clear()
+    with pytest.raises(ValueError, match=f"the stream has 0 rows in this pass and had {N} before"):
+        mixture.bic(stream)
+
+
 def test_no_weight_and_too_few_rows() -> None:
     with pytest.raises(ValueError, match="sample_weight is zero for every sample"):
         emalgam.fit(ArrayStream(rows(), np.zeros(N), 100), 2)
@@ -305,6 +405,10 @@ def test_no_weight_and_too_few_rows() -> None:
         ),
         (np.zeros((2, 3)), {"columns": ["a"]}, "columns was given, which is for Parquet"),
         (np.zeros(3), {}, "has shape (3,)"),
+        (np.zeros((2, 3)), {"chunk_rows": 0}, "chunk_rows is 0; expected an integer >= 1"),
+        ([np.zeros((2, 3))], {"chunk_rows": -1}, "chunk_rows is -1"),
+        ("data.parquet", {"chunk_rows": 2.5}, "chunk_rows is 2.5"),
+        ([(np.zeros((2, 3)), None, None)], {}, "chunk 0 is a tuple of 3; expected an (n, D) array, or it"),
         ("data.csv", {}, "data.csv: cannot be read in chunks; expected a .npy or .parquet file"),
         ("absent.npy", {}, "absent.npy: there is no such file"),
         ("absent.parquet", {}, "absent.parquet: there is no such file or folder"),

@@ -41,6 +41,7 @@ _HOMES: Final = {
     "fit_stepwise": "stepwise",
     "open_stream": "stream",
     "Stream": "stream",
+    "Checkpoint": "checkpoint",
     "Estimate": "sampling",
     "moment_match": "gaussian",
     "merge": "reduction",
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from emalgam.backends import use_backend as use_backend
     from emalgam.batch import ManyFits as ManyFits
     from emalgam.batch import fit_many as fit_many
+    from emalgam.checkpoint import Checkpoint as Checkpoint
     from emalgam.divergence import entropy_bounds as entropy_bounds
     from emalgam.divergence import gaussian_cross_entropy as gaussian_cross_entropy
     from emalgam.divergence import jensen_shannon as jensen_shannon

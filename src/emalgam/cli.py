@@ -60,7 +60,7 @@ app = typer.Typer(
 
 Data = Annotated[
     Path,
-    typer.Argument(metavar="DATA", help="Table of numbers: .npy, .npz, .csv, .parquet; for fit a folder of the last."),
+    typer.Argument(metavar="DATA", help="Table of numbers: .npy, .npz, .csv, .parquet, or a folder of the last."),
 ]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="Model file that `emalgam fit` wrote.")]
 Backend = Annotated[
@@ -116,6 +116,9 @@ def fit(
     ] = "kmeans",
     reg_covar: RegCovar = "auto",
     seed: Seed = 0,
+    features: Annotated[
+        str | None, typer.Option(help="Columns of a Parquet file or folder, between commas; all others by default.")
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="Sample weights: a file like DATA with one column.")] = None,
     weight_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="Sample weights: this column of a Parquet file or folder.")
@@ -128,7 +131,11 @@ def fit(
         ),
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Write the state to this file now and then; removed when the fit is done.")
+        Path | None,
+        typer.Option(
+            help="Write the state to this file now and then; removed when the fit is done. Data read in chunks have "
+            "OUTPUT.checkpoint by default.",
+        ),
     ] = None,
     checkpoint_every: Annotated[float, typer.Option(min=0.0, metavar="SECONDS", help="How often at most.")] = 30.0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from --checkpoint; begin if there is none.")] = False,
@@ -154,8 +161,8 @@ def fit(
 
     floor = _reg_covar(reg_covar)
     _check_folder(output)
-    saved = _checkpoint(checkpoint, checkpoint_every, resume)
-    with _data(data, weights, weight_column, stream, dask, persist) as (x, sample_weight):
+    with _data(data, _names(features), weights, weight_column, stream, dask, persist) as (x, sample_weight):
+        saved = _checkpoint(checkpoint or _default_checkpoint(x, output), checkpoint_every, resume)
         start = time.perf_counter()
         with _progress(max_iter, quiet, x) as (watched, callback):
             fitted = em.fit(
@@ -236,7 +243,7 @@ def fit_many(
         table=table,
         output=output,
         by=by,
-        features=None if features is None else tuple(features.split(",")),
+        features=_names(features),
         weights=weights,
         n_components=_component_range(components),
         settings=settings | {"reg_covar": _reg_covar(reg_covar), "random_state": seed, "backend": resolve(backend)},
@@ -260,15 +267,20 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Log-likelihood of DATA under MODEL, in nats, and its AIC and BIC."""
+    from emalgam.mixture import log_likelihood
     from emalgam.model_file import load_model
 
     _check_table(each)
-    mixture = load_model(model)
-    log_prob = mixture.log_prob(read_table(data), backend=backend, algorithm=algorithm, n_threads=threads)
-    if each is not None:
+    mixture, (x, _) = load_model(model), _data_here(data)
+    how: dict[str, Any] = {"backend": backend, "algorithm": algorithm, "n_threads": threads}
+    if each is None:
+        total, n_samples = log_likelihood(mixture, x, **how)
+    else:
+        log_prob = mixture.log_prob(x, **how)
         write_table(each, log_prob, name="log_prob")
-    sizes = {"n_samples": len(log_prob), "n_components": mixture.n_components, "n_parameters": mixture.n_parameters}
-    _print_report(sizes | _criteria(mixture, float(log_prob.sum()), len(log_prob)) | {"each": each}, as_json)
+        total, n_samples = float(log_prob.sum()), len(log_prob)
+    sizes = {"n_samples": int(n_samples), "n_components": mixture.n_components, "n_parameters": mixture.n_parameters}
+    _print_report(sizes | _criteria(mixture, total, n_samples) | {"each": each}, as_json)
 
 
 @app.command(epilog=EPILOG)
@@ -288,7 +300,7 @@ def predict(
     _check_table(output)
     mixture = load_model(model)
     assign = mixture.responsibilities if proba else mixture.predict
-    assigned = assign(read_table(data), backend=backend, algorithm=algorithm, n_threads=threads)
+    assigned = assign(_data_here(data)[0], backend=backend, algorithm=algorithm, n_threads=threads)
     write_table(output, assigned, name="probability" if proba else "label")
     labels = assigned.argmax(axis=1) if proba else assigned
     counts = np.bincount(labels, minlength=mixture.n_components).tolist()
@@ -519,6 +531,11 @@ def _reg_covar(text: str) -> float | Literal["auto"]:
     return value
 
 
+def _names(text: str | None) -> tuple[str, ...] | None:
+    """``a,b``, or ``a, b``."""
+    return None if text is None else tuple(name.strip() for name in text.split(","))
+
+
 def _component_range(text: str) -> range:
     """``3``, or ``1:6`` for 1 to 6, both included."""
     first, colon, last = text.partition(":")
@@ -594,7 +611,13 @@ def _column(path: Path) -> np.ndarray:
 
 @contextmanager
 def _data(
-    data: Path, weights: Path | None, weight_column: str | None, stream: bool | None, dask: str | None, persist: bool
+    data: Path,
+    features: tuple[str, ...] | None,
+    weights: Path | None,
+    weight_column: str | None,
+    stream: bool | None,
+    dask: str | None,
+    persist: bool,
 ) -> Iterator[tuple[Any, Any]]:
     """The rows to fit and their weights: in memory, as a stream, or on the workers of a cluster."""
     if weights is not None and weight_column is not None:
@@ -602,7 +625,7 @@ def _data(
     if dask is None:
         if persist:
             raise typer.BadParameter("is for --dask, which was not given", param_hint="--persist")
-        yield _data_here(data, weights, weight_column, stream)
+        yield _data_here(data, features, weights, weight_column, stream)
         return
     if weights is not None or stream is not None:
         problem = "workers read DATA and its weights from Parquet: name a column with --weight-column, and leave out"
@@ -612,11 +635,17 @@ def _data(
 
     with distributed.connected(dask) as client:
         frame = distributed.read_parquet(data)
-        yield DaskParts(frame.persist() if persist else frame, weight_column, client=client), None
+        yield DaskParts(frame.persist() if persist else frame, weight_column, features, client), None
 
 
-def _data_here(data: Path, weights: Path | None, weight_column: str | None, stream: bool | None) -> tuple[Any, Any]:
-    """In memory or as a stream."""
+def _data_here(
+    data: Path,
+    features: tuple[str, ...] | None = None,
+    weights: Path | None = None,
+    weight_column: str | None = None,
+    stream: bool | None = None,
+) -> tuple[Any, Any]:
+    """In memory or, by default if they are large, as a stream."""
     from emalgam.stream import open_stream
 
     large = data.is_dir() or (data.suffix.lower() in (".npy", ".parquet") and _size(data) > STREAMED_BYTES)
@@ -626,18 +655,29 @@ def _data_here(data: Path, weights: Path | None, weight_column: str | None, stre
         raise typer.BadParameter("a folder, or a weight column, is read with --stream", param_hint="--in-memory")
     sample_weight = None if weights is None else _column(weights)
     if stream:
-        return open_stream(data, sample_weight=weight_column if sample_weight is None else sample_weight), None
-    return read_table(data), sample_weight
+        weight = weight_column if sample_weight is None else sample_weight
+        return open_stream(data, columns=features, sample_weight=weight), None
+    return read_table(data, columns=features), sample_weight
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
+def _default_checkpoint(x: Any, output: Path | None) -> Path | None:
+    """Beside the model, if the data are a stream: those take long."""
+    from emalgam.stream import Stream
+
+    return output.with_name(f"{output.name}.checkpoint") if output is not None and isinstance(x, Stream) else None
+
+
 def _checkpoint(path: Path | None, seconds: float, resume: bool) -> Checkpoint | None:
     if path is None:
         if resume:
-            raise typer.BadParameter("give the file to go on from with --checkpoint", param_hint="--resume")
+            raise typer.BadParameter(
+                "give the file to go on from with --checkpoint (or DATA read in chunks and --output)",
+                param_hint="--resume",
+            )
         return None
     from emalgam.checkpoint import Checkpoint
 

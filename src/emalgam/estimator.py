@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -213,7 +214,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         """One step of stepwise EM, for streams that pass once; see `emalgam.fit_stepwise`, which does them all.
 
         The first call fits its batch; later ones, and those after `fit`, move running statistics and the parameters
-        with them. `lower_bound_` is the batch's mean log p before the step, in nats, and `n_iter_` counts the steps.
+        with them; batches whose weights are all zero change nothing. `lower_bound_` is the batch's mean log p before
+        the step, in nats, and `n_iter_` counts the steps.
 
         Parameters
         ----------
@@ -234,11 +236,18 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
             raise ValueError(
                 f"n_components is {settings.n_components}; the batches before had {self.mixture_.n_components}"
             )
+        if isinstance(X, str | os.PathLike | Parts):
+            raise ValueError(
+                f"X is a {type(X).__name__}, and partial_fit takes one batch in memory; emalgam.fit_stepwise takes "
+                "paths and streams whole"
+            )
         if arrays.on_gpu(X):
             raise ValueError("X is on a GPU, and partial_fit takes batches from the host; move it first: X.cpu()")
         data = arrays.to_numpy(self._read(X, reset=not fitted), "X")
         check_finite(check_data(data))
-        weight, threads = check_weight(sample_weight, len(data)), check_threads(self.n_threads)
+        weight, threads = check_weight(sample_weight, len(data), some=not fitted), check_threads(self.n_threads)
+        if weight is not None and not weight.any():  # which says nothing
+            return self
         running: Running | None = getattr(self, "_running", None)
         if not fitted:
             running, result = Running.begin(data, weight, settings, self.backend, threads)
@@ -310,10 +319,11 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         return self._evaluate("log_prob", X)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """Mean of log p(x_n) over the rows of X, weighted if there are weights, in nats."""
-        if arrays.on_dask(X):
+        """Mean of log p(x_n) over the rows of X, weighted by `sample_weight` or a stream's weights, in nats."""
+        rows, weight = for_many_passes(X, sample_weight, self.backend)
+        if isinstance(rows, Parts):
             how = {"backend": self.backend, "algorithm": self.algorithm, "n_threads": self.n_threads}
-            total, divisor = log_likelihood(self._mixture(), self._read(X, reset=False), sample_weight, **how)
+            total, divisor = log_likelihood(self._mixture(), self._read(rows, reset=False), weight, **how)
             return total / divisor
         log_prob = to_host(self.score_samples(X))
         weight = None if sample_weight is None else to_host(arrays.read(sample_weight, "sample_weight"))

@@ -16,10 +16,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from emalgam.tables import numbers_of, pyarrow_module, reading
+from emalgam.tables import numbers_of, open_parquet, pyarrow_module, reading
 
 ROWS_AT_ONCE: Final = 2**16
-BUFFER_BYTES: Final = 2**20  # of each column's compressed data
 
 __all__ = ["GroupedTable", "Groups", "Rows"]
 
@@ -97,11 +96,7 @@ class GroupedTable:
     ) -> None:
         self.path, self.by, self.weights = Path(path), by, weights
         with reading(self.path):
-            self.file = pyarrow_module("pyarrow.parquet").ParquetFile(
-                self.path,
-                buffer_size=BUFFER_BYTES,
-                pre_buffer=False,  # which would keep the whole file in memory
-            )
+            self.file = open_parquet(self.path)
             names = self.file.schema_arrow.names
             others = tuple(name for name in names if name not in (by, weights))
             self.features = others if features is None else tuple(features)

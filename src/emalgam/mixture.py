@@ -15,8 +15,8 @@ from emalgam.guard import ALGORITHMS, Cancellation, choose_evaluation, packed_re
 from emalgam.namespace import beside, cast, is_tensor, namespace, to_host, where_true
 from emalgam.observations import ELEMENTS_ON_A_GPU
 from emalgam.packing import Components, Frame, log_constants, power_of_two
-from emalgam.parts import Part, Parts
-from emalgam.stream import as_stream, for_many_passes, over_chunks
+from emalgam.parts import Part, Parts, check_no_weight
+from emalgam.stream import for_many_passes, over_chunks
 from emalgam.validation import (
     asymmetric,
     check_array,
@@ -348,12 +348,11 @@ class Mixture(MixtureAlgebra):
 def log_likelihood(mixture: Mixture, x: Any, sample_weight: Any = None, **how: Any) -> tuple[float, float]:
     """Σ ω log p of x, in nats, and Σ ω: the number of rows without weights. Keywords as in `Mixture.log_prob`.
 
-    Of streams and of Dask's collections in memory that does not grow with N.
+    Of streams, paths, memory maps and Dask's collections in memory that does not grow with N.
     """
-    if arrays.on_dask(x):
-        x, sample_weight = for_many_passes(x, sample_weight, how.get("backend", "auto"))
-    x = as_stream(x) or x
+    x, sample_weight = for_many_passes(x, sample_weight, how.get("backend", "auto"))
     if isinstance(x, Parts):
+        check_no_weight(sample_weight)
         here = {"backend": backends.resolve(how.get("backend", "auto")), "n_threads": x.threads(how.get("n_threads"))}
         return x.fold(LogLikelihoodOf(mixture, how | here), LogLikelihoodOf.combine)
     return LogLikelihoodOf(mixture, how)(Part(0, x, sample_weight))

@@ -186,6 +186,12 @@ def _weight(part: Part) -> np.ndarray | None:
     return weight
 
 
+def check_no_weight(sample_weight: Any) -> None:
+    """ValueError if there are weights beside data in parts."""
+    if sample_weight is not None:
+        raise ValueError("sample_weight was given beside data in parts, which carry their own; leave it out")
+
+
 # ---- a pass of EM
 
 
@@ -322,6 +328,5 @@ def observe(x: Any, sample_weight: Any, covariance: Covariance, backend: str, n_
     """Data as EM sees them, in memory or in parts; see `Observations.of` and `ObservationsInParts.of`."""
     if not isinstance(x, Parts):
         return Observations.of(x, sample_weight, covariance, backend, n_threads)
-    if sample_weight is not None:
-        raise ValueError("sample_weight was given beside data in parts, which carry their own; leave it out")
+    check_no_weight(sample_weight)
     return ObservationsInParts.of(x, covariance, backend, n_threads)

@@ -9,7 +9,7 @@ converge (½ < κ ≤ 1), and fast enough to leave the start behind.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
@@ -25,7 +25,7 @@ from emalgam.mixture import Mixture
 from emalgam.observations import Observations
 from emalgam.packing import Components, Frame, Moments
 from emalgam.parts import Data
-from emalgam.stream import Chunk, Stream, checked_chunks, read_ahead, rejoined
+from emalgam.stream import Chunk, one_pass, read_ahead, rejoined
 from emalgam.validation import (
     check_data,
     check_finite,
@@ -181,7 +181,7 @@ class Running:
 
 
 def fit_stepwise(
-    chunks: Iterable[Any],
+    chunks: Any,
     n_components: int,
     *,
     covariance_type: str = "full",
@@ -201,7 +201,7 @@ def fit_stepwise(
 
     Parameters
     ----------
-    chunks : iterable of (n, D) arrays, or of pairs of one and its (n,) weights; or `emalgam.Stream`
+    chunks : iterable of (n, D) arrays, or of pairs of one and its (n,) weights; or what `emalgam.open_stream` takes
         A generator will do. Chunks are joined and cut into batches.
     n_components : int
         K.
@@ -260,13 +260,13 @@ def fit_stepwise(
     row = 0
     for x, weight in batches(chunks, rows, max(rows, ROWS_OF_THE_FIRST * settings.n_components)):
         check_finite(check_data(x), first=row)
-        omega = check_weight(weight, len(x), first=row)
+        omega = check_weight(weight, len(x), first=row, some=state is None)
         row += len(x)
         if state is None:
             steps = float(kappa), float(t_0)
             state, fitted = Running.begin(x, omega, settings, name, threads, *steps)
             trace = [fitted.lower_bound]
-        else:
+        elif omega is None or omega.any():  # a batch without weight says nothing
             state, bound = state.step(x, omega, name, threads)
             trace.append(bound)
     if state is None:
@@ -283,8 +283,7 @@ def fit_stepwise(
     )
 
 
-def batches(chunks: Iterable[Any], rows: int, first: int) -> Iterator[Chunk]:
+def batches(chunks: Any, rows: int, first: int) -> Iterator[Chunk]:
     """The rows of a stream in batches of `rows`, the first of `first`, while a thread reads ahead."""
-    source = chunks.chunks() if isinstance(chunks, Stream) else checked_chunks(chunks)
-    with closing(read_ahead(source)) as ahead:
+    with closing(read_ahead(one_pass(chunks))) as ahead:
         yield from rejoined(ahead, rows, first)

@@ -23,8 +23,8 @@ import numpy as np
 from emalgam import backends
 from emalgam.arrays import on_dask, to_numpy
 from emalgam.parts import Part, Parts, Share
-from emalgam.tables import number_columns, numbers_of, pyarrow_module, read_table
-from emalgam.validation import check_data
+from emalgam.tables import number_columns, numbers_of, open_parquet, pyarrow_module, read_table, reading
+from emalgam.validation import check_data, check_integer
 from emalgam_kernels.blocks import tile_dtype
 
 ELEMENTS_OF_A_CHUNK: Final = 2**22  # numbers that are copied at once
@@ -44,8 +44,8 @@ def open_stream(
     ----------
     source : path, array or iterable
         The path of a ``.npy`` file (memory-mapped), a ``.parquet`` file or a folder of them; an (N, D) array, such as a
-        memory map; a list or other re-iterable object of chunks, or a function that returns an iterator of them: each
-        chunk an (n, D) array, or a pair of one and its (n,) weights.
+        memory map, a data frame or a tensor; a list or other re-iterable object of chunks (torch's DataLoader), or a
+        function that returns an iterator of them: each chunk an (n, D) array, or a pair of one and its (n,) weights.
     columns : sequence of str, optional
         Parquet: which columns, in which order; all others than the weights' if it is not given.
     sample_weight : str or (N,) array, optional
@@ -70,6 +70,8 @@ def open_stream(
     >>> sorted(result.mixture.means[:, 0].round().astype(int).tolist())
     [0, 9]
     """
+    if chunk_rows is not None:
+        chunk_rows = check_integer("chunk_rows", chunk_rows, 1)
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if path.is_dir() or path.suffix.lower() == ".parquet":
@@ -81,8 +83,8 @@ def open_stream(
         source = read_table(path)
     if columns is not None:
         raise ValueError("columns was given, which is for Parquet; leave it out")
-    if isinstance(source, np.ndarray):
-        return ArrayStream(source, sample_weight, chunk_rows)
+    if hasattr(source, "shape"):
+        return ArrayStream(to_numpy(source), sample_weight, chunk_rows)
     if sample_weight is not None:
         raise ValueError("sample_weight was given beside an iterable; let it yield pairs of chunks and weights instead")
     return IterableStream(source, chunk_rows)
@@ -99,7 +101,13 @@ def for_many_passes(x: Any, sample_weight: Any, backend: str) -> tuple[Any, Any]
     """`x` and its weights, or the parts that hold both: of a path, of a memory map (nothing is kept), and of Dask.
 
     A memory map for a GPU stays as it is: it is sent there once if it fits, else in pieces that overlap the compute.
+    ValueError for chunks that nobody made a stream of.
     """
+    if isinstance(x, Iterator) or callable(x) or (isinstance(x, list | tuple) and len(x) and _is_chunk(x[0])):
+        raise ValueError(
+            f"x is a {type(x).__name__}; expected rows in one array, a path, or a stream: emalgam.open_stream takes "
+            "lists of chunks and functions that return a new iterator of them, emalgam.fit_stepwise takes iterators"
+        )
     if on_dask(x):
         from emalgam.dask_parts import DaskParts
 
@@ -108,6 +116,13 @@ def for_many_passes(x: Any, sample_weight: Any, backend: str) -> tuple[Any, Any]
     if not (mapped or isinstance(x, str | os.PathLike)):
         return x, sample_weight
     return open_stream(x, sample_weight=sample_weight), None
+
+
+def one_pass(source: Any) -> Iterator[Chunk]:
+    """The chunks of a stream, of what `open_stream` makes one of, or of an iterable that can be gone through once."""
+    if isinstance(source, Iterable) and not isinstance(source, str) and not hasattr(source, "shape"):
+        return checked_chunks(source)
+    return (as_stream(source) or open_stream(source)).chunks()
 
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -133,6 +148,7 @@ class Stream(Parts):
 
     n_features: int
     dtype: np.dtype
+    rows_of_a_pass: int | None = None  # of those so far
 
     @abstractmethod
     def chunks(self) -> Iterator[Chunk]:
@@ -147,14 +163,25 @@ class Stream(Parts):
                 first += len(x)
 
     def fold(self, task: Callable[[Part], Share], combine: Callable[[Share, Share], Share]) -> Share:
-        """`task` of every chunk, combined from the first to the last; ValueError if there is none."""
+        """`task` of every chunk, combined from the first to the last.
+
+        ValueError if there is none, or if there are more or fewer rows than in the passes before.
+        """
         total: Share | None = None
+        rows = 0
         with closing(self.parts()) as parts:
             for part in parts:
                 share = task(part)
                 total = share if total is None else combine(total, share)
+                rows = part.first + len(part.x)
+        if self.rows_of_a_pass not in (None, rows):
+            raise ValueError(
+                f"the stream has {rows} rows in this pass and had {self.rows_of_a_pass} before; data have to be the "
+                "same in every pass: open a new stream for other data, or use fit_stepwise, which needs one pass"
+            )
         if total is None:
             raise ValueError("the stream has no rows; expected at least one")
+        self.rows_of_a_pass = rows
         return total
 
     def map(self, function: Callable[[np.ndarray], Any]) -> Generator[Any]:
@@ -249,26 +276,40 @@ class ParquetStream(Stream):
             )
         self.path, self.weight = path, sample_weight
         try:
-            self.dataset = pyarrow_module("pyarrow.dataset").dataset(path, format="parquet")
+            dataset = pyarrow_module("pyarrow.dataset").dataset(path, format="parquet")
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
-        self.columns = number_columns(
-            self.dataset.schema, columns, [] if self.weight is None else [self.weight], str(path)
-        )
+        self.files, schema = sorted(dataset.files), dataset.schema
+        self.columns = number_columns(schema, columns, self._weights, str(path))
         self.n_features = len(self.columns)
         arrow = pyarrow_module("pyarrow")
-        single = all(self.dataset.schema.field(name).type == arrow.float32() for name in self.columns)
+        single = all(schema.field(name).type == arrow.float32() for name in self.columns)
         self.dtype = np.dtype(np.float32 if single else np.float64)
         self.rows = chunk_rows or max(ELEMENTS_OF_A_CHUNK // self.n_features, 1)
 
+    @property
+    def _weights(self) -> list[str]:
+        """The column of weights, if there is one."""
+        return [] if self.weight is None else [self.weight]
+
     def chunks(self) -> Iterator[Chunk]:
-        wanted = [*self.columns, *([] if self.weight is None else [self.weight])]
-        batches = self.dataset.to_batches(columns=wanted, batch_size=self.rows)
-        return rejoined(map(self._chunk, (batch for batch in batches if batch.num_rows)), self.rows)
+        return rejoined(map(self._chunk, self._batches()), self.rows)
+
+    def _batches(self) -> Iterator[Any]:
+        """Of one file after the other: a dataset's own batches are read so far ahead that files lie in memory whole."""
+        for file in self.files:
+            with reading(Path(file)):
+                parquet = open_parquet(file)
+            with parquet:
+                number_columns(parquet.schema_arrow, self.columns, self._weights, file)
+                with reading(Path(file)):
+                    for batch in parquet.iter_batches(self.rows, columns=[*self.columns, *self._weights]):
+                        if batch.num_rows:
+                            yield batch
 
     def _chunk(self, batch: Any) -> Chunk:
         table = pyarrow_module("pyarrow").Table.from_batches([batch])
-        weight = None if self.weight is None else numbers_of(table.select([self.weight]))[:, 0]
+        weight = None if self.weight is None else numbers_of(table.select(self._weights))[:, 0]
         return numbers_of(table.select(self.columns)).astype(self.dtype, copy=False), weight
 
 
@@ -304,7 +345,7 @@ def checked_chunks(
     ValueError naming the chunk.
     """
     for number, given in enumerate(chunks):
-        x, weight = given if isinstance(given, tuple) else (given, None)
+        x, weight = _rows_and_weight(given, number)
         x = to_numpy(x, f"chunk {number}")
         if x.ndim == 2 and len(x) == 0:
             continue
@@ -317,6 +358,23 @@ def checked_chunks(
             if weight.shape != (len(x),):
                 raise ValueError(f"the weights of chunk {number} have shape {weight.shape}; expected ({len(x)},)")
         yield x if dtype is None else x.astype(dtype, copy=False), weight
+
+
+def _is_chunk(x: Any) -> bool:
+    """Whether `x` is an array of rows, or begins with one as pairs do."""
+    if isinstance(x, list | tuple):
+        return len(x) > 0 and getattr(x[0], "ndim", 0) == 2
+    return getattr(x, "ndim", 0) == 2
+
+
+def _rows_and_weight(given: Any, number: int) -> tuple[Any, Any]:
+    """A chunk's rows and, or None, their weights: a pair, which may be a list as DataLoaders make it, or the rows."""
+    if not (isinstance(given, tuple) or (isinstance(given, list) and _is_chunk(given))):
+        return given, None
+    if len(given) not in (1, 2):
+        kind = type(given).__name__
+        raise ValueError(f"chunk {number} is a {kind} of {len(given)}; expected an (n, D) array, or it and its weights")
+    return given[0], given[1] if len(given) == 2 else None
 
 
 def rejoined(chunks: Iterable[Chunk], rows: int, first: int | None = None) -> Iterator[Chunk]:

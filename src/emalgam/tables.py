@@ -23,11 +23,14 @@ from emalgam.files import replacing
 LONGEST_LINE: Final = 2**24
 DEFLATE_RATIO: Final = 1032  # a byte of a deflate stream stands for no more bytes than this
 INDEX_COLUMN: Final = "__index_level_"  # where pandas keeps a row index in Parquet
+BUFFER_BYTES: Final = 2**20  # of each column's compressed data
 
-__all__ = ["check_suffix", "numbers_of", "pyarrow_module", "read_table", "reading", "write_table"]
+__all__ = ["check_suffix", "numbers_of", "open_parquet", "pyarrow_module", "read_table", "reading", "write_table"]
 
 
-def read_table(path: str | os.PathLike[str], *, names: Sequence[str] = ("x", "X")) -> np.ndarray:
+def read_table(
+    path: str | os.PathLike[str], *, names: Sequence[str] = ("x", "X"), columns: Sequence[str] | None = None
+) -> np.ndarray:
     """The array or table of numbers in a file.
 
     Parameters
@@ -38,6 +41,8 @@ def read_table(path: str | os.PathLike[str], *, names: Sequence[str] = ("x", "X"
         ``.parquet``: every column but the row index of pandas.
     names : sequence of str
         The arrays of an ``.npz`` to look for if it holds several.
+    columns : sequence of str, optional
+        Parquet: which columns, in which order.
 
     Returns
     -------
@@ -62,9 +67,12 @@ def read_table(path: str | os.PathLike[str], *, names: Sequence[str] = ("x", "X"
     [[1.5, 60.0], [1.8, 75.0]]
     """
     file = Path(path)
-    read, _ = FORMATS[check_suffix(file)]
+    suffix = check_suffix(file)
+    if columns is not None and suffix != ".parquet":
+        raise ValueError(f"{file}: columns can be chosen of .parquet files only")
+    read, _ = FORMATS[suffix]
     with reading(file):
-        array = read(file, names)
+        array = read(file, names) if columns is None else _read_parquet(file, names, columns)
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{file}: has dtype {array.dtype}; expected real numbers")
     return array
@@ -183,10 +191,22 @@ def _is_number(field: str) -> bool:
     return True
 
 
-def _read_parquet(path: Path, names: Sequence[str]) -> np.ndarray:
+def _read_parquet(path: Path, names: Sequence[str], columns: Sequence[str] | None = None) -> np.ndarray:
     with pyarrow_module("pyarrow.parquet").ParquetFile(path) as file:
+        if columns is not None:
+            wanted = number_columns(file.schema_arrow, columns, [])
+            return numbers_of(file.read(columns=wanted).select(wanted), True)
         columns = [name for name in file.schema_arrow.names if not name.startswith(INDEX_COLUMN)]
         return numbers_of(file.read(columns=columns), True)
+
+
+def open_parquet(path: str | os.PathLike[str]) -> Any:
+    """A pyarrow.parquet.ParquetFile whose batches can be iterated over in memory that does not grow with the file."""
+    return pyarrow_module("pyarrow.parquet").ParquetFile(
+        path,
+        buffer_size=BUFFER_BYTES,
+        pre_buffer=False,  # which would keep the whole file in memory
+    )
 
 
 def numbers_of(table: Any, has_header: bool = True) -> np.ndarray:
@@ -211,23 +231,26 @@ def is_number_type(kind: Any) -> bool:
     return any(map(kind.__eq__, numbers))
 
 
-def number_columns(schema: Any, wanted: Sequence[str] | None, others: Sequence[str], where: str) -> list[str]:
+def number_columns(
+    schema: Any, wanted: Sequence[str] | None, others: Sequence[str], where: str | None = None
+) -> list[str]:
     """The columns of a pyarrow.Schema that are features: those `wanted`, or all but `others` and a row index of pandas.
 
-    ValueError if a column is not there, or does not hold numbers.
+    ValueError, which begins with `where`, if a column is not there, or does not hold numbers.
     """
+    beginning = "" if where is None else f"{where}: "
     there = [name for name in schema.names if not name.startswith(INDEX_COLUMN)]
     absent = [name for name in (*(wanted or ()), *others) if name not in there]
     if absent:
-        raise ValueError(f"{where}: has no column {absent[0]!r}; there are {', '.join(there)}")
+        raise ValueError(f"{beginning}has no column {absent[0]!r}; there are {', '.join(there)}")
     columns = list(wanted) if wanted is not None else [name for name in there if name not in others]
     for name in columns:
         if not is_number_type(schema.field(name).type):
             raise ValueError(
-                f"{where}: column {name!r} holds values of type {schema.field(name).type}; expected numbers"
+                f"{beginning}column {name!r} holds values of type {schema.field(name).type}; expected numbers"
             )
     if not columns:
-        raise ValueError(f"{where}: has no columns to read; expected at least one feature")
+        raise ValueError(f"{beginning}has no columns to read; expected at least one feature")
     return columns
 
 

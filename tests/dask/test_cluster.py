@@ -123,6 +123,12 @@ def test_criteria_of_a_folder(processes: Any, tmp_path: Path) -> None:
     assert report["log_likelihood"] == pytest.approx(expected.mixture.log_prob(x).sum(), rel=1e-10)
 
 
+def test_features_on_a_scheduler(processes: Any, table: Path) -> None:
+    report = run_json("fit", table, "-k", 4, "--dask", address(processes), "--features", "x2, x0")
+    expected = emalgam.fit(rows()[:, [2, 0]], 4, random_state=0)
+    assert report["lower_bound"] == pytest.approx(expected.lower_bound, rel=1e-10)
+
+
 @pytest.fixture
 def error_of(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """The one line on standard error of a command in this process, which has Dask loaded."""

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 import emalgam
 from emalgam import arrays
@@ -108,3 +109,14 @@ def test_sparse_tensors_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrays, "simulated", lambda: True)
     with pytest.raises(ValueError, match=r"x is a tensor of layout torch.sparse_coo; call x.to_dense\(\) first"):
         arrays.read(torch.zeros(3, 3).to_sparse())
+
+
+def test_streams_of_tensors_and_loaders() -> None:
+    x = blobs(1000)[0]
+    expected = emalgam.fit(x, 2, random_state=0).mixture
+    tensor = torch.from_numpy(x)
+    for given in (tensor, DataLoader(TensorDataset(tensor), batch_size=300)):
+        found = emalgam.fit(emalgam.open_stream(given), 2, random_state=0).mixture
+        np.testing.assert_allclose(found.means, expected.means, rtol=1e-9)
+        once = emalgam.fit_stepwise(given, 2, random_state=0).mixture
+        np.testing.assert_allclose(once.means, expected.means, rtol=1e-6)
