@@ -95,7 +95,7 @@ class Settings:
     fewest, most : (B,) int64
         Numbers of components that are tried, both included; a problem's samples limit them too.
     criterion : {"bic", "aic", "icl"}
-        The smallest decides between them, and between restarts.
+        The smallest decides between them, and between restarts; but a fit that has not collapsed beats any that has.
     n_init, max_iter : int
         Restarts for each number of components; iterations of each at most.
     tol : float
@@ -211,6 +211,18 @@ def criterion_value(criterion: str, log_likelihood: Any, entropy: Any, n_paramet
     """
     penalty = 2.0 if criterion == "aic" else np.log(total)
     return -2.0 * log_likelihood + n_parameters * penalty + (2.0 * entropy if criterion == "icl" else 0.0)
+
+
+def replaces(value: float, collapsed: bool, best: float, best_collapsed: bool, margin: float) -> bool:
+    """Whether a fit is better than the best so far: its criterion is smaller by more than the margin.
+
+    A fit that has not collapsed is better than any that has: towards a point the likelihood grows without bound, and
+    with it every criterion falls, whatever the number of components (Bishop 2006, section 9.2.1).
+
+    >>> replaces(10.0, False, -90.0, True, 1e-9), replaces(-90.0, True, 10.0, False, 1e-9)
+    (True, False)
+    """
+    return value < best - margin if collapsed == best_collapsed else best_collapsed
 
 
 def problems_per_block(problems: Problems, n_components: np.ndarray, passes: float = 1.0) -> int:

@@ -29,6 +29,7 @@ from emalgam_kernels.batch import (
     Status,
     criterion_value,
     parameter_count,
+    replaces,
 )
 from emalgam_kernels.blocks import for_each_block
 from emalgam_kernels.philox import PROBLEMS, SEEDS
@@ -57,8 +58,8 @@ def fit_many(
     -----
     Of each problem: greedy k-means++ (the best of 2 + log K candidates), an M-step of that hard assignment, then EM
     until the mean log-likelihood changes by less than `tol`. Of all restarts and numbers of components the smallest
-    criterion wins, the first of those that are equal to rounding. A problem that cannot be fitted gets a status and
-    leaves the others alone.
+    criterion wins, the first of those that are equal to rounding; one that has collapsed only if all have. A problem
+    that cannot be fitted gets a status and leaves the others alone.
 
     References
     ----------
@@ -346,17 +347,21 @@ class _Fit:
     value: float
     status: Status
 
+    @property
+    def collapsed(self) -> bool:
+        return self.status == Status.COLLAPSED
+
 
 def _best(data: _Data, settings: Settings, numbers_of_components: range, draws: _SeedDraws) -> _Fit | None:
-    """The smallest criterion of all numbers of components and restarts; None if none has a finite likelihood."""
-    best = None
+    """The best of all numbers of components and restarts, see `replaces`; None if none has a finite likelihood."""
+    best, margin = None, EQUAL * data.weight.sum()
     for K in numbers_of_components:
         for restart in range(settings.n_init):
             try:
                 fit = _restart(data, settings, K, restart, draws)
             except (np.linalg.LinAlgError, FloatingPointError):
                 continue
-            if best is None or fit.value < best.value - EQUAL * data.weight.sum():
+            if best is None or replaces(fit.value, fit.collapsed, best.value, best.collapsed, margin):
                 best = fit
     return best
 
