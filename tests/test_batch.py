@@ -210,6 +210,35 @@ def test_bad_problems_say_why() -> None:
     np.testing.assert_array_equal(np.isnan(scores), [False, True, False, True, False])
 
 
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("scale", [1e-170, 1e-155, 1e155, 1e200])
+def test_covariances_outside_float64_are_no_mixture(backend: str, covariance_type: str, scale: float) -> None:
+    X = clusters(3)
+    X[1] *= scale
+    arguments: dict[str, Any] = {"covariance_type": covariance_type, "max_iter": 5, "tol": 0.0}
+    fits = fit(X, backend=backend, **arguments)
+    np.testing.assert_array_equal(fits.status == Status.OUT_OF_RANGE, [False, True, False])
+    assert "leave the range of float64; scale the samples" in fits.message[1]
+    assert fits.n_components.tolist() == [2, 0, 2]
+    assert np.isnan(fits.covariances[1]).all()
+    assert_same(fits[[0, 2]], fit(X[[0, 2]], backend=backend, numbers=[0, 2], **arguments))
+    np.testing.assert_array_equal(np.isnan(fits.sample(4, random_state=0)[0]).any(axis=(1, 2)), [False, True, False])
+    np.testing.assert_array_equal(np.isnan(fits.score(X)), [False, True, False])
+    for reg_covar in (0.0, 1e-6):  # in units of the data squared, which may be infinite in the units of a fit
+        status = fit(X, backend=backend, reg_covar=reg_covar, **arguments).status
+        assert status[[0, 2]].max() <= Status.COLLAPSED
+        assert status[1] in (Status.NO_LIKELIHOOD, Status.OUT_OF_RANGE)
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e150])
+def test_covariances_near_the_ends_of_float64_are_usable(scale: float) -> None:
+    X = scale * clusters(3)
+    fits = fit(X)
+    assert (fits.status <= Status.COLLAPSED).all()
+    assert np.isfinite(fits.score(X)).all()
+    assert np.isfinite(fits.sample(4, random_state=0)[0]).all()
+
+
 def test_a_nan_weight_stays_in_its_problem() -> None:
     X, weight = clusters(3), np.ones((3, 60))
     weight[1, 5] = np.nan

@@ -31,7 +31,10 @@ ITERATIONS_OF_A_FIT: Final = 20  # about: what the size of a block goes by
 
 
 class Status(IntEnum):
-    """How the fit of a problem ended; up to `COLLAPSED` there is a mixture, from `TOO_FEW_ROWS` on there is none."""
+    """How the fit of a problem ended; up to `COLLAPSED` there is a mixture, from `TOO_FEW_ROWS` on there is none.
+
+    Kernels never say `OUT_OF_RANGE`: it is for `withdraw_out_of_range`, which does the same for all of them.
+    """
 
     FINE = 0
     NOT_CONVERGED = 1
@@ -40,6 +43,7 @@ class Status(IntEnum):
     NOT_FINITE = 4
     BAD_WEIGHT = 5
     NO_LIKELIHOOD = 6
+    OUT_OF_RANGE = 7
 
 
 MESSAGES: Final = {
@@ -50,6 +54,7 @@ MESSAGES: Final = {
     Status.NOT_FINITE: "the samples hold NaN or infinity",
     Status.BAD_WEIGHT: "the sample weights hold a negative number, NaN or infinity",
     Status.NO_LIKELIHOOD: "no start gave a finite likelihood",
+    Status.OUT_OF_RANGE: "the covariances leave the range of float64; scale the samples",
 }
 
 
@@ -186,6 +191,24 @@ class Outcomes:
         return cls(
             np.full(B, np.nan), np.full(B, np.nan), np.zeros(B, np.int64), np.zeros(B, np.bool_), np.zeros(B, np.int64)
         )
+
+
+def withdraw_out_of_range(mixtures: Mixtures, outcomes: Outcomes) -> None:
+    """Take back mixtures with a variance that float64 cannot hold, or not to all its digits: `Status.OUT_OF_RANGE`.
+
+    Kernels fit in a frame where any scale is fine; what leaves the frame may overflow, or underflow. No covariance is
+    larger than the larger of its two variances, so these are all there is to look at.
+    """
+    variances = mixtures.covariances
+    if mixtures.covariance_type in ("full", "tied"):
+        variances = np.einsum("...ii->...i", variances)
+    outside = (variances < np.finfo(np.float64).tiny) | np.isinf(variances)  # where there is no component: NaN, neither
+    lost = np.flatnonzero(outside.reshape(len(variances), -1).any(axis=1))
+    for values in (mixtures.weights, mixtures.means, mixtures.covariances, outcomes.log_likelihood, outcomes.entropy):
+        values[lost] = np.nan
+    for counts in (mixtures.n_components, outcomes.n_iter, outcomes.converged):
+        counts[lost] = 0
+    outcomes.status[lost] = Status.OUT_OF_RANGE
 
 
 def parameter_count(covariance_type: str, n_components: int, n_features: int) -> int:

@@ -31,6 +31,7 @@ from emalgam_kernels.batch import (
     Status,
     criterion_value,
     parameter_count,
+    withdraw_out_of_range,
 )
 from emalgam_kernels.philox import LABELS_OF_MANY, NORMALS_OF_MANY
 
@@ -146,7 +147,9 @@ def fit_many(
         for which, _, problems in source.slices(PROBLEMS_AT_ONCE):
             numbered = replace(problems, numbers=numbers[which])
             part = replace(settings, fewest=fewest[which], most=most[which])
-            kernels.fit_many(numbered, part, _part(mixtures, which), _part(outcomes, which), threads)
+            fitted, ended = _part(mixtures, which), _part(outcomes, which)
+            kernels.fit_many(numbered, part, fitted, ended, threads)
+            withdraw_out_of_range(fitted, ended)
             advance(which.stop - which.start)
     return ManyFits(
         **{field.name: getattr(mixtures, field.name) for field in fields(Mixtures)},

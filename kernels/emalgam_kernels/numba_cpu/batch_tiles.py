@@ -68,7 +68,7 @@ FAILED, NARROW, BROAD = map(constant, range(3))  # what became of a covariance
 MIDDLE, COARSE, MEAN, FINER, SHIFT, SCALE, FLOOR, ADDED, PIVOT = range(9)  # rows of a frame
 FIRST, DIAGONAL = constant(0), constant(DIAG)
 
-_FINE, _NOT_CONVERGED, _COLLAPSED, _TOO_FEW_ROWS, _NOT_FINITE, _BAD_WEIGHT, _NO_LIKELIHOOD = map(int, Status)
+_FINE, _NOT_CONVERGED, _COLLAPSED, _TOO_FEW_ROWS, _NOT_FINITE, _BAD_WEIGHT, _NO_LIKELIHOOD, _ = map(int, Status)
 replaces: Any = compiled(INNER)(batch.replaces)
 _STREAM_OF_PROBLEMS, _STREAM_OF_SEEDS = np.uint64(PROBLEMS), np.uint64(SEEDS)
 _0, _32 = np.uint64(0), np.uint64(32)
