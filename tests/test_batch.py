@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
 
 import emalgam
+from emalgam import batch
 from emalgam import problems as forms
 from emalgam.batch import ManyFits
 from emalgam_kernels.batch import COVARIANCE_TYPES, Status
@@ -151,6 +153,27 @@ def test_parts_of_a_result() -> None:
     assert repr(fits[:3]) == "<ManyFits of 3 mixtures, full, K <= 2, D = 2: 3 fine>"
 
 
+@pytest.mark.parametrize("kind", [str, int])
+def test_groups_find_their_mixtures_in_any_order(kind: type, tmp_path: Any) -> None:
+    X = clusters()
+    labels = np.arange(10, 22).astype(kind)
+    fits = fit(X.reshape(-1, 2), groups=np.repeat(labels, 60))
+    some = fits[np.array([7, 2, 9])]
+    rows, groups = X[[9, 2]].reshape(-1, 2), np.repeat(labels[[9, 2]], 60)
+    np.testing.assert_array_equal(some.score(rows, groups=groups), fits.score(X)[[2, 9]])
+    with pytest.raises(ValueError, match=f"groups contains {kind(13)!r}, for which there was no fit"):
+        some.predict(X[3], groups=np.full(60, kind(13)))
+    other = {str: int, int: str}[kind]
+    with pytest.raises(ValueError, match=f"of type {other.__name__}, and those of the fits are of type"):
+        some.predict(X[3], groups=np.full(60, other(13)))
+    with pytest.raises(ValueError, match="for which there was no fit"):
+        fits[:0].predict(X[3], groups=np.full(60, kind(13)))
+    twice = fits[np.array([4, 4])]
+    np.testing.assert_array_equal(twice.score(X[4], groups=np.full(60, labels[4])), fits.score(X)[4:5])
+    with pytest.raises(ValueError, match=f"groups holds {kind(14)!r} twice"):
+        twice.save(tmp_path / "fits.parquet")
+
+
 def test_samples_follow_their_mixtures() -> None:
     fits = fit(clusters(), range(1, 4), covariance_type="full")
     x, labels = fits.sample(4000, random_state=5)
@@ -179,6 +202,30 @@ def test_samples_of_every_covariance_type(covariance_type: str) -> None:
     found = np.cov(x[1].T)
     error = np.sqrt((np.outer(np.diag(whole), np.diag(whole)) + whole**2) / 20_000)
     assert (np.abs(found - whole) <= STANDARD_ERRORS * error).all()
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_samples_do_not_depend_on_how_many_are_drawn_at_once(
+    covariance_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits = fit(clusters(5, 80, 3), covariance_type=covariance_type)
+    x, labels = fits.sample(50, random_state=1)
+    for most in (1, 100, 700, 2000):
+        monkeypatch.setattr(batch, "NUMBERS_AT_ONCE", most)
+        again = fits.sample(50, random_state=1)
+        np.testing.assert_array_equal(again[1], labels)
+        np.testing.assert_array_equal(again[0], x)
+
+
+def test_sampling_takes_little_memory_beside_the_samples() -> None:
+    fits = fit(clusters(1, 400, 16))
+    tracemalloc.start()
+    try:
+        x, labels = fits.sample(20_000, random_state=0)
+        extra = tracemalloc.get_traced_memory()[1] - x.nbytes - labels.nbytes
+    finally:
+        tracemalloc.stop()
+    assert extra < 16e6, f"{extra / 1e6:.0f} MB; a factor for each sample takes 41 MB"
 
 
 def test_a_stack_of_mixtures_for_divergences() -> None:

@@ -6,11 +6,13 @@ neighbours, on the order or on threads, and a problem that cannot be fitted gets
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from itertools import product
 from typing import TYPE_CHECKING, Any, Final, overload
 
 import numpy as np
@@ -18,7 +20,7 @@ import numpy as np
 from emalgam import backends
 from emalgam.draws import philox_seed
 from emalgam.mixture import Mixture
-from emalgam.problems import Source, component_counts, problem_numbers
+from emalgam.problems import Source, component_counts, places_of, problem_numbers
 from emalgam.stacks import MixtureStack
 from emalgam.validation import check_choice, check_integer, check_number, check_threads
 from emalgam_kernels.batch import (
@@ -316,6 +318,8 @@ class ManyFits:
 
         Raises
         ------
+        ValueError
+            If a label is there twice.
         OSError
             If the file cannot be written.
 
@@ -376,15 +380,19 @@ class ManyFits:
         n, B, D = check_integer("n_samples", n_samples, 1), len(self), self.means.shape[2]
         kernels, seed = backends.kernels("auto", "sampling"), philox_seed(random_state)
         x, labels = np.empty((B, n, D)), np.empty((B, n), np.int64)
-        step = max(NUMBERS_AT_ONCE // (n * (D + self.weights.shape[1])), 1)
-        for first in range(0, B, step):
-            chosen = slice(first, min(first + step, B))
-            rows = chosen.stop - first
-            u, normals = np.empty(rows * n), np.empty((rows * n, D))
-            kernels.uniforms(seed, LABELS_OF_MANY, first * n, u)
-            kernels.normals(seed, NORMALS_OF_MANY, first * n, normals)
-            labels[chosen] = _drawn(self.weights[chosen], u.reshape(rows, n))
-            x[chosen] = self._moved(chosen, labels[chosen], normals.reshape(rows, n, D))
+        numbers = (
+            D + self.weights.shape[1] + math.prod(self.covariances.shape[2:])
+        )  # of a draw: the factor is one's own
+        draws = min(max(NUMBERS_AT_ONCE // numbers, 1), n)
+        step = max(NUMBERS_AT_ONCE // (numbers * n), 1)  # problems; one if its draws are cut
+        for first, at in product(range(0, B, step), range(0, n, draws)):
+            chosen, span = slice(first, min(first + step, B)), slice(at, min(at + draws, n))
+            shape = chosen.stop - first, span.stop - at
+            u, normals = np.empty(shape), np.empty((*shape, D))  # of one problem, or whole problems: rows in one piece
+            kernels.uniforms(seed, LABELS_OF_MANY, first * n + at, u.reshape(-1))
+            kernels.normals(seed, NORMALS_OF_MANY, first * n + at, normals.reshape(-1, D))
+            labels[chosen, span] = _drawn(self.weights[chosen], u)
+            x[chosen, span] = self._moved(chosen, labels[chosen, span], normals)
         return x, labels
 
     def _moved(self, chosen: slice, labels: np.ndarray, normals: np.ndarray) -> np.ndarray:
@@ -433,12 +441,7 @@ class ManyFits:
                     f"X holds {len(source)} problems; there are {len(self)} mixtures, expected one for each"
                 )
             return self
-        place = np.minimum(np.searchsorted(self.groups, source.groups), max(len(self) - 1, 0))
-        unknown = np.flatnonzero(self.groups[place] != source.groups) if len(self) else np.arange(len(source))
-        if len(unknown):
-            label = source.groups[unknown[:1]].tolist()[0]
-            raise ValueError(f"groups contains {label!r}, for which there was no fit")
-        return self[place]
+        return self[places_of(self.groups, source.groups)]
 
 
 def _drawn(weights: np.ndarray, u: np.ndarray) -> np.ndarray:

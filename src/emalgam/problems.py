@@ -217,6 +217,35 @@ def _check_labels(labels: np.ndarray) -> None:
         )
 
 
+def places_of(known: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Where each label is among those that are known, which may be in any order: the first of equals.
+
+    ValueError naming the first that is not there, with its type and theirs if these differ.
+
+    >>> places_of(np.array(["c", "a", "b"]), np.array(["a", "c"]))
+    array([1, 0])
+    """
+    kinds = [type(label).__name__ for each in (known, labels) for label in each[:1].tolist()]
+    order = np.argsort(known, kind="stable")
+    try:
+        found = np.minimum(np.searchsorted(known, labels, sorter=order), max(len(known) - 1, 0))
+        places = order[found] if len(known) else found
+        unknown = np.flatnonzero(known[places] != labels) if len(known) else np.arange(len(labels))
+    except TypeError:  # they have no common order
+        places, unknown = np.arange(0), np.arange(len(labels))
+    if len(unknown):
+        label = labels[unknown[:1]].tolist()[0]
+        types = f"; it is of type {kinds[1]}, and those of the fits are of type {kinds[0]}" if len({*kinds}) > 1 else ""
+        raise ValueError(f"groups contains {label!r}, for which there was no fit{types}")
+    return places
+
+
+def repeated(labels: np.ndarray) -> list[Any]:
+    """The first label in ascending order that is there twice, in a list; empty if there is none."""
+    ordered = np.sort(labels)
+    return ordered[1:][ordered[1:] == ordered[:-1]][:1].tolist()  # type: ignore[no-any-return]
+
+
 def problem_numbers(numbers: Any, n_problems: int) -> np.ndarray:
     """What takes the place of each problem's index in its random numbers, (B,) uint64: the index by default."""
     if numbers is None:
