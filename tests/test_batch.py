@@ -357,3 +357,14 @@ def test_progress_is_shown_on_standard_error(capfd: pytest.CaptureFixture[str]) 
     assert out == ""
     assert "12/12" in err
     assert "fits/s" in err
+
+
+def test_progress_is_told_in_steps_of_about_as_much_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, steps = clusters(40), []
+    whole = fit(X, n_threads=1)
+    assert_same(fit(X, n_threads=1, progress=steps.append), whole)
+    assert steps == [40]
+    monkeypatch.setattr(batch, "FLOP_AT_ONCE", 1)
+    steps.clear()
+    assert_same(fit(X, n_threads=1, progress=steps.append, backend="cython_cpu"), fit(X, backend="cython_cpu"))
+    assert steps == [4] * 10

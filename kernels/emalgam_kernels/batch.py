@@ -256,10 +256,14 @@ def problems_per_block(problems: Problems, n_components: np.ndarray, passes: flo
     >>> problems_per_block(many, np.full(10, 3), passes=20)
     21
     """
-    rows = len(problems.x) / max(len(problems), 1)
+    rows = float(problems.offsets[-1] - problems.offsets[0]) / max(len(problems), 1)
+    return max(int(FLOP_PER_BLOCK / max(rows * flop_of_a_row(problems.n_features, n_components, passes), 1.0)), 1)
+
+
+def flop_of_a_row(n_features: int, n_components: np.ndarray, passes: float) -> float:
+    """What a sample takes in so many passes, about."""
     components = float(np.mean(n_components)) if len(n_components) else 0.0
-    flop = rows * components * (4 * statistic_count("full", problems.n_features) + FLOP_PER_EXPONENTIAL) * passes
-    return max(int(FLOP_PER_BLOCK / max(flop, 1.0)), 1)
+    return components * (4 * statistic_count("full", n_features) + FLOP_PER_EXPONENTIAL) * passes
 
 
 def passes_of_a_fit(settings: Settings) -> float:

@@ -32,15 +32,19 @@ from emalgam_kernels.batch import (
     Settings,
     Status,
     criterion_value,
+    flop_of_a_row,
     parameter_count,
+    passes_of_a_fit,
     withdraw_out_of_range,
 )
+from emalgam_kernels.blocks import FLOP_PER_BLOCK
 from emalgam_kernels.philox import LABELS_OF_MANY, NORMALS_OF_MANY
 
 if TYPE_CHECKING:
     from emalgam.estimator import GaussianMixture
 
-PROBLEMS_AT_ONCE: Final = 4096  # of a call of the kernel: a few of them a second, to show progress
+PROBLEMS_AT_ONCE: Final = 4096  # of a call of the kernel at most
+FLOP_AT_ONCE: Final = 1500 * FLOP_PER_BLOCK  # of each thread while progress is shown: about half a second
 NUMBERS_AT_ONCE: Final = 2**18  # of a chunk of draws
 
 
@@ -61,7 +65,7 @@ def fit_many(
     numbers: Any = None,
     backend: str = "auto",
     n_threads: int | None = None,
-    progress: bool = False,
+    progress: bool | Callable[[int], object] = False,
 ) -> ManyFits:
     """Fit a Gaussian mixture to each of many sets of samples.
 
@@ -95,8 +99,9 @@ def fit_many(
         See `emalgam.backends`.
     n_threads : int, optional
         None means all processors; the result does not depend on it.
-    progress : bool
-        Show problems done, problems per second and the time left on standard error.
+    progress : bool or function
+        Show problems done, problems per second and the time left on standard error; or call a function from time to
+        time with how many more are done.
 
     Returns
     -------
@@ -145,8 +150,9 @@ def fit_many(
     kernels = backends.kernels(name, "batch")
     mixtures = Mixtures.empty(covariance_type, len(source), K, source.n_features)
     outcomes = Outcomes.empty(len(source))
+    at_once = _problems_at_once(source, settings, threads) if progress and name != "numba_cuda" else PROBLEMS_AT_ONCE
     with shown(len(source), progress) as advance:
-        for which, _, problems in source.slices(PROBLEMS_AT_ONCE):
+        for which, _, problems in source.slices(at_once):
             numbered = replace(problems, numbers=numbers[which])
             part = replace(settings, fewest=fewest[which], most=most[which])
             fitted, ended = _part(mixtures, which), _part(outcomes, which)
@@ -380,9 +386,7 @@ class ManyFits:
         n, B, D = check_integer("n_samples", n_samples, 1), len(self), self.means.shape[2]
         kernels, seed = backends.kernels("auto", "sampling"), philox_seed(random_state)
         x, labels = np.empty((B, n, D)), np.empty((B, n), np.int64)
-        numbers = (
-            D + self.weights.shape[1] + math.prod(self.covariances.shape[2:])
-        )  # of a draw: the factor is one's own
+        numbers = D + self.weights.shape[1] + math.prod(self.covariances.shape[2:])  # of a draw, with its factor
         draws = min(max(NUMBERS_AT_ONCE // numbers, 1), n)
         step = max(NUMBERS_AT_ONCE // (numbers * n), 1)  # problems; one if its draws are cut
         for first, at in product(range(0, B, step), range(0, n, draws)):
@@ -452,6 +456,13 @@ def _drawn(weights: np.ndarray, u: np.ndarray) -> np.ndarray:
     return np.where(cumulative[:, -1:] > 0, np.minimum(labels, last[:, None]), -1)
 
 
+def _problems_at_once(source: Source, settings: Settings, threads: int) -> int:
+    """How many take all threads about half a second; some for each thread, so that none waits long for the others."""
+    rows = float(source.offsets[-1]) / max(len(source), 1)
+    flop = rows * flop_of_a_row(source.n_features, settings.most, passes_of_a_fit(settings))
+    return int(min(max(FLOP_AT_ONCE * threads / max(flop, 1.0), 4 * threads), PROBLEMS_AT_ONCE))
+
+
 def _part(values: Any, which: slice) -> Any:
     """Some of the problems of `Mixtures` or `Outcomes`: views, for kernels to write into."""
     parts = (getattr(values, field.name) for field in fields(values))
@@ -459,8 +470,14 @@ def _part(values: Any, which: slice) -> Any:
 
 
 @contextmanager
-def shown(total: int, progress: bool, before: int = 0) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error with fits per second and the time left; `before` were done by an earlier run."""
+def shown(total: int, progress: bool | Callable[[int], object], before: int = 0) -> Iterator[Callable[[int], object]]:
+    """A bar on standard error with fits per second and the time left; `before` were done by an earlier run.
+
+    `progress` may be the function that shows it.
+    """
+    if callable(progress):
+        yield progress
+        return
     if not progress:
         yield lambda done: None
         return

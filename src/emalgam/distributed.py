@@ -13,7 +13,7 @@ make its partitions again.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from itertools import islice
@@ -360,9 +360,17 @@ def _fit_whole_groups(shared: tuple[_Table, Any, dict[str, Any]], frame: Any) ->
 
 
 def fit_shards(
-    client: Any, job: Job, table: GroupedTable, groups: Groups, shards: list[Shard], n_threads: int | None
+    client: Any,
+    job: Job,
+    table: GroupedTable,
+    groups: Groups,
+    shards: list[Shard],
+    n_threads: int | None,
+    advance: Callable[[int], object],
 ) -> Iterator[tuple[Shard, ManyFits]]:
     """The fits of each shard of ``emalgam fit-many``, in any order: workers read and fit, and few results wait for us.
+
+    `advance` is told how many more groups are done.
 
     Raises
     ------
@@ -381,6 +389,7 @@ def fit_shards(
     running = as_completed(begun(2 * slots), loop=client.loop, with_results=True)
     for _, fitted in running:
         running.update(begun(1))
+        advance(sum(len(fits) for _, fits in fitted))
         yield from fitted
 
 
