@@ -98,6 +98,16 @@ def test_weights_in_every_form() -> None:
     assert not np.array_equal(whole.means, fit(X).means)
 
 
+def test_weights_count_as_repetitions_in_the_choice_of_components() -> None:
+    X = np.random.default_rng(3).normal(size=(10, 60, 2))
+    twice = fit(np.concatenate([X, X], axis=1), 1, criterion="bic")
+    weighted = fit(X, 1, sample_weight=np.full((10, 60), 2.0), criterion="bic")
+    np.testing.assert_allclose(weighted.bic, twice.bic, rtol=1e-9)
+    most = fit(X, range(1, 4), sample_weight=np.full((10, 60), 1 / 60))
+    assert (most.n_components == 3).mean() > 0.5, "log of a total weight of one punishes no parameter"
+    assert (fit(X, range(1, 4)).n_components == 1).mean() > 0.5
+
+
 def test_some_problems_with_the_numbers_they_have_among_all() -> None:
     rng = np.random.default_rng(6)
     X = rng.normal(size=(12, 40, 2))  # without clusters the start decides

@@ -82,7 +82,8 @@ def fit_many(
         Problem b is rows [offsets[b], offsets[b + 1]).
     covariance_type : {"full", "tied", "diag", "spherical"}
     sample_weight : optional
-        ω ≥ 0 in the form of X without its last axis.
+        ω ≥ 0 in the form of X without its last axis. A weight says how often a sample counts: BIC and ICL take log Σω for
+        the logarithm of the number of samples, so weights that sum to one would always choose the most components.
     max_iter, n_init : int
         Iterations of a start at most; starts (k-means++), of which the best is kept.
     tol : float
