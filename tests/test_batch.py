@@ -7,6 +7,7 @@ import tracemalloc
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import emalgam
@@ -245,6 +246,55 @@ def test_a_stack_of_mixtures_for_divergences() -> None:
     assert divergences[1] == pytest.approx(float(emalgam.kl_variational(fits[1], fits[4])), rel=1e-12)
 
 
+# ---- data frames
+
+
+def frame() -> pd.DataFrame:
+    X = clusters(4)
+    labels = np.repeat(["a", "b", "c", "d"], 60)
+    return pd.DataFrame({"x": X[..., 0].ravel(), "g": labels, "y": X[..., 1].ravel(), "w": np.arange(240.0)})
+
+
+def test_columns_of_a_data_frame_by_name() -> None:
+    table = frame()
+    x, labels = table[["x", "y"]].to_numpy(), table["g"].to_numpy()
+    assert_same(fit(table.drop(columns="w"), groups="g"), fit(x, groups=labels))
+    weighted = fit(table, groups="g", sample_weight="w")
+    assert_same(weighted, fit(x, groups=labels, sample_weight=table["w"]))
+    assert weighted.groups is not None
+    assert weighted.groups.tolist() == ["a", "b", "c", "d"]
+    part = table.drop(columns="w").iloc[:60]
+    np.testing.assert_array_equal(weighted.predict(part, groups="g"), weighted.predict(x[:60], groups=labels[:60]))
+    with pytest.raises(ValueError, match="there is no column 'z'; the columns are x, g, y, w; expected a column"):
+        fit(table, groups="z")
+    with pytest.raises(ValueError, match="there is no column 'g'; X is a ndarray"):
+        fit(x, groups="g")
+
+
+def test_nullable_columns() -> None:
+    table = frame()
+    nullable = table.convert_dtypes()
+    assert_same(fit(nullable[["x", "y"]], groups=nullable["g"]), fit(table[["x", "y"]], groups=table["g"]))
+    nullable.loc[5, "x"] = pd.NA
+    assert fit(nullable[["x", "y"]], groups=table["g"]).status.tolist() == [Status.NOT_FINITE, 0, 0, 0]
+    nullable.loc[7, "g"] = pd.NA
+    for labels in (nullable["g"], nullable["g"].astype(object), pd.Series(nullable["g"].tolist(), dtype="string")):
+        with pytest.raises(ValueError, match=r"groups contains .* at row 7; expected a label for each row"):
+            fit(table[["x", "y"]], groups=labels)
+    with pytest.raises(ValueError, match="of real numbers"):
+        fit(nullable[["x", "g"]], groups=table["g"])
+
+
+def test_times_with_a_zone_are_labels(tmp_path: Any) -> None:
+    times = pd.Series(pd.date_range("2026-03-01", periods=4, tz="Europe/Berlin").repeat(60))
+    x = clusters(4).reshape(-1, 2)
+    fits = fit(x, groups=times)
+    fits.save(tmp_path / "fits.parquet")
+    loaded = emalgam.load_fits(tmp_path / "fits.parquet")
+    np.testing.assert_array_equal(loaded.score(x, groups=times), fits.score(x, groups=times))
+    assert np.isfinite(fits.score(x, groups=times)).all()
+
+
 # ---- problems that go wrong
 
 
@@ -326,6 +376,11 @@ def test_a_nan_weight_stays_in_its_problem() -> None:
         ({"X": [np.zeros((4, 2)), np.zeros((4, 3))]}, "X is a list of 2 arrays of shapes (4, 2), (4, 3)"),
         ({"X": np.zeros((2, 4, 2), complex)}, "X has shape (2, 4, 2) and dtype complex128"),
         ({"X": np.zeros((2, 4, 0))}, "X has shape (2, 4, 0)"),
+        ({"X": [np.zeros((4, 2))] * 2, "sample_weight": [None, np.ones(4)]}, "sample_weight[0] has shape () and dtype"),
+        (
+            {"X": [np.zeros((4, 2))] * 2, "sample_weight": np.ones(8)},
+            "sample_weight has length 8; expected a list of 2",
+        ),
         ({"X": np.zeros((2, 4, 2)), "sample_weight": np.ones(8)}, "sample_weight has shape (8,)"),
         ({"X": np.zeros((2, 4, 2)), "n_components": 0}, "n_components is 0; expected an integer >= 1"),
         ({"X": np.zeros((2, 4, 2)), "n_components": range(3)}, "n_components is range(0, 3)"),

@@ -77,13 +77,14 @@ def fit_many(
         K of all problems, of each, or ``range(1, 7)`` to try each of these and keep the one of the best `criterion`.
     groups : (N,) array, optional
         The label of each row, in any order; rows of one label are one problem. Problems are in ascending order of their
-        labels (`ManyFits.groups`).
+        labels (`ManyFits.groups`); times with a zone are there in UTC. Of a data frame also the name of a column, as
+        the weights may be; all other columns are features then.
     offsets : (B + 1,) integers, optional
         Problem b is rows [offsets[b], offsets[b + 1]).
     covariance_type : {"full", "tied", "diag", "spherical"}
     sample_weight : optional
-        ω ≥ 0 in the form of X without its last axis. A weight says how often a sample counts: BIC and ICL take log Σω for
-        the logarithm of the number of samples, so weights that sum to one would always choose the most components.
+        ω ≥ 0 in the form of X without its last axis. A weight says how often a sample counts: BIC and ICL take log Σω
+        for that of the number of samples, so weights that sum to one would always choose the most components.
     max_iter, n_init : int
         Iterations of a start at most; starts (k-means++), of which the best is kept.
     tol : float

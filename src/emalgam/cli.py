@@ -236,7 +236,7 @@ def fit_many(
         table=table,
         output=output,
         by=by,
-        features=None if features is None else tuple(features.split(",")),
+        features=None if features is None else tuple(name.strip() for name in features.split(",")),
         weights=weights,
         n_components=_component_range(components),
         settings=settings | {"reg_covar": _reg_covar(reg_covar), "random_state": seed, "backend": resolve(backend)},

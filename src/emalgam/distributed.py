@@ -37,7 +37,7 @@ from emalgam.dask_parts import (
 from emalgam.draws import philox_seed
 from emalgam.fit_table import Job, Piece, Shard, pieces
 from emalgam.grouped_table import GroupedTable, Groups
-from emalgam.problems import component_counts
+from emalgam.problems import check_labels, component_counts
 
 PIECES_OF_A_SLOT: Final = 4  # that a thread of a worker gets at least, if there are enough shards
 
@@ -281,7 +281,10 @@ def labels_of(column: Any) -> tuple[np.ndarray, int | None]:
     missing = np.flatnonzero(column.isna())
     end = int(missing[0]) if len(missing) else None
     labels: np.ndarray = column.iloc[:end].to_numpy()
-    return np.array(labels.tolist()) if labels.dtype.kind == "O" else labels, end
+    if labels.dtype.kind == "O":
+        check_labels(labels)  # before NumPy makes one type of several
+        labels = np.array(labels.tolist())
+    return labels, end
 
 
 def _fit_groups(frame: Any, n_components: Any, table: _Table, how: dict[str, Any], client: Any) -> ManyFits:
