@@ -324,6 +324,7 @@ def _merged(a: Labels, b: Labels) -> Labels:
     """Labels and sizes of two runs of partitions; one without rows says nothing of the labels' type."""
     if not len(a[0]) or not len(b[0]):
         return (a if len(a[0]) else b)[0], a[1] + b[1]
+    check_labels(np.array([a[0][:1].tolist()[0], b[0][:1].tolist()[0]], dtype=object))
     return np.union1d(a[0], b[0]), a[1] + b[1]
 
 

@@ -277,7 +277,7 @@ def places_of(known: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def repeated(labels: np.ndarray) -> list[Any]:
     """The first label in ascending order that is there twice, in a list; empty if there is none."""
     ordered = np.sort(labels)
-    return ordered[1:][ordered[1:] == ordered[:-1]][:1].tolist()  # type: ignore[no-any-return]
+    return ordered[1:][ordered[1:] == ordered[:-1]][:1].tolist()
 
 
 def problem_numbers(numbers: Any, n_problems: int) -> np.ndarray:
