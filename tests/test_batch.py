@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import emalgam
+from emalgam import batch
 from emalgam import problems as forms
 from emalgam.batch import ManyFits
 from emalgam_kernels.batch import COVARIANCE_TYPES, Status
@@ -96,6 +99,16 @@ def test_weights_in_every_form() -> None:
     assert not np.array_equal(whole.means, fit(X).means)
 
 
+def test_weights_count_as_repetitions_in_the_choice_of_components() -> None:
+    X = np.random.default_rng(3).normal(size=(10, 60, 2))
+    twice = fit(np.concatenate([X, X], axis=1), 1, criterion="bic")
+    weighted = fit(X, 1, sample_weight=np.full((10, 60), 2.0), criterion="bic")
+    np.testing.assert_allclose(weighted.bic, twice.bic, rtol=1e-9)
+    most = fit(X, range(1, 4), sample_weight=np.full((10, 60), 1 / 60))
+    assert (most.n_components == 3).mean() > 0.5, "log of a total weight of one punishes no parameter"
+    assert (fit(X, range(1, 4)).n_components == 1).mean() > 0.5
+
+
 def test_some_problems_with_the_numbers_they_have_among_all() -> None:
     rng = np.random.default_rng(6)
     X = rng.normal(size=(12, 40, 2))  # without clusters the start decides
@@ -151,6 +164,27 @@ def test_parts_of_a_result() -> None:
     assert repr(fits[:3]) == "<ManyFits of 3 mixtures, full, K <= 2, D = 2: 3 fine>"
 
 
+@pytest.mark.parametrize("kind", [str, int])
+def test_groups_find_their_mixtures_in_any_order(kind: type, tmp_path: Any) -> None:
+    X = clusters()
+    labels = np.arange(10, 22).astype(kind)
+    fits = fit(X.reshape(-1, 2), groups=np.repeat(labels, 60))
+    some = fits[np.array([7, 2, 9])]
+    rows, groups = X[[9, 2]].reshape(-1, 2), np.repeat(labels[[9, 2]], 60)
+    np.testing.assert_array_equal(some.score(rows, groups=groups), fits.score(X)[[2, 9]])
+    with pytest.raises(ValueError, match=f"groups contains {kind(13)!r}, for which there was no fit"):
+        some.predict(X[3], groups=np.full(60, kind(13)))
+    other = {str: int, int: str}[kind]
+    with pytest.raises(ValueError, match=f"of type {other.__name__}, and those of the fits are of type"):
+        some.predict(X[3], groups=np.full(60, other(13)))
+    with pytest.raises(ValueError, match="for which there was no fit"):
+        fits[:0].predict(X[3], groups=np.full(60, kind(13)))
+    twice = fits[np.array([4, 4])]
+    np.testing.assert_array_equal(twice.score(X[4], groups=np.full(60, labels[4])), fits.score(X)[4:5])
+    with pytest.raises(ValueError, match=f"groups holds {kind(14)!r} twice"):
+        twice.save(tmp_path / "fits.parquet")
+
+
 def test_samples_follow_their_mixtures() -> None:
     fits = fit(clusters(), range(1, 4), covariance_type="full")
     x, labels = fits.sample(4000, random_state=5)
@@ -181,11 +215,84 @@ def test_samples_of_every_covariance_type(covariance_type: str) -> None:
     assert (np.abs(found - whole) <= STANDARD_ERRORS * error).all()
 
 
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_samples_do_not_depend_on_how_many_are_drawn_at_once(
+    covariance_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits = fit(clusters(5, 80, 3), covariance_type=covariance_type)
+    x, labels = fits.sample(50, random_state=1)
+    for most in (1, 100, 700, 2000):
+        monkeypatch.setattr(batch, "NUMBERS_AT_ONCE", most)
+        again = fits.sample(50, random_state=1)
+        np.testing.assert_array_equal(again[1], labels)
+        np.testing.assert_array_equal(again[0], x)
+
+
+def test_sampling_takes_little_memory_beside_the_samples() -> None:
+    fits = fit(clusters(1, 400, 16))
+    tracemalloc.start()
+    try:
+        x, labels = fits.sample(20_000, random_state=0)
+        extra = tracemalloc.get_traced_memory()[1] - x.nbytes - labels.nbytes
+    finally:
+        tracemalloc.stop()
+    assert extra < 16e6, f"{extra / 1e6:.0f} MB; a factor for each sample takes 41 MB"
+
+
 def test_a_stack_of_mixtures_for_divergences() -> None:
     fits = fit(clusters())
     divergences = emalgam.kl_variational(fits[:3], fits[3:6])
     assert np.shape(divergences) == (3,)
     assert divergences[1] == pytest.approx(float(emalgam.kl_variational(fits[1], fits[4])), rel=1e-12)
+
+
+# ---- data frames
+
+
+def frame() -> pd.DataFrame:
+    X = clusters(4)
+    labels = np.repeat(["a", "b", "c", "d"], 60)
+    return pd.DataFrame({"x": X[..., 0].ravel(), "g": labels, "y": X[..., 1].ravel(), "w": np.arange(240.0)})
+
+
+def test_columns_of_a_data_frame_by_name() -> None:
+    table = frame()
+    x, labels = table[["x", "y"]].to_numpy(), table["g"].to_numpy()
+    assert_same(fit(table.drop(columns="w"), groups="g"), fit(x, groups=labels))
+    weighted = fit(table, groups="g", sample_weight="w")
+    assert_same(weighted, fit(x, groups=labels, sample_weight=table["w"]))
+    assert weighted.groups is not None
+    assert weighted.groups.tolist() == ["a", "b", "c", "d"]
+    part = table.drop(columns="w").iloc[:60]
+    np.testing.assert_array_equal(weighted.predict(part, groups="g"), weighted.predict(x[:60], groups=labels[:60]))
+    with pytest.raises(ValueError, match="there is no column 'z'; the columns are x, g, y, w; expected a column"):
+        fit(table, groups="z")
+    with pytest.raises(ValueError, match="there is no column 'g'; X is a ndarray"):
+        fit(x, groups="g")
+
+
+def test_nullable_columns() -> None:
+    table = frame()
+    nullable = table.convert_dtypes()
+    assert_same(fit(nullable[["x", "y"]], groups=nullable["g"]), fit(table[["x", "y"]], groups=table["g"]))
+    nullable.loc[5, "x"] = pd.NA
+    assert fit(nullable[["x", "y"]], groups=table["g"]).status.tolist() == [Status.NOT_FINITE, 0, 0, 0]
+    nullable.loc[7, "g"] = pd.NA
+    for labels in (nullable["g"], nullable["g"].astype(object), pd.Series(nullable["g"].tolist(), dtype="string")):
+        with pytest.raises(ValueError, match=r"groups contains .* at row 7; expected a label for each row"):
+            fit(table[["x", "y"]], groups=labels)
+    with pytest.raises(ValueError, match="of real numbers"):
+        fit(nullable[["x", "g"]], groups=table["g"])
+
+
+def test_times_with_a_zone_are_labels(tmp_path: Any) -> None:
+    times = pd.Series(pd.date_range("2026-03-01", periods=4, tz="Europe/Berlin").repeat(60))
+    x = clusters(4).reshape(-1, 2)
+    fits = fit(x, groups=times)
+    fits.save(tmp_path / "fits.parquet")
+    loaded = emalgam.load_fits(tmp_path / "fits.parquet")
+    np.testing.assert_array_equal(loaded.score(x, groups=times), fits.score(x, groups=times))
+    assert np.isfinite(fits.score(x, groups=times)).all()
 
 
 # ---- problems that go wrong
@@ -208,6 +315,35 @@ def test_bad_problems_say_why() -> None:
     assert (labels[[1, 3]] == -1).all()
     scores = fits.score(X)
     np.testing.assert_array_equal(np.isnan(scores), [False, True, False, True, False])
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("scale", [1e-170, 1e-155, 1e155, 1e200])
+def test_covariances_outside_float64_are_no_mixture(backend: str, covariance_type: str, scale: float) -> None:
+    X = clusters(3)
+    X[1] *= scale
+    arguments: dict[str, Any] = {"covariance_type": covariance_type, "max_iter": 5, "tol": 0.0}
+    fits = fit(X, backend=backend, **arguments)
+    np.testing.assert_array_equal(fits.status == Status.OUT_OF_RANGE, [False, True, False])
+    assert "leave the range of float64; scale the samples" in fits.message[1]
+    assert fits.n_components.tolist() == [2, 0, 2]
+    assert np.isnan(fits.covariances[1]).all()
+    assert_same(fits[[0, 2]], fit(X[[0, 2]], backend=backend, numbers=[0, 2], **arguments))
+    np.testing.assert_array_equal(np.isnan(fits.sample(4, random_state=0)[0]).any(axis=(1, 2)), [False, True, False])
+    np.testing.assert_array_equal(np.isnan(fits.score(X)), [False, True, False])
+    for reg_covar in (0.0, 1e-6):  # in units of the data squared, which may be infinite in the units of a fit
+        status = fit(X, backend=backend, reg_covar=reg_covar, **arguments).status
+        assert status[[0, 2]].max() <= Status.COLLAPSED
+        assert status[1] in (Status.NO_LIKELIHOOD, Status.OUT_OF_RANGE)
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e150])
+def test_covariances_near_the_ends_of_float64_are_usable(scale: float) -> None:
+    X = scale * clusters(3)
+    fits = fit(X)
+    assert (fits.status <= Status.COLLAPSED).all()
+    assert np.isfinite(fits.score(X)).all()
+    assert np.isfinite(fits.sample(4, random_state=0)[0]).all()
 
 
 def test_a_nan_weight_stays_in_its_problem() -> None:
@@ -240,6 +376,11 @@ def test_a_nan_weight_stays_in_its_problem() -> None:
         ({"X": [np.zeros((4, 2)), np.zeros((4, 3))]}, "X is a list of 2 arrays of shapes (4, 2), (4, 3)"),
         ({"X": np.zeros((2, 4, 2), complex)}, "X has shape (2, 4, 2) and dtype complex128"),
         ({"X": np.zeros((2, 4, 0))}, "X has shape (2, 4, 0)"),
+        ({"X": [np.zeros((4, 2))] * 2, "sample_weight": [None, np.ones(4)]}, "sample_weight[0] has shape () and dtype"),
+        (
+            {"X": [np.zeros((4, 2))] * 2, "sample_weight": np.ones(8)},
+            "sample_weight has length 8; expected a list of 2",
+        ),
         ({"X": np.zeros((2, 4, 2)), "sample_weight": np.ones(8)}, "sample_weight has shape (8,)"),
         ({"X": np.zeros((2, 4, 2)), "n_components": 0}, "n_components is 0; expected an integer >= 1"),
         ({"X": np.zeros((2, 4, 2)), "n_components": range(3)}, "n_components is range(0, 3)"),
@@ -281,3 +422,14 @@ def test_progress_is_shown_on_standard_error(capfd: pytest.CaptureFixture[str]) 
     assert out == ""
     assert "12/12" in err
     assert "fits/s" in err
+
+
+def test_progress_is_told_in_steps_of_about_as_much_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, steps = clusters(40), []
+    whole = fit(X, n_threads=1)
+    assert_same(fit(X, n_threads=1, progress=steps.append), whole)
+    assert steps == [40]
+    monkeypatch.setattr(batch, "FLOP_AT_ONCE", 1)
+    steps.clear()
+    assert_same(fit(X, n_threads=1, progress=steps.append, backend="cython_cpu"), fit(X, backend="cython_cpu"))
+    assert steps == [4] * 10

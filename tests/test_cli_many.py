@@ -108,6 +108,17 @@ def undisturbed(path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[b
 # ---- a run that nothing disturbs
 
 
+def test_a_folder_is_no_table(path: Path, output: Path) -> None:
+    done = disturbed("count", 0, path.parent, output)
+    assert done.returncode != 0
+    assert "is a folder; expected one Parquet file" in " ".join(done.stderr.split())
+
+
+def test_spaces_between_features(path: Path, output: Path, undisturbed: tuple[bytes, int]) -> None:
+    assert disturbed("count", 0, path, output, "--features", "a, b").returncode == 0
+    assert output.read_bytes() == undisturbed[0]
+
+
 def test_the_rows_are_those_of_fit_many(table: arrow.Table, path: Path, output: Path) -> None:
     report = run_json(*arguments(path, output), "--weights", "w", "--seed", 3, "--criterion", "aic")
     x = np.stack([table["a"].to_numpy(), table["b"].to_numpy()], axis=1)

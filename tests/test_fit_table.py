@@ -186,7 +186,7 @@ def test_bad_tables(case: str, tmp_path: Path) -> None:
 
 def test_shards_depend_on_the_groups_alone() -> None:
     offsets = np.cumsum([0, 10, 10, 10, 500, 10, 10])
-    shards = tables._shards(Path("p"), offsets, tables.NUMBERS_OF_A_SHARD // 25)
+    shards = tables._shards(Path("p"), offsets, 25)
     assert [(shard.first, shard.last) for shard in shards] == [(0, 2), (2, 3), (3, 4), (4, 6)]
     together = list(tables._together(shards, offsets, 30))
     assert [[shard.first for shard in some] for some in together] == [[0, 2], [3], [4]]

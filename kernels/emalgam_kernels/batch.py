@@ -31,7 +31,10 @@ ITERATIONS_OF_A_FIT: Final = 20  # about: what the size of a block goes by
 
 
 class Status(IntEnum):
-    """How the fit of a problem ended; up to `COLLAPSED` there is a mixture, from `TOO_FEW_ROWS` on there is none."""
+    """How the fit of a problem ended; up to `COLLAPSED` there is a mixture, from `TOO_FEW_ROWS` on there is none.
+
+    Kernels never say `OUT_OF_RANGE`: it is for `withdraw_out_of_range`, which does the same for all of them.
+    """
 
     FINE = 0
     NOT_CONVERGED = 1
@@ -40,6 +43,7 @@ class Status(IntEnum):
     NOT_FINITE = 4
     BAD_WEIGHT = 5
     NO_LIKELIHOOD = 6
+    OUT_OF_RANGE = 7
 
 
 MESSAGES: Final = {
@@ -50,6 +54,7 @@ MESSAGES: Final = {
     Status.NOT_FINITE: "the samples hold NaN or infinity",
     Status.BAD_WEIGHT: "the sample weights hold a negative number, NaN or infinity",
     Status.NO_LIKELIHOOD: "no start gave a finite likelihood",
+    Status.OUT_OF_RANGE: "the covariances leave the range of float64; scale the samples",
 }
 
 
@@ -95,7 +100,7 @@ class Settings:
     fewest, most : (B,) int64
         Numbers of components that are tried, both included; a problem's samples limit them too.
     criterion : {"bic", "aic", "icl"}
-        The smallest decides between them, and between restarts.
+        The smallest decides between them, and between restarts; but a fit that has not collapsed beats any that has.
     n_init, max_iter : int
         Restarts for each number of components; iterations of each at most.
     tol : float
@@ -188,6 +193,24 @@ class Outcomes:
         )
 
 
+def withdraw_out_of_range(mixtures: Mixtures, outcomes: Outcomes) -> None:
+    """Take back mixtures with a variance that float64 cannot hold, or not to all its digits: `Status.OUT_OF_RANGE`.
+
+    Kernels fit in a frame where any scale is fine; what leaves the frame may overflow, or underflow. No covariance is
+    larger than the larger of its two variances, so these are all there is to look at.
+    """
+    variances = mixtures.covariances
+    if mixtures.covariance_type in ("full", "tied"):
+        variances = np.einsum("...ii->...i", variances)
+    outside = (variances < np.finfo(np.float64).tiny) | np.isinf(variances)  # where there is no component: NaN, neither
+    lost = np.flatnonzero(outside.reshape(len(variances), -1).any(axis=1))
+    for values in (mixtures.weights, mixtures.means, mixtures.covariances, outcomes.log_likelihood, outcomes.entropy):
+        values[lost] = np.nan
+    for counts in (mixtures.n_components, outcomes.n_iter, outcomes.converged):
+        counts[lost] = 0
+    outcomes.status[lost] = Status.OUT_OF_RANGE
+
+
 def parameter_count(covariance_type: str, n_components: int, n_features: int) -> int:
     """Free parameters of a mixture, as BIC and AIC count them.
 
@@ -213,6 +236,18 @@ def criterion_value(criterion: str, log_likelihood: Any, entropy: Any, n_paramet
     return -2.0 * log_likelihood + n_parameters * penalty + (2.0 * entropy if criterion == "icl" else 0.0)
 
 
+def replaces(value: float, collapsed: bool, best: float, best_collapsed: bool, margin: float) -> bool:
+    """Whether a fit is better than the best so far: its criterion is smaller by more than the margin.
+
+    A fit that has not collapsed is better than any that has: towards a point the likelihood grows without bound, and
+    with it every criterion falls, whatever the number of components (Bishop 2006, section 9.2.1).
+
+    >>> replaces(10.0, False, -90.0, True, 1e-9), replaces(-90.0, True, 10.0, False, 1e-9)
+    (True, False)
+    """
+    return value < best - margin if collapsed == best_collapsed else best_collapsed
+
+
 def problems_per_block(problems: Problems, n_components: np.ndarray, passes: float = 1.0) -> int:
     """Problems that a thread takes at once: a third of a millisecond of work or somewhat more, and at least one.
 
@@ -221,10 +256,14 @@ def problems_per_block(problems: Problems, n_components: np.ndarray, passes: flo
     >>> problems_per_block(many, np.full(10, 3), passes=20)
     21
     """
-    rows = len(problems.x) / max(len(problems), 1)
+    rows = float(problems.offsets[-1] - problems.offsets[0]) / max(len(problems), 1)
+    return max(int(FLOP_PER_BLOCK / max(rows * flop_of_a_row(problems.n_features, n_components, passes), 1.0)), 1)
+
+
+def flop_of_a_row(n_features: int, n_components: np.ndarray, passes: float) -> float:
+    """What a sample takes in so many passes, about."""
     components = float(np.mean(n_components)) if len(n_components) else 0.0
-    flop = rows * components * (4 * statistic_count("full", problems.n_features) + FLOP_PER_EXPONENTIAL) * passes
-    return max(int(FLOP_PER_BLOCK / max(flop, 1.0)), 1)
+    return components * (4 * statistic_count("full", n_features) + FLOP_PER_EXPONENTIAL) * passes
 
 
 def passes_of_a_fit(settings: Settings) -> float:

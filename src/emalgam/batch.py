@@ -6,11 +6,13 @@ neighbours, on the order or on threads, and a problem that cannot be fitted gets
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from itertools import product
 from typing import TYPE_CHECKING, Any, Final, overload
 
 import numpy as np
@@ -18,7 +20,7 @@ import numpy as np
 from emalgam import backends
 from emalgam.draws import philox_seed
 from emalgam.mixture import Mixture
-from emalgam.problems import Source, component_counts, problem_numbers
+from emalgam.problems import Source, component_counts, places_of, problem_numbers
 from emalgam.stacks import MixtureStack
 from emalgam.validation import check_choice, check_integer, check_number, check_threads
 from emalgam_kernels.batch import (
@@ -30,14 +32,19 @@ from emalgam_kernels.batch import (
     Settings,
     Status,
     criterion_value,
+    flop_of_a_row,
     parameter_count,
+    passes_of_a_fit,
+    withdraw_out_of_range,
 )
+from emalgam_kernels.blocks import FLOP_PER_BLOCK
 from emalgam_kernels.philox import LABELS_OF_MANY, NORMALS_OF_MANY
 
 if TYPE_CHECKING:
     from emalgam.estimator import GaussianMixture
 
-PROBLEMS_AT_ONCE: Final = 4096  # of a call of the kernel: a few of them a second, to show progress
+PROBLEMS_AT_ONCE: Final = 4096  # of a call of the kernel at most
+FLOP_AT_ONCE: Final = 1500 * FLOP_PER_BLOCK  # of each thread while progress is shown: about half a second
 NUMBERS_AT_ONCE: Final = 2**18  # of a chunk of draws
 
 
@@ -58,7 +65,7 @@ def fit_many(
     numbers: Any = None,
     backend: str = "auto",
     n_threads: int | None = None,
-    progress: bool = False,
+    progress: bool | Callable[[int], object] = False,
 ) -> ManyFits:
     """Fit a Gaussian mixture to each of many sets of samples.
 
@@ -70,12 +77,14 @@ def fit_many(
         K of all problems, of each, or ``range(1, 7)`` to try each of these and keep the one of the best `criterion`.
     groups : (N,) array, optional
         The label of each row, in any order; rows of one label are one problem. Problems are in ascending order of their
-        labels (`ManyFits.groups`).
+        labels (`ManyFits.groups`); times with a zone are there in UTC. Of a data frame also the name of a column, as
+        the weights may be; all other columns are features then.
     offsets : (B + 1,) integers, optional
         Problem b is rows [offsets[b], offsets[b + 1]).
     covariance_type : {"full", "tied", "diag", "spherical"}
     sample_weight : optional
-        ω ≥ 0 in the form of X without its last axis.
+        ω ≥ 0 in the form of X without its last axis. A weight says how often a sample counts: BIC and ICL take log Σω
+        for that of the number of samples, so weights that sum to one would always choose the most components.
     max_iter, n_init : int
         Iterations of a start at most; starts (k-means++), of which the best is kept.
     tol : float
@@ -92,8 +101,9 @@ def fit_many(
         See `emalgam.backends`.
     n_threads : int, optional
         None means all processors; the result does not depend on it.
-    progress : bool
-        Show problems done, problems per second and the time left on standard error.
+    progress : bool or function
+        Show problems done, problems per second and the time left on standard error; or call a function from time to
+        time with how many more are done.
 
     Returns
     -------
@@ -142,11 +152,14 @@ def fit_many(
     kernels = backends.kernels(name, "batch")
     mixtures = Mixtures.empty(covariance_type, len(source), K, source.n_features)
     outcomes = Outcomes.empty(len(source))
+    at_once = _problems_at_once(source, settings, threads) if progress and name != "numba_cuda" else PROBLEMS_AT_ONCE
     with shown(len(source), progress) as advance:
-        for which, _, problems in source.slices(PROBLEMS_AT_ONCE):
+        for which, _, problems in source.slices(at_once):
             numbered = replace(problems, numbers=numbers[which])
             part = replace(settings, fewest=fewest[which], most=most[which])
-            kernels.fit_many(numbered, part, _part(mixtures, which), _part(outcomes, which), threads)
+            fitted, ended = _part(mixtures, which), _part(outcomes, which)
+            kernels.fit_many(numbered, part, fitted, ended, threads)
+            withdraw_out_of_range(fitted, ended)
             advance(which.stop - which.start)
     return ManyFits(
         **{field.name: getattr(mixtures, field.name) for field in fields(Mixtures)},
@@ -313,6 +326,8 @@ class ManyFits:
 
         Raises
         ------
+        ValueError
+            If a label is there twice.
         OSError
             If the file cannot be written.
 
@@ -373,15 +388,17 @@ class ManyFits:
         n, B, D = check_integer("n_samples", n_samples, 1), len(self), self.means.shape[2]
         kernels, seed = backends.kernels("auto", "sampling"), philox_seed(random_state)
         x, labels = np.empty((B, n, D)), np.empty((B, n), np.int64)
-        step = max(NUMBERS_AT_ONCE // (n * (D + self.weights.shape[1])), 1)
-        for first in range(0, B, step):
-            chosen = slice(first, min(first + step, B))
-            rows = chosen.stop - first
-            u, normals = np.empty(rows * n), np.empty((rows * n, D))
-            kernels.uniforms(seed, LABELS_OF_MANY, first * n, u)
-            kernels.normals(seed, NORMALS_OF_MANY, first * n, normals)
-            labels[chosen] = _drawn(self.weights[chosen], u.reshape(rows, n))
-            x[chosen] = self._moved(chosen, labels[chosen], normals.reshape(rows, n, D))
+        numbers = D + self.weights.shape[1] + math.prod(self.covariances.shape[2:])  # of a draw, with its factor
+        draws = min(max(NUMBERS_AT_ONCE // numbers, 1), n)
+        step = max(NUMBERS_AT_ONCE // (numbers * n), 1)  # problems; one if its draws are cut
+        for first, at in product(range(0, B, step), range(0, n, draws)):
+            chosen, span = slice(first, min(first + step, B)), slice(at, min(at + draws, n))
+            shape = chosen.stop - first, span.stop - at
+            u, normals = np.empty(shape), np.empty((*shape, D))  # of one problem, or whole problems: rows in one piece
+            kernels.uniforms(seed, LABELS_OF_MANY, first * n + at, u.reshape(-1))
+            kernels.normals(seed, NORMALS_OF_MANY, first * n + at, normals.reshape(-1, D))
+            labels[chosen, span] = _drawn(self.weights[chosen], u)
+            x[chosen, span] = self._moved(chosen, labels[chosen, span], normals)
         return x, labels
 
     def _moved(self, chosen: slice, labels: np.ndarray, normals: np.ndarray) -> np.ndarray:
@@ -430,12 +447,7 @@ class ManyFits:
                     f"X holds {len(source)} problems; there are {len(self)} mixtures, expected one for each"
                 )
             return self
-        place = np.minimum(np.searchsorted(self.groups, source.groups), max(len(self) - 1, 0))
-        unknown = np.flatnonzero(self.groups[place] != source.groups) if len(self) else np.arange(len(source))
-        if len(unknown):
-            label = source.groups[unknown[:1]].tolist()[0]
-            raise ValueError(f"groups contains {label!r}, for which there was no fit")
-        return self[place]
+        return self[places_of(self.groups, source.groups)]
 
 
 def _drawn(weights: np.ndarray, u: np.ndarray) -> np.ndarray:
@@ -446,6 +458,13 @@ def _drawn(weights: np.ndarray, u: np.ndarray) -> np.ndarray:
     return np.where(cumulative[:, -1:] > 0, np.minimum(labels, last[:, None]), -1)
 
 
+def _problems_at_once(source: Source, settings: Settings, threads: int) -> int:
+    """How many take all threads about half a second; some for each thread, so that none waits long for the others."""
+    rows = float(source.offsets[-1]) / max(len(source), 1)
+    flop = rows * flop_of_a_row(source.n_features, settings.most, passes_of_a_fit(settings))
+    return int(min(max(FLOP_AT_ONCE * threads / max(flop, 1.0), 4 * threads), PROBLEMS_AT_ONCE))
+
+
 def _part(values: Any, which: slice) -> Any:
     """Some of the problems of `Mixtures` or `Outcomes`: views, for kernels to write into."""
     parts = (getattr(values, field.name) for field in fields(values))
@@ -453,8 +472,14 @@ def _part(values: Any, which: slice) -> Any:
 
 
 @contextmanager
-def shown(total: int, progress: bool, before: int = 0) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error with fits per second and the time left; `before` were done by an earlier run."""
+def shown(total: int, progress: bool | Callable[[int], object], before: int = 0) -> Iterator[Callable[[int], object]]:
+    """A bar on standard error with fits per second and the time left; `before` were done by an earlier run.
+
+    `progress` may be the function that shows it.
+    """
+    if callable(progress):
+        yield progress
+        return
     if not progress:
         yield lambda done: None
         return

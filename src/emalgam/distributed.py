@@ -13,7 +13,7 @@ make its partitions again.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from itertools import islice
@@ -37,7 +37,7 @@ from emalgam.dask_parts import (
 from emalgam.draws import philox_seed
 from emalgam.fit_table import Job, Piece, Shard, pieces
 from emalgam.grouped_table import GroupedTable, Groups
-from emalgam.problems import component_counts
+from emalgam.problems import check_labels, component_counts
 
 PIECES_OF_A_SLOT: Final = 4  # that a thread of a worker gets at least, if there are enough shards
 
@@ -281,7 +281,10 @@ def labels_of(column: Any) -> tuple[np.ndarray, int | None]:
     missing = np.flatnonzero(column.isna())
     end = int(missing[0]) if len(missing) else None
     labels: np.ndarray = column.iloc[:end].to_numpy()
-    return np.array(labels.tolist()) if labels.dtype.kind == "O" else labels, end
+    if labels.dtype.kind == "O":
+        check_labels(labels)  # before NumPy makes one type of several
+        labels = np.array(labels.tolist())
+    return labels, end
 
 
 def _fit_groups(frame: Any, n_components: Any, table: _Table, how: dict[str, Any], client: Any) -> ManyFits:
@@ -321,6 +324,7 @@ def _merged(a: Labels, b: Labels) -> Labels:
     """Labels and sizes of two runs of partitions; one without rows says nothing of the labels' type."""
     if not len(a[0]) or not len(b[0]):
         return (a if len(a[0]) else b)[0], a[1] + b[1]
+    check_labels(np.array([a[0][:1].tolist()[0], b[0][:1].tolist()[0]], dtype=object))
     return np.union1d(a[0], b[0]), a[1] + b[1]
 
 
@@ -360,9 +364,17 @@ def _fit_whole_groups(shared: tuple[_Table, Any, dict[str, Any]], frame: Any) ->
 
 
 def fit_shards(
-    client: Any, job: Job, table: GroupedTable, groups: Groups, shards: list[Shard], n_threads: int | None
+    client: Any,
+    job: Job,
+    table: GroupedTable,
+    groups: Groups,
+    shards: list[Shard],
+    n_threads: int | None,
+    advance: Callable[[int], object],
 ) -> Iterator[tuple[Shard, ManyFits]]:
     """The fits of each shard of ``emalgam fit-many``, in any order: workers read and fit, and few results wait for us.
+
+    `advance` is told how many more groups are done.
 
     Raises
     ------
@@ -381,6 +393,7 @@ def fit_shards(
     running = as_completed(begun(2 * slots), loop=client.loop, with_results=True)
     for _, fitted in running:
         running.update(begun(1))
+        advance(sum(len(fits) for _, fits in fitted))
         yield from fitted
 
 

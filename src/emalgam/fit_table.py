@@ -28,15 +28,18 @@ from emalgam.fits_file import COLUMNS, join_fits, load_fits_metadata, save_fits,
 from emalgam.grouped_table import GroupedTable, Groups, Rows
 from emalgam.model_file import ModelFileError
 from emalgam.problems import end_of_slice
-from emalgam_kernels.batch import Status
+from emalgam_kernels.batch import Settings, Status, flop_of_a_row, passes_of_a_fit
 
 GROUPS_OF_A_SHARD: Final = 4096
 NUMBERS_OF_A_SHARD: Final = 2**22
+FLOP_OF_A_SHARD: Final = 2**40  # about twenty seconds of one processor
 NUMBERS_IN_MEMORY: Final = 2**25  # of the rows that are read at once: 256 MB
 JOB: Final = "job.json"  # in the folder of the parts, and in the metadata of the output
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 __all__ = ["Job", "Piece", "Shard", "Summary", "fit_table", "pieces"]
+
+Advance = Callable[[int], object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +89,17 @@ class Job:
         )
         return described
 
-    def fit(self, rows: Rows, offsets: np.ndarray, numbers: np.ndarray, n_threads: int | None) -> ManyFits:
-        """The fits of some groups whose rows lie at `offsets`."""
+    def rows_of_a_shard(self, n_features: int) -> int:
+        """How many rows have so many numbers, and take about so long, as a shard may; the same whatever fits them."""
+        fewest, most = (np.array([self.n_components[end]]) for end in (0, -1))
+        how = {name: self.settings[name] for name in ("n_init", "max_iter") if name in self.settings}
+        flop = flop_of_a_row(n_features, most, passes_of_a_fit(Settings("full", fewest, most, **how)))
+        return max(min(NUMBERS_OF_A_SHARD // n_features, int(FLOP_OF_A_SHARD / flop)), 1)
+
+    def fit(
+        self, rows: Rows, offsets: np.ndarray, numbers: np.ndarray, n_threads: int | None, advance: Advance
+    ) -> ManyFits:
+        """The fits of some groups whose rows lie at `offsets`; `advance` is told how many more are done."""
         which = slice(int(offsets[0]), int(offsets[-1]))
         return fit_many(
             rows.x[which],
@@ -96,6 +108,7 @@ class Job:
             sample_weight=None if rows.weight is None else rows.weight[which],
             numbers=numbers,
             n_threads=n_threads,
+            progress=advance,
             **self.settings,
         )
 
@@ -137,24 +150,26 @@ class Piece:
     shards: list[Shard]
     groups: Groups
 
-    def fits(self, job: Job, table: GroupedTable, n_threads: int | None) -> Iterator[ManyFits]:
+    def fits(
+        self, job: Job, table: GroupedTable, n_threads: int | None, advance: Advance = lambda done: None
+    ) -> Iterator[ManyFits]:
         """Those of one shard after the other; the rows go when it ends."""
         rows, begin = table.rows(self.groups), self.shards[0].first
         for shard in self.shards:
             which = slice(shard.first - begin, shard.last - begin)
             offsets = self.groups.offsets[which.start : which.stop + 1]
-            yield job.fit(rows, offsets, self.groups.ranks[which], n_threads)
+            yield job.fit(rows, offsets, self.groups.ranks[which], n_threads, advance)
 
 
-Fitting = Callable[[Job, GroupedTable, Groups, list[Shard], int | None], Iterator[tuple[Shard, ManyFits]]]
+Fitting = Callable[[Job, GroupedTable, Groups, list[Shard], int | None, Advance], Iterator[tuple[Shard, ManyFits]]]
 
 
 def fit_here(
-    job: Job, table: GroupedTable, groups: Groups, shards: list[Shard], n_threads: int | None
+    job: Job, table: GroupedTable, groups: Groups, shards: list[Shard], n_threads: int | None, advance: Advance
 ) -> Iterator[tuple[Shard, ManyFits]]:
-    """The fits of each shard, in this process."""
+    """The fits of each shard, in this process; `advance` is told how many more groups are done."""
     for piece in pieces(groups, shards, len(table.features)):
-        yield from zip(piece.shards, piece.fits(job, table, n_threads), strict=True)
+        yield from zip(piece.shards, piece.fits(job, table, n_threads, advance), strict=True)
 
 
 def fit_table(
@@ -200,26 +215,25 @@ def fit_table(
             return Summary(n_groups, table.n_samples, table.features, n_groups, statuses)
         with _own_parts(job.parts, description, resume), _hint():
             groups = table.groups()
-            shards = _shards(job.parts, groups.offsets, len(table.features))
+            shards = _shards(job.parts, groups.offsets, job.rows_of_a_shard(len(table.features)))
             missing = [shard for shard in shards if not shard.path.exists()]
             resumed = len(groups) - sum(shard.last - shard.first for shard in missing)
             metadata = {"job": json.dumps(description)}
             with shown(len(groups), progress, resumed) as advance:
-                for shard, fits in fitting(job, table, groups, missing, n_threads):
+                for shard, fits in fitting(job, table, groups, missing, n_threads, advance):
                     labels = groups.labels[shard.first : shard.last]
                     save_fits(fits, shard.path, labels=labels, label_name=job.by, metadata=metadata, durable=True)
-                    advance(len(fits))
             join_fits([shard.path for shard in shards], job.output, folder=job.parts)
         _remove(job.parts)
     return Summary(len(groups), table.n_samples, table.features, resumed, status_counts(job.output))
 
 
-def _shards(parts: Path, offsets: np.ndarray, n_features: int) -> list[Shard]:
-    """All groups in pieces that depend on their sizes alone."""
+def _shards(parts: Path, offsets: np.ndarray, most_rows: int) -> list[Shard]:
+    """All groups in pieces of at most so many rows, or of one group, that depend on their sizes alone."""
     shards: list[Shard] = []
     first = 0
     while first < len(offsets) - 1:
-        last = end_of_slice(offsets, first, GROUPS_OF_A_SHARD, NUMBERS_OF_A_SHARD // n_features)
+        last = end_of_slice(offsets, first, GROUPS_OF_A_SHARD, most_rows)
         shards.append(Shard(first, last, parts / f"{first:09}-{last:09}.parquet"))
         first = last
     return shards

@@ -44,6 +44,7 @@ from emalgam.covariance import COVARIANCES
 from emalgam.files import replacing
 from emalgam.mixture import WEIGHT_SUM_TOLERANCE, factor_covariances
 from emalgam.model_file import ModelFileError, check_description, fail
+from emalgam.problems import repeated
 from emalgam.tables import DEFLATE_RATIO, pyarrow_module, reading
 from emalgam_kernels.batch import CRITERIA, Mixtures, Outcomes, Status
 
@@ -88,11 +89,15 @@ def save_fits(
 
     Raises
     ------
+    ValueError
+        If a label of `fits.groups` is there twice.
     OSError
         If the file cannot be written.
     """
     arrow = pyarrow_module("pyarrow")
     if labels is None and fits.groups is not None:
+        for label in repeated(fits.groups):
+            raise ValueError(f"groups holds {label!r} twice; a file has one mixture for each label: select each once")
         labels = arrow.array(fits.groups)
     described = {
         "format": FORMAT,
@@ -395,8 +400,7 @@ def _in_order(fits: ManyFits, path: Path) -> ManyFits:
     """In ascending order of the labels, each of which may be there once."""
     if fits.groups is None:
         return fits
+    for label in repeated(fits.groups):
+        fail(path, "labels", f"hold {label!r} twice")
     order = np.argsort(fits.groups, kind="stable")
-    again = np.flatnonzero(fits.groups[order[1:]] == fits.groups[order[:-1]])
-    if len(again):
-        fail(path, "labels", f"hold {fits.groups[order[again[:1]]].tolist()[0]!r} twice")
     return fits if (np.diff(order) == 1).all() else fits[order]

@@ -95,6 +95,8 @@ class GroupedTable:
         weights: str | None = None,
     ) -> None:
         self.path, self.by, self.weights = Path(path), by, weights
+        if self.path.is_dir():
+            raise ValueError(f"{self.path}: is a folder; expected one Parquet file")
         with reading(self.path):
             self.file = open_parquet(self.path)
             names = self.file.schema_arrow.names

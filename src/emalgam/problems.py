@@ -7,6 +7,7 @@ joined and other types converted a slice at a time, arrays of float32 or float64
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -61,6 +62,8 @@ class Source:
                 raise ValueError("X is a list of arrays, which says where problems begin; leave out groups and offsets")
             parts = [_numbers(part, f"X[{b}]") for b, part in enumerate(X)]
             return cls._of_list(parts, sample_weight)
+        if isinstance(groups, str) or isinstance(sample_weight, str):
+            X, groups, sample_weight = _columns(X, groups, sample_weight)
         x = _numbers(X, "X")
         if x.ndim == 3:
             if groups is not None or offsets is not None:
@@ -86,9 +89,15 @@ class Source:
             found = sorted({str(part.shape) for part in parts})[:5]
             raise ValueError(f"X is a list of {len(parts)} arrays of shapes {', '.join(found)}; {FORMS}")
         sizes = [len(part) for part in parts]
-        if sample_weight is not None and [len(weight) for weight in sample_weight] != sizes:
-            raise ValueError("sample_weight has other lengths than the arrays in X; expected a list of (N_b,) arrays")
-        weight = None if sample_weight is None else np.concatenate([np.asarray(each, float) for each in sample_weight])
+        weight = None
+        if sample_weight is not None:
+            if len(sample_weight) != len(parts):
+                raise ValueError(
+                    f"sample_weight has length {len(sample_weight)}; expected a list of {len(parts)} arrays (N_b,)"
+                )
+            each = zip(sample_weight, sizes, strict=True)
+            weights = [_weights_of(one, (size,), f"sample_weight[{b}]") for b, (one, size) in enumerate(each)]
+            weight = np.concatenate(weights)
         offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         return cls(parts, offsets, None, weight, None, (int(offsets[-1]),))
 
@@ -156,9 +165,24 @@ def end_of_slice(offsets: np.ndarray, first: int, most: int, rows: int) -> int:
     return min(max(last, first + 1), first + most, len(offsets) - 1)
 
 
+def _columns(X: Any, groups: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
+    """The features, groups and weights of a data frame; the latter two may be names of its columns."""
+    columns = list(getattr(X, "columns", ()))
+    named = [name for name in (groups, sample_weight) if isinstance(name, str)]
+    for name in named:
+        if columns.count(name) != 1:
+            found = f"the columns are {', '.join(map(str, columns))}" if columns else f"X is a {type(X).__name__}"
+            raise ValueError(f"there is no column {name!r}; {found}; expected a column of a data frame, or an array")
+    groups, sample_weight = (X[each] if isinstance(each, str) else each for each in (groups, sample_weight))
+    return X[[column for column in columns if column not in named]], groups, sample_weight
+
+
 def _numbers(X: Any, name: str) -> np.ndarray:
-    """X as an array of real numbers on the host; not copied."""
+    """X as an array of real numbers on the host; not copied, but for columns that mark missing values: NaN here."""
     x = arrays.to_numpy(X, name)
+    if x.dtype == object and hasattr(X, "convert_dtypes"):
+        with suppress(TypeError, ValueError):  # of something else than numbers: said below
+            x = X.to_numpy(np.float64, na_value=np.nan)
     if x.dtype.kind not in "fiub" or x.ndim < 2 or x.shape[-1] == 0:
         raise ValueError(f"{name} has shape {x.shape} and dtype {x.dtype}; {FORMS} of real numbers")
     return x
@@ -166,12 +190,14 @@ def _numbers(X: Any, name: str) -> np.ndarray:
 
 def _weights(sample_weight: Any, shape: tuple[int, ...]) -> np.ndarray | None:
     """(N,) float64; what they hold is a matter of each problem's status."""
-    if sample_weight is None:
-        return None
-    weight = arrays.to_numpy(sample_weight, "sample_weight")
+    return None if sample_weight is None else _weights_of(sample_weight, shape, "sample_weight")
+
+
+def _weights_of(sample_weight: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
+    weight = arrays.to_numpy(sample_weight, name)
     if weight.shape != shape or weight.dtype.kind not in "fiub":
         raise ValueError(
-            f"sample_weight has shape {weight.shape} and dtype {weight.dtype}; expected one number per sample: {shape}"
+            f"{name} has shape {weight.shape} and dtype {weight.dtype}; expected one number per sample: {shape}"
         )
     return weight.astype(np.float64, copy=False).reshape(-1)
 
@@ -191,10 +217,11 @@ def _offsets(offsets: Any, n_samples: int) -> np.ndarray:
 
 def _grouped(groups: Any, n_samples: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """The labels in ascending order, where each begins, and the rows in that order (None: they are)."""
-    labels = np.asarray(groups)
+    zoned = getattr(getattr(groups, "dtype", None), "tz", None) is not None
+    labels = np.asarray(groups, dtype="datetime64[ns]") if zoned else np.asarray(groups)
     if labels.shape != (n_samples,):
         raise ValueError(f"groups has shape {labels.shape}; expected one label per row: ({n_samples},)")
-    _check_labels(labels)
+    check_labels(labels)
     ascending = n_samples == 0 or bool((labels[1:] >= labels[:-1]).all())
     order = None if ascending else np.argsort(labels, kind="stable")
     ordered = labels if order is None else labels[order]
@@ -202,11 +229,12 @@ def _grouped(groups: Any, n_samples: int) -> tuple[np.ndarray, np.ndarray, np.nd
     return ordered[begins], np.append(begins, n_samples).astype(np.int64), order
 
 
-def _check_labels(labels: np.ndarray) -> None:
+def check_labels(labels: np.ndarray) -> None:
     """ValueError if one is missing or they have no order."""
-    missing = np.not_equal(labels, labels)  # NaN and NaT are not what they are
     if labels.dtype == object:
-        missing = missing.astype(bool) | np.array([label is None for label in labels], bool)
+        missing = np.array([_is_missing(label) for label in labels], bool)
+    else:
+        missing = np.not_equal(labels, labels)  # NaN and NaT are not what they are
     if missing.any():
         row = int(missing.argmax())
         raise ValueError(f"groups contains {labels[row]} at row {row}; expected a label for each row")
@@ -215,6 +243,41 @@ def _check_labels(labels: np.ndarray) -> None:
         raise ValueError(
             f"groups has labels of types {', '.join(kinds)}, which have no common order; expected one type"
         )
+
+
+def _is_missing(label: Any) -> bool:
+    """None, what is not equal to itself, and pandas's NA, which does not say whether it is."""
+    same = label == label  # noqa: PLR0124
+    return label is None or not (isinstance(same, bool | np.bool_) and same)
+
+
+def places_of(known: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Where each label is among those that are known, which may be in any order: the first of equals.
+
+    ValueError naming the first that is not there, with its type and theirs if these differ.
+
+    >>> places_of(np.array(["c", "a", "b"]), np.array(["a", "c"]))
+    array([1, 0])
+    """
+    kinds = [type(label).__name__ for each in (known, labels) for label in each[:1].tolist()]
+    order = np.argsort(known, kind="stable")
+    try:
+        found = np.minimum(np.searchsorted(known, labels, sorter=order), max(len(known) - 1, 0))
+        places = order[found] if len(known) else found
+        unknown = np.flatnonzero(known[places] != labels) if len(known) else np.arange(len(labels))
+    except TypeError:  # they have no common order
+        places, unknown = np.arange(0), np.arange(len(labels))
+    if len(unknown):
+        label = labels[unknown[:1]].tolist()[0]
+        types = f"; it is of type {kinds[1]}, and those of the fits are of type {kinds[0]}" if len({*kinds}) > 1 else ""
+        raise ValueError(f"groups contains {label!r}, for which there was no fit{types}")
+    return places
+
+
+def repeated(labels: np.ndarray) -> list[Any]:
+    """The first label in ascending order that is there twice, in a list; empty if there is none."""
+    ordered = np.sort(labels)
+    return ordered[1:][ordered[1:] == ordered[:-1]][:1].tolist()
 
 
 def problem_numbers(numbers: Any, n_problems: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import dask
 import dask.array as da
 import dask.dataframe as dd
 import numpy as np
@@ -162,3 +163,13 @@ def test_a_row_without_label() -> None:
     frame = table(some_labels(N=40)).assign(label=[1.0] * 33 + [np.nan] * 7)
     with pytest.raises(ValueError, match="column 'label' has no label in row 33; expected one for each row"):
         distributed.fit_many(dd.from_pandas(frame, npartitions=4), 2, groups="label", columns=["a"])
+
+
+@pytest.mark.parametrize("labels", [[1, "1"] * 50, [1] * 50 + ["1"] * 50])
+def test_labels_of_several_types_are_refused(labels: list[Any]) -> None:
+    frame = table(np.arange(100))
+    frame["label"] = pd.Series(labels, dtype=object)
+    with dask.config.set({"dataframe.convert-string": False}):  # which makes all of them text
+        given = dd.from_pandas(frame, npartitions=2, sort=False)
+        with pytest.raises(ValueError, match="groups has labels of types int, str, which have no common order"):
+            distributed.fit_many(given, 2, groups="label", **HOW)

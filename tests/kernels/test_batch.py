@@ -307,10 +307,11 @@ def test_another_number_is_another_start(kernels: ModuleType) -> None:
 def test_the_smallest_criterion_wins(kernels: ModuleType, criterion: str) -> None:
     problems, most, max_iter = ragged(2), *((3, 4) if SIMULATED else (4, 20))
     total = np.diff(problems.offsets)
-    values = []
+    values, collapsed = [], []
     for K in range(1, most + 1):
         _, outcomes = fit(kernels, problems, settings(problems, "diag", K, criterion=criterion, max_iter=max_iter))
         count = parameter_count("diag", K, 2)
+        collapsed.append(outcomes.status == Status.COLLAPSED)
         values.append(
             [
                 criterion_value(criterion, outcomes.log_likelihood[b], outcomes.entropy[b], count, float(total[b]))
@@ -318,7 +319,34 @@ def test_the_smallest_criterion_wins(kernels: ModuleType, criterion: str) -> Non
             ]
         )
     mixtures, _ = fit(kernels, problems, settings(problems, "diag", (1, most), criterion=criterion, max_iter=max_iter))
-    np.testing.assert_array_equal(mixtures.n_components, 1 + np.argmin(values, axis=0))
+    best = [np.lexsort((np.array(values)[:, b], np.array(collapsed)[:, b]))[0] for b in range(len(problems))]
+    np.testing.assert_array_equal(mixtures.n_components, 1 + np.array(best))
+
+
+@pytest.mark.parametrize("criterion", ["bic", "aic", "icl"])
+def test_noise_does_not_choose_components_that_collapse(kernels: ModuleType, criterion: str) -> None:
+    # One Gaussian: with more components EM finds a plane through three samples, where the likelihood has no bound.
+    B, most = (2, 3) if SIMULATED else (60, 6)
+    problems = together(list(np.random.default_rng(0).normal(size=(B, 12 if SIMULATED else 20, 3))))
+    how = settings(problems, "full", most, criterion=criterion)
+    collapsed = fit(kernels, problems, how)[1].status == Status.COLLAPSED
+    assert collapsed.mean() > 0.4, "the components do not collapse, and show nothing"
+    _, outcomes = fit(kernels, problems, replace(how, fewest=np.ones(B, np.int64)))
+    assert (outcomes.status < Status.COLLAPSED).all()
+
+
+def test_restarts_do_not_choose_components_that_collapse(kernels: ModuleType) -> None:
+    # Rounded samples lie on lines, where components collapse from some starts.
+    B, N, step, n_init = (2, 24, 1.0, 2) if SIMULATED else (60, 60, 0.5, 8)
+    x = np.random.default_rng(2).normal(size=(B, N, 2))
+    problems = together(list(np.round(x / step) * step))
+    fine = np.zeros(B, bool)
+    for starts in (1, n_init):
+        _, outcomes = fit(kernels, problems, settings(problems, "full", 3, n_init=starts, max_iter=20))
+        now_fine = outcomes.status < Status.COLLAPSED
+        assert not (fine & ~now_fine).any(), "a start that did not collapse lost to one that did"
+        fine = now_fine
+    assert fine.any()
 
 
 def test_each_problem_has_its_own_range(kernels: ModuleType) -> None:

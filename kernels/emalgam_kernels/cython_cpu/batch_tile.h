@@ -891,7 +891,13 @@ KERNEL N_(Components) *N_(restart)(N_(Fit) *f, uint64_t key, Py_ssize_t number, 
     return now;
 }
 
-/* The smallest criterion of all restarts and numbers of components, the first of equals; its status, or why none is. */
+/* Whether a fit is better than the best so far; a fit that has not collapsed is better than any that has. */
+INLINE int N_(replaces)(const N_(Outcome) *outcome, const N_(Outcome) *best, double margin) {
+    const int collapsed = outcome->status == COLLAPSED, best_collapsed = best->status == COLLAPSED;
+    return collapsed == best_collapsed ? outcome->value < best->value - margin : best_collapsed;
+}
+
+/* The best of all restarts and numbers of components, the first of equals; its status, or why none is. */
 KERNEL int N_(best_restart)(N_(Fit) *f, Py_ssize_t b, Py_ssize_t fewest, N_(Outcome) *best) {
     const Batch *batch = f->batch;
     const uint64_t number = ITEM(uint64_t, batch->numbers, b);
@@ -902,7 +908,7 @@ KERNEL int N_(best_restart)(N_(Fit) *f, Py_ssize_t b, Py_ssize_t fewest, N_(Outc
         for (Py_ssize_t restart = 0; restart < batch->n_init; ++restart) {
             N_(Outcome) outcome;
             const N_(Components) *c = N_(restart)(f, key, restart, &outcome);
-            if (!c || (found && !(outcome.value < best->value - batch->equal * f->total))) continue;
+            if (!c || (found && !N_(replaces)(&outcome, best, batch->equal * f->total))) continue;
             found = 1, *best = outcome;
             memcpy(f->best, c->parameters, (1 + f->D + f->entries) * f->width * sizeof(REAL));
         }

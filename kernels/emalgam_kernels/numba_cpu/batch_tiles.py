@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from emalgam_kernels import batch
 from emalgam_kernels.batch import (
     EQUAL,
     LIFTS,
@@ -67,7 +68,8 @@ FAILED, NARROW, BROAD = map(constant, range(3))  # what became of a covariance
 MIDDLE, COARSE, MEAN, FINER, SHIFT, SCALE, FLOOR, ADDED, PIVOT = range(9)  # rows of a frame
 FIRST, DIAGONAL = constant(0), constant(DIAG)
 
-_FINE, _NOT_CONVERGED, _COLLAPSED, _TOO_FEW_ROWS, _NOT_FINITE, _BAD_WEIGHT, _NO_LIKELIHOOD = map(int, Status)
+_FINE, _NOT_CONVERGED, _COLLAPSED, _TOO_FEW_ROWS, _NOT_FINITE, _BAD_WEIGHT, _NO_LIKELIHOOD, _ = map(int, Status)
+replaces: Any = compiled(INNER)(batch.replaces)
 _STREAM_OF_PROBLEMS, _STREAM_OF_SEEDS = np.uint64(PROBLEMS), np.uint64(SEEDS)
 _0, _32 = np.uint64(0), np.uint64(32)
 
@@ -992,7 +994,7 @@ def fit_problem(
     choices: tuple[int, int],
     work: Work,
 ) -> Fit:
-    """The fit with the smallest criterion; its components are those at BEST.
+    """The best fit, see `replaces`; its components are those at BEST.
 
     `where` are the first and the number of the problem's samples, `choices` the fewest and the most components.
     """
@@ -1003,11 +1005,12 @@ def fit_problem(
     if np.isnan(total):
         return no_fit(_NOT_FINITE)
     low, high, _, _ = philox(rules.seed, _STREAM_OF_PROBLEMS, _0, number)
-    best = no_fit(_NO_LIKELIHOOD)
+    best, margin = no_fit(_NO_LIKELIHOOD), EQUAL * total * problem.largest
     for K in range(choices[0], min(choices[1], problem.positive) + 1):
         for restart in range(rules.n_init):
             fit, side = restart_fit(rules, samples, problem, work, low | high << _32, K, restart, total)
-            if fit.K > 0 and (best.K == 0 or fit.value < best.value - EQUAL * total * problem.largest):
+            collapsed, best_collapsed = fit.status == _COLLAPSED, best.status == _COLLAPSED
+            if fit.K > 0 and (best.K == 0 or replaces(fit.value, collapsed, best.value, best_collapsed, margin)):
                 keep(work.components, K, side)
                 best = fit
     return best

@@ -32,7 +32,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numba import cuda, types
 
-from emalgam_kernels import scalars
+from emalgam_kernels import batch, scalars
 from emalgam_kernels.batch import EQUAL, LIFTS, NO_MASS, RELATIVE_FLOOR, ROUND_SHIFT, ROUNDING, Status
 from emalgam_kernels.numba_cuda.device import SIMULATED, Kernel, flat, inlined, log, sqrt
 from emalgam_kernels.numba_cuda.device import integers_of as type_of_integers
@@ -62,11 +62,12 @@ ALL, NEAREST, EM, EVALUATE = range(4)
 PENDING, BROAD, NARROW, KEPT = 0.0, 1.0, 2.0, 3.0
 
 _STREAM_OF_PROBLEMS, _STREAM_OF_SEEDS, _0, _32 = at(PROBLEMS), at(SEEDS), at(0), at(32)
-_FINE, _NOT_CONVERGED, _COLLAPSED, _TOO_FEW_ROWS, _NOT_FINITE, _BAD_WEIGHT, _NO_LIKELIHOOD = map(int, Status)
+_FINE, _NOT_CONVERGED, _COLLAPSED, _TOO_FEW_ROWS, _NOT_FINITE, _BAD_WEIGHT, _NO_LIKELIHOOD, _ = map(int, Status)
 
 _int64: Any = types.int64
 _float64: Any = types.float64
 philox, unit_float64 = inlined(scalars.philox), inlined(scalars.unit_float64)
+replaces = inlined(batch.replaces)
 
 
 class Places(NamedTuple):
@@ -1146,7 +1147,7 @@ def fit_problem(
     samples: Samples, tile: Any, memory: Any, sizes: Any, b: int, key: Any, fewest: int, most: int, tol: Any,
     total: Any, weights: Any, means: Any, covariances: Any, reals: Any, integers: Any,
 ) -> int:  # fmt: skip
-    """The fit with the smallest criterion of all numbers of components and restarts; returns its status."""
+    """The best fit of all numbers of components and restarts, see `replaces`; returns its status."""
     status, best, largest = _NO_LIKELIHOOD, np.inf, samples.largest
     for fit in range((most - fewest + 1) * _size_of(sizes).n_init):
         K, restart = fewest + fit // _size_of(sizes).n_init, fit % _size_of(sizes).n_init
@@ -1155,7 +1156,8 @@ def fit_problem(
         )
         log_p, entropy = log_p * largest, entropy * largest
         value = criterion_of(_size_of(sizes), K, log_p, entropy, log(total) + log(largest))
-        if fine and (status == _NO_LIKELIHOOD or value < best - EQUAL * total * largest):
+        margin = EQUAL * total * largest
+        if fine and (status == _NO_LIKELIHOOD or replaces(value, collapsed, best, status == _COLLAPSED, margin)):
             best, status = value, _COLLAPSED if collapsed else (_FINE if converged else _NOT_CONVERGED)
             # K never falls, so this covers all that an earlier fit has left
             store(memory, _size_of(sizes), b, K, weights, means, covariances)

@@ -29,6 +29,7 @@ from emalgam_kernels.batch import (
     Status,
     criterion_value,
     parameter_count,
+    replaces,
 )
 from emalgam_kernels.blocks import for_each_block
 from emalgam_kernels.philox import PROBLEMS, SEEDS
@@ -57,8 +58,8 @@ def fit_many(
     -----
     Of each problem: greedy k-means++ (the best of 2 + log K candidates), an M-step of that hard assignment, then EM
     until the mean log-likelihood changes by less than `tol`. Of all restarts and numbers of components the smallest
-    criterion wins, the first of those that are equal to rounding. A problem that cannot be fitted gets a status and
-    leaves the others alone.
+    criterion wins, the first of those that are equal to rounding; one that has collapsed only if all have. A problem
+    that cannot be fitted gets a status and leaves the others alone.
 
     References
     ----------
@@ -73,9 +74,10 @@ def fit_many(
             if status == Status.FINE:
                 data = _Data.of(rows, settings)
                 seeds = _SeedDraws(settings.seed, int(problems.numbers[b]))
-                best = _best(data, settings, range(fewest, min(most, len(rows.x)) + 1), seeds)
+                counts = range(fewest, min(most, len(rows.x)) + 1)
+                best = None if data is None else _best(data, settings, counts, seeds)
                 status = Status.NO_LIKELIHOOD if best is None else best.status
-                if best is not None:
+                if data is not None and best is not None:
                     _store(best, data, b, mixtures, outcomes)
             outcomes.status[b] = status
 
@@ -188,7 +190,8 @@ class _Data:
     pivots: np.ndarray
 
     @classmethod
-    def of(cls, rows: _Rows, settings: Settings) -> _Data:
+    def of(cls, rows: _Rows, settings: Settings) -> _Data | None:
+        """None if what is to be added to covariances is infinite in the frame."""
         share = (rows.weight / rows.weight.max()) / (rows.weight / rows.weight.max()).sum()
         low, high = rows.x.min(axis=0), rows.x.max(axis=0)
         # Within the range of each feature nothing overflows; a constant one is exactly zero in the frame.
@@ -207,7 +210,10 @@ class _Data:
         spread = np.where(variance > 0, variance, 1.0)
         floor, scale = RELATIVE_FLOOR * spread, scale * finer
         closeness = np.ones_like(spread) if settings.covariance_type == "spherical" else 1.0 / spread
-        added = floor if settings.added < 0 else settings.added * scale**2
+        with np.errstate(over="ignore", invalid="ignore"):
+            added = floor if settings.added < 0 else settings.added * scale**2
+        if not np.isfinite(added).all():
+            return None
         if settings.covariance_type == "spherical":
             floor, added = np.full_like(floor, floor.mean()), np.full_like(added, added.mean())
         total = _constrain(settings.covariance_type, ((z * share[:, None]).T @ z)[None], np.ones(1))[0]
@@ -346,17 +352,21 @@ class _Fit:
     value: float
     status: Status
 
+    @property
+    def collapsed(self) -> bool:
+        return self.status == Status.COLLAPSED
+
 
 def _best(data: _Data, settings: Settings, numbers_of_components: range, draws: _SeedDraws) -> _Fit | None:
-    """The smallest criterion of all numbers of components and restarts; None if none has a finite likelihood."""
-    best = None
+    """The best of all numbers of components and restarts, see `replaces`; None if none has a finite likelihood."""
+    best, margin = None, EQUAL * data.weight.sum()
     for K in numbers_of_components:
         for restart in range(settings.n_init):
             try:
                 fit = _restart(data, settings, K, restart, draws)
             except (np.linalg.LinAlgError, FloatingPointError):
                 continue
-            if best is None or fit.value < best.value - EQUAL * data.weight.sum():
+            if best is None or replaces(fit.value, fit.collapsed, best.value, best.collapsed, margin):
                 best = fit
     return best
 
@@ -442,7 +452,8 @@ def _store(best: _Fit, data: _Data, b: int, mixtures: Mixtures, outcomes: Outcom
     mixtures.n_components[b] = K
     mixtures.weights[b, :K] = best.components.weights
     mixtures.means[b, :K] = best.components.means / data.scale + data.shift
-    covariances = best.components.covariances / np.outer(data.scale, data.scale)
+    with np.errstate(all="ignore"):  # what leaves the range of float64 is found by `withdraw_out_of_range`
+        covariances = best.components.covariances / np.outer(data.scale, data.scale)
     place = mixtures.covariances[b]
     if mixtures.covariance_type == "full":
         place[:K] = covariances
