@@ -15,7 +15,7 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -377,7 +377,7 @@ def check_data(data: Indexed, model: nn.Module) -> int | None:
 
     Of a dataset only the first two items are looked at: making an item may be expensive.
     """
-    check = getattr(model, "check", lambda x: x)
+    check: Callable[..., Any] = getattr(model, "check", lambda x: x)
     counts_rows = "first_row" in inspect.signature(check).parameters
     device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
     checksum = 0
@@ -386,6 +386,6 @@ def check_data(data: Indexed, model: nn.Module) -> int | None:
         rows = range(start, min(start + size, len(data)))
         batch = data.batch(rows)
         beside = batch.to(device if batch.device.type == "cpu" else batch.device, dtype_of(model))
-        check(beside, first_row=start) if counts_rows else check(beside)
+        check(beside, **({"first_row": start} if counts_rows else {}))
         checksum = zlib.crc32(batch.contiguous().cpu().view(torch.uint8).numpy(), checksum)
     return checksum if data.in_memory else None

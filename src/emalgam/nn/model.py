@@ -143,8 +143,8 @@ def check_values(x: Tensor, unit_interval: bool, wanted_by: str, first_row: int 
     if unit_interval and not (low >= 0.0 and high <= 1.0):
         index = first_index(((x < 0) | (x > 1)).cpu().numpy())
         raise ValueError(
-            f"x is {x[index].item():.6g}{_place(index, first_row)}; {wanted_by} expects values in [0, 1]: scale the data "
-            '(pixels: / 255), or choose output="identity" or a Gaussian likelihood'
+            f"x is {x[index].item():.6g}{_place(index, first_row)}; {wanted_by} expects values in [0, 1]: scale the "
+            'data (pixels: / 255), or choose output="identity" or a Gaussian likelihood'
         )
 
 

@@ -305,11 +305,24 @@ def train(
         raise ValueError(f"patience={patience} needs validation data to look at; give validation=")
     if find_spec("lightning") is None:
         raise ImportError("emalgam.nn.train needs lightning, which is not installed: pip install emalgam[torch]")
+    _check_precision(model, settings.precision)
     prepared = Data.prepare(model, data, validation, settings)
     _make_folder(settings)
     from emalgam.nn.loop import run
 
     return run(model, prepared, settings, _identity(model, prepared, settings))
+
+
+def _check_precision(model: nn.Module, precision: str) -> None:
+    """Words instead of torch's, for the one part that is not there in 16 bits."""
+    if (
+        precision in ("bf16-true", "16-true")
+        and getattr(getattr(model, "prior", None), "covariance_type", "") == "full"
+    ):
+        raise ValueError(
+            f"precision={precision!r} with covariance_type='full': torch solves no triangular systems in 16 bits; "
+            f"take {precision.replace('true', 'mixed')!r}, or covariance_type='diag'"
+        )
 
 
 def _make_folder(settings: Settings) -> None:

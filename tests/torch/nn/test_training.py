@@ -198,6 +198,22 @@ def test_loaders_that_give_nothing(options: dict[str, Any], error: type[Exceptio
         trained(**{"validation": None} | options)
 
 
+def test_a_mixture_vae_of_another_dtype_than_its_data() -> None:
+    torch.manual_seed(0)
+    model = MixtureVAE(6, 2, 2, widths=(4,)).double()
+    model.initialize_prior(DataLoader(X, batch_size=50), random_state=0)
+    again = model.prior.means.detach().clone()
+    model.initialize_prior(DataLoader(X.double(), batch_size=50), random_state=0)
+    assert torch.equal(model.prior.means, again)
+
+
+def test_full_covariances_need_more_than_16_bits() -> None:
+    model = MixtureVAE(6, 2, 2, widths=(4,), covariance_type="full")
+    with pytest.raises(ValueError, match=r"precision='bf16-true' with covariance_type='full': .*; take 'bf16-mixed'"):
+        trained(model, precision="bf16-true")
+    assert np.isfinite(trained(model, precision="bf16-mixed", epochs=1)[1]["loss"]).all()
+
+
 def test_float64_models_stay_float64() -> None:
     model = noisy().double()
     weights, history = trained(model)
