@@ -75,10 +75,13 @@ def main() -> None:
     x, seeds = torch.from_numpy(pixels), range(arguments.seeds)
     print(f"digits          {len(x)} x {x.shape[1]}, seeds {seeds.start} to {seeds.stop - 1}", flush=True)
     means = [KMeans(CLASSES, n_init=10, random_state=seed).fit_predict(pixels) for seed in seeds]
-    print(f"k-means         {summary([accuracy(each, labels) for each in means])}", flush=True)
+    by_means = [accuracy(each, labels) for each in means]
+    print(f"k-means         {summary(by_means)}", flush=True)
     began = time.perf_counter()
     models = [cluster(x, seed, arguments.pretraining, arguments.epochs) for seed in seeds]
-    print(f"mixture VAE     {summary([accuracy(each.predict(x).numpy(), labels) for each in models])}")
+    by_mixtures = [accuracy(each.predict(x).numpy(), labels) for each in models]
+    print(f"mixture VAE     {summary(by_mixtures)}")
+    print(f"better          {np.greater(by_mixtures, by_means).sum()} of {len(models)} seeds")
     print(f"seconds         {(time.perf_counter() - began) / len(models):.1f} for each seed")
     arguments.output.mkdir(parents=True, exist_ok=True)
     plot.samples(clusters_of(models[0]), n_columns=DRAWN)

@@ -208,8 +208,8 @@ class MixtureVAE(VAE):
         Parameters
         ----------
         source : Mixture, Fit, fitted GaussianMixture or LatentMixtureSampler, latents, or iterable of batches x
-            Latents are an (N, n_latent) array or tensor. Of a mixture with other covariances a "diag" prior takes the variances only. Batches (tensors, or tuples
-            that begin with one) are encoded on the model's device.
+            Latents are an (N, n_latent) array or tensor. Of a mixture with other covariances a "diag" prior takes the
+            variances only. Batches (tensors, or tuples that begin with one) are encoded on the model's device.
         random_state, n_init
             As for `emalgam.GaussianMixture`, if one is fitted.
         posterior_variance : float or None
