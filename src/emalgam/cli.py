@@ -403,7 +403,7 @@ def train_ae(
             "-k",
             "--components",
             metavar="K|FIRST:LAST",
-            help="Of the mixture of latents; BIC chooses; by default 1:32",
+            help="Of the mixture of latents; BIC chooses; by default 1:32.",
         ),
     ] = None,
     covariance: Annotated[
