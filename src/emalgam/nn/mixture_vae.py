@@ -44,8 +44,12 @@ class LatentPrior(GaussianMixturePrior):
 
     @property
     def log_deviations(self) -> Tensor:
-        """The diagonal of log L, (K, D), clamped to half of what log-variances are clamped to."""
-        return self.log_cholesky.diagonal(dim1=1, dim2=2).clamp(*LOG_DEVIATIONS)
+        """The diagonal of log L, (K, D), clamped to half of what log-variances are clamped to.
+
+        The gradient goes through the clamp as if there were none: a component that left the range can come back.
+        """
+        free = self.log_cholesky.diagonal(dim1=1, dim2=2)
+        return free + (free.clamp(*LOG_DEVIATIONS) - free).detach()
 
     @property
     def scale_tril(self) -> Tensor:
