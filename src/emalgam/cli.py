@@ -377,13 +377,26 @@ def train_ae(
     widths: Annotated[
         str | None, typer.Option(metavar="W,...", help="Of hidden layers, from the data to the latents; 256,64.")
     ] = None,
+    activation: Annotated[
+        Literal["relu", "elu", "gelu", "silu", "softplus", "tanh", "sigmoid", "identity"] | None,
+        typer.Option(help="Of hidden layers; relu by default."),
+    ] = None,
+    tied: Annotated[bool, typer.Option("--tied", help="The decoder's weights are the encoder's, transposed.")] = False,
+    upsample: Annotated[
+        Literal["transposed", "nearest"] | None,
+        typer.Option(help="How conv enlarges: transposed convolutions, by default, or repeated pixels."),
+    ] = None,
     likelihood: Annotated[
         Literal["bernoulli", "continuous-bernoulli", "gaussian"] | None,
         typer.Option(help="Of a VAE's data; by default bernoulli if they lie in [0, 1], else gaussian."),
     ] = None,
     beta: Annotated[float | None, typer.Option(min=0.0, help="Weight of a VAE's KL.")] = None,
+    kl: Annotated[
+        Literal["closed", "monte_carlo"] | None, typer.Option(help="How a VAE's KL is computed; closed by default.")
+    ] = None,
     denoising: Annotated[
-        float | None, typer.Option(min=0.0, help="Standard deviation of noise on the input of an autoencoder.")
+        float | None,
+        typer.Option(min=0.0, help="Deviation of noise on an autoencoder's input; a mixture VAE's while pre-training."),
     ] = None,
     clusters: Annotated[int | None, typer.Option(min=1, help="Components of a mixture VAE's prior.")] = None,
     pretrain: Annotated[
@@ -397,12 +410,19 @@ def train_ae(
         str, typer.Option(metavar="FRACTION|FILE", help="Data set apart, or a file like DATA; 0 for none.")
     ] = "0.1",
     components: Annotated[
-        str,
-        typer.Option("-k", "--components", metavar="K|FIRST:LAST", help="Of the mixture of latents; BIC chooses."),
-    ] = "1:32",
+        str | None,
+        typer.Option(
+            "-k",
+            "--components",
+            metavar="K|FIRST:LAST",
+            help="Of the mixture of latents; BIC chooses; by default 1:32.",
+        ),
+    ] = None,
     covariance: Annotated[
         Literal["full", "tied", "diag", "spherical"] | None,
-        typer.Option(help="Of that mixture; full by default, diag above 64 dimensions."),
+        typer.Option(
+            help="Of that mixture; full by default, diag above 64 dimensions. Of a mixture VAE's prior: diag, or full."
+        ),
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="How often to go through the data.")] = 50,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of a step.")] = 128,
@@ -432,15 +452,19 @@ def train_ae(
             model=model,
             latent=latent,
             widths=None if widths is None else _lengths(widths, "--widths"),
+            activation=activation,
+            tied=tied or None,
+            upsample=upsample,
             likelihood=likelihood,
             beta=beta,
+            kl=kl,
             denoising=denoising,
             clusters=clusters,
             pretrain=pretrain,
             shape=None if shape is None else _lengths(shape, "--shape"),
             scale=None if scale is None else _fraction(scale, "--scale"),
             validation=_fraction_or_path(validation),
-            components=_component_range(components),
+            components=None if components is None else _component_range(components),
             covariance=covariance,
             epochs=epochs,
             batch_size=batch_size,

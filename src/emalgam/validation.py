@@ -244,6 +244,13 @@ def check_number(name: str, value: Any, least: float = 0.0) -> float:
     return float(value)
 
 
+def check_positive(name: str, value: Any) -> float:
+    """`value` as a finite float above zero."""
+    if check_number(name, value) == 0.0:
+        raise ValueError(f"{name} is {value!r}; expected a finite number > 0")
+    return float(value)
+
+
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     """`value` as one of `choices`."""
     if not isinstance(value, str) or value not in choices:

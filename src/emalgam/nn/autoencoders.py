@@ -21,7 +21,7 @@ from emalgam.nn.layers import (
     with_activations,
 )
 from emalgam.nn.model import LatentModel, standard_normal
-from emalgam.validation import check_choice, check_integer, check_number
+from emalgam.validation import check_choice, check_integer, check_number, check_positive
 
 OUTPUTS = ("identity", "sigmoid")
 UPSAMPLINGS = {"transposed": Transposed, "nearest": Upsampled}
@@ -58,6 +58,7 @@ class Reconstructing(LatentModel):
 
     def log_likelihood(self, x: Tensor, *, variance: float = 1.0) -> Tensor:
         """log N(x; x̂, variance · I), (N,), in nats per datum: of x given its own reconstruction, not of x itself."""
+        variance = check_positive("variance", variance)
         square = (self.check(x) - self.reconstruct(x)).flatten(1).square().sum(1)
         return -0.5 * (square / variance + math.prod(self.data_shape) * math.log(2 * math.pi * variance))
 

@@ -16,9 +16,9 @@ from safetensors import safe_open
 from emalgam import __version__, plot
 from emalgam.files import replacing
 from emalgam.nn.data import as_dataset, as_loader, load_idx
-from emalgam.nn.evaluation import evaluating, reconstruct
+from emalgam.nn.evaluation import evaluating, on_host, reconstruct
 from emalgam.nn.latent import LatentMixtureSampler
-from emalgam.nn.mixture_vae import MixtureVAE
+from emalgam.nn.mixture_vae import COVARIANCE_TYPES, MixtureVAE
 from emalgam.nn.model import LatentModel
 from emalgam.nn.model_file import NAME_IN_FOLDER, load_extra, load_model, load_sampler, save_model
 from emalgam.nn.models import MODELS
@@ -29,14 +29,22 @@ from emalgam.tables import FORMATS, read_table, write_table
 # Options that only some models have.
 BELONGS_TO: Final = {
     "widths": ("autoencoder", "conv", "vae", "mixture-vae"),
+    "activation": ("autoencoder", "conv", "vae", "mixture-vae"),
+    "tied": ("linear", "autoencoder", "conv"),
+    "upsample": ("conv",),
     "likelihood": ("vae", "mixture-vae"),
     "beta": ("vae", "mixture-vae"),
-    "denoising": ("autoencoder", "conv"),
+    "kl": ("vae", "mixture-vae"),
+    "denoising": ("autoencoder", "conv", "mixture-vae"),
     "clusters": ("mixture-vae",),
     "pretrain": ("mixture-vae",),
+    "components": ("linear", "autoencoder", "conv", "vae"),
 }
+AS_GIVEN: Final = ("activation", "tied", "upsample", "beta", "kl", "denoising")  # called the same by the constructors
+PRETRAINING: Final = "pretraining"  # the folder of a mixture VAE's first step
 WIDTHS: Final = {"conv": (32,)}  # of the hidden layers, by default; channels of a convolutional model
 DEFAULT_WIDTHS: Final = (256, 64)
+DEFAULT_COMPONENTS: Final = range(1, 33)
 LARGEST_FULL: Final = 64  # latents of more dimensions get diagonal covariances by default
 NUMBERS_AT_ONCE: Final = 2**22
 ROWS_AT_ONCE: Final = 1024
@@ -51,15 +59,19 @@ class TrainingJob:
     model: str
     latent: int
     widths: tuple[int, ...] | None
+    activation: str | None
+    tied: bool | None
+    upsample: str | None
     likelihood: str | None
     beta: float | None
+    kl: str | None
     denoising: float | None
     clusters: int | None
     pretrain: int | None
     shape: tuple[int, ...] | None
     scale: float | None
     validation: float | Path
-    components: Iterable[int]
+    components: Iterable[int] | None
     covariance: str | None
     epochs: int
     batch_size: int
@@ -73,7 +85,10 @@ class TrainingJob:
     def __post_init__(self) -> None:
         for option, models in BELONGS_TO.items():
             if getattr(self, option) is not None and self.model not in models:
-                raise ValueError(f"--{option} is for {', '.join(models)}, not for --model {self.model}; leave it out")
+                advice = "its prior has --clusters" if option == "components" else "leave it out"
+                raise ValueError(f"--{option} is for {', '.join(models)}, not for --model {self.model}; {advice}")
+        if self.model == "mixture-vae" and self.covariance not in (None, *COVARIANCE_TYPES):
+            raise ValueError(f"--covariance of a mixture VAE's prior is {' or '.join(COVARIANCE_TYPES)}")
         if self.model == "mixture-vae" and self.clusters is None:
             raise ValueError("--model mixture-vae needs --clusters, the number of components of its prior")
         if self.patience is not None and not self.validation:
@@ -85,7 +100,7 @@ def run_training(job: TrainingJob, progress: bool) -> dict[str, Any]:
     _use_files_for_pictures()
     if job.threads is not None:
         torch.set_num_threads(job.threads)
-    if not job.resume and (job.output / CHECKPOINT).exists():
+    if not job.resume and any((folder / CHECKPOINT).exists() for folder in (job.output, job.output / PRETRAINING)):
         raise ValueError(
             f"{job.output}: there is a training in it already; go on with --resume, or name another folder"
         )
@@ -210,15 +225,16 @@ def _new_model(job: TrainingJob, rows: np.ndarray) -> LatentModel:
     if job.model == "linear":
         options = {"n_features": rows.shape[1], "n_latent": job.latent}
     elif job.model in ("autoencoder", "conv"):
-        output, denoising = "sigmoid" if bounded else "identity", job.denoising or 0.0
         widths = {"widths": (rows.shape[1], *hidden, job.latent)}
         shapes = {"data_shape": rows.shape[1:], "channels": (*hidden, job.latent)}
-        options = {**(widths if job.model == "autoencoder" else shapes), "output": output, "denoising": denoising}
+        output = {"output": "sigmoid" if bounded else "identity"}
+        options = {**(widths if job.model == "autoencoder" else shapes), **output}
     else:
         likelihood = job.likelihood or ("bernoulli" if bounded else "gaussian")
         options = {"data_shape": rows.shape[1:], "n_latent": job.latent, "widths": hidden, "likelihood": likelihood}
-        options |= {} if job.beta is None else {"beta": job.beta}
-        options |= {} if job.clusters is None else {"n_components": job.clusters}
+        if job.model == "mixture-vae":
+            options |= {"n_components": job.clusters, "covariance_type": job.covariance or COVARIANCE_TYPES[0]}
+    options |= {name: getattr(job, name) for name in AS_GIVEN if getattr(job, name) is not None}
     return MODELS[job.model](**options)
 
 
@@ -228,7 +244,7 @@ def _train(job: TrainingJob, model: LatentModel, data: Any, held_out: Any, progr
     how |= {"validation": held_out, "resume": job.resume, "progress": progress}
     if isinstance(model, MixtureVAE) and not (job.resume and (job.output / CHECKPOINT).exists()):
         model.pretraining = True
-        train(model, data, epochs=job.pretrain or job.epochs, folder=job.output / "pretraining", **how)
+        train(model, data, epochs=job.pretrain or job.epochs, folder=job.output / PRETRAINING, **how)
         model.pretraining = False
         model.initialize_prior(as_loader(data, model), random_state=job.seed)
     return train(model, data, epochs=job.epochs, patience=job.patience, folder=job.output, **how)
@@ -237,7 +253,8 @@ def _train(job: TrainingJob, model: LatentModel, data: Any, held_out: Any, progr
 def _mixture(job: TrainingJob, model: LatentModel, data: Any) -> LatentMixtureSampler:
     small = math.prod(model.latent_shape) <= LARGEST_FULL
     covariance = job.covariance or ("full" if small else "diag")
-    return LatentMixtureSampler(job.components, covariance, random_state=job.seed).fit(model, data)
+    components = DEFAULT_COMPONENTS if job.components is None else job.components
+    return LatentMixtureSampler(components, covariance, random_state=job.seed).fit(model, data)
 
 
 def _draw(folder: Path, model: LatentModel, x: torch.Tensor, shape: tuple[int, ...], history: History) -> None:
@@ -265,12 +282,12 @@ def _generated(path: Path, n: int, seed: int, prior: str) -> tuple[np.ndarray, s
     model = load_model(path)
     if prior == "mixture" or (prior == "auto" and _has_sampler(path)):
         sampler = load_sampler(path)
-        return sampler.sample(n, seed)[0].numpy(), f"mixture of {sampler.mixture.n_components}"
+        return on_host(sampler.sample(n, seed)[0]), f"mixture of {sampler.mixture.n_components}"
     generator = torch.Generator().manual_seed(seed)
     sizes = [min(ROWS_AT_ONCE, n - start) for start in range(0, n, ROWS_AT_ONCE)]
     with evaluating(model):
         try:
-            return torch.cat([model.generate(size, generator=generator) for size in sizes]).numpy(), "the model's own"
+            return on_host(torch.cat([model.generate(size, generator=generator) for size in sizes])), "the model's own"
         except NotImplementedError as error:
             raise ValueError(f"{path}: {error}") from error
 

@@ -10,11 +10,12 @@ counts as they are grey levels, and a wrong guess trains without complaint.
 from __future__ import annotations
 
 import gzip
+import inspect
 import math
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -376,18 +377,15 @@ def check_data(data: Indexed, model: nn.Module) -> int | None:
 
     Of a dataset only the first two items are looked at: making an item may be expensive.
     """
-    check = getattr(model, "check", lambda x: x)
+    check: Callable[..., Any] = getattr(model, "check", lambda x: x)
+    counts_rows = "first_row" in inspect.signature(check).parameters
     device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
     checksum = 0
     size = max(1, min(ROWS_AT_ONCE, NUMBERS_AT_ONCE // max(1, data[0].numel()))) if data.in_memory else 2
     for start in range(0, len(data) if data.in_memory else 1, size):
         rows = range(start, min(start + size, len(data)))
         batch = data.batch(rows)
-        try:
-            check(batch if batch.device.type != "cpu" else batch.to(device))
-        except ValueError as error:
-            if start:
-                error.add_note(f"in rows {start} to {rows.stop - 1} of the data")
-            raise
+        beside = batch.to(device if batch.device.type == "cpu" else batch.device, dtype_of(model))
+        check(beside, **({"first_row": start} if counts_rows else {}))
         checksum = zlib.crc32(batch.contiguous().cpu().view(torch.uint8).numpy(), checksum)
     return checksum if data.in_memory else None

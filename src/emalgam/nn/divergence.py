@@ -37,7 +37,12 @@ class Normal(NamedTuple):
 
     @classmethod
     def of(cls, mean: Tensor, log_variance: Tensor | None, scale_tril: Tensor | None, name: str = "q") -> Normal:
-        """ValueError unless exactly one of the two is given, and of the mean's shape."""
+        """ValueError unless exactly one of the two is given, of the mean's shape; TypeError if one is no tensor."""
+        for argument, value in {"mean": mean, "log_variance": log_variance, "scale_tril": scale_tril}.items():
+            if value is not None and not (isinstance(value, Tensor) and value.ndim):
+                raise TypeError(
+                    f"{name}_{argument} is a {_kind(value)}; expected a torch tensor (..., D): torch.as_tensor"
+                )
         given, D = {f"{name}_log_variance": log_variance, f"{name}_scale_tril": scale_tril}, mean.shape[-1]
         if (log_variance is None) == (scale_tril is None):
             number = "neither" if scale_tril is None else "both"
@@ -53,6 +58,13 @@ class Normal(NamedTuple):
             return cls(mean, scale_tril.tril(), True)
         assert log_variance is not None
         return cls(mean, (0.5 * log_variance).exp(), False)
+
+    def broadcast(self) -> Normal:
+        """The same with leading axes in full on both sides, where one of them was shared."""
+        own = 2 if self.full else 1
+        shape = torch.broadcast_shapes(self.mean.shape[:-1], self.deviation.shape[:-own])
+        mean = self.mean.expand(*shape, self.mean.shape[-1])
+        return Normal(mean, self.deviation.expand(*shape, *self.deviation.shape[-own:]), self.full)
 
     @property
     def log_det(self) -> Tensor:
@@ -122,7 +134,17 @@ def kl_gaussian(
         return 0.5 * (squares + q_mean.square().sum(-1) - q_mean.shape[-1]) - q.log_det
     if p_mean is None:
         raise ValueError("p_mean is missing beside p's covariance; expected both, or neither for the standard normal")
-    return _closed_form(q, Normal.of(p_mean, p_log_variance, p_scale_tril, "p"))
+    p = Normal.of(p_mean, p_log_variance, p_scale_tril, "p")
+    if p.mean.shape[-1] != q.mean.shape[-1]:
+        raise ValueError(
+            f"q_mean has shape {tuple(q.mean.shape)} and p_mean {tuple(p.mean.shape)}; "
+            "expected as many features in both"
+        )
+    return _closed_form(q, p)
+
+
+def _kind(value: object) -> str:
+    return "tensor of one number" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _closed_form(q: Normal, p: Normal) -> Tensor:
@@ -133,7 +155,8 @@ def _closed_form(q: Normal, p: Normal) -> Tensor:
         # ‖L_p⁻¹ L_q‖² + ‖L_p⁻¹ (μ_q − μ_p)‖²
         identity = torch.eye(offset.shape[-1], dtype=offset.dtype, device=offset.device)
         inverse = torch.linalg.solve_triangular(p.factor, identity, upper=False)
-        squares = (inverse @ offset[..., None]).square().sum((-2, -1))
+        # not inverse @ offset[..., None], which would copy the matrix of a component for each row
+        squares = torch.einsum("...ij,...j->...i", inverse, offset).square().sum(-1)
         if q.full:
             squares = squares + (inverse @ q.deviation).square().sum((-2, -1))
         else:  # a sum over rows first: no (D, D) matrix for each pair
@@ -168,7 +191,8 @@ def kl_to_mixture(
     prior : GaussianMixturePrior
     estimator : {"monte_carlo", "variational", "unscented"}
     n_samples : int
-        S, of "monte_carlo"; its memory is that of S · N rows, of "variational" N · K, of "unscented" 2 D · N rows.
+        S, of "monte_carlo"; its memory is that of S · N rows, of "unscented" 2 D · N, of "variational" N · K, or
+        N · K · D beside a q_scale_tril.
     generator : torch.Generator, optional
         Of "monte_carlo"; None is torch's own.
 
@@ -181,6 +205,8 @@ def kl_to_mixture(
     ------
     ValueError
         For shapes that do not go together, or an estimator that there is not.
+    TypeError
+        If q and the prior are of different dtypes.
 
     References
     ----------
@@ -196,9 +222,13 @@ def kl_to_mixture(
     True
     """
     check_choice("estimator", estimator, ESTIMATORS)
-    q = Normal.of(q_mean, q_log_variance, q_scale_tril)
+    q = Normal.of(q_mean, q_log_variance, q_scale_tril).broadcast()
     if q_mean.shape[-1] != prior.n_features:
         raise ValueError(f"q_mean has shape {tuple(q_mean.shape)}; the prior has {prior.n_features} features")
+    if q_mean.dtype != prior.means.dtype and not torch.is_autocast_enabled(q_mean.device.type):
+        raise TypeError(
+            f"q_mean has dtype {q_mean.dtype}, the prior {prior.means.dtype}; call prior.to({q_mean.dtype})"
+        )
     if estimator == "monte_carlo":
         return _monte_carlo(q, prior, check_integer("n_samples", n_samples, 1), generator)
     return Divergence(_variational(q, prior) if estimator == "variational" else _unscented(q, prior), None)

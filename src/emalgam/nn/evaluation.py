@@ -53,10 +53,10 @@ def reconstruct(model: LatentModel, x: Any, *, rows_at_once: int = ROWS_AT_ONCE)
 def _in_pieces(model: LatentModel, function: Callable[[Tensor], Tensor], rows: Any, rows_at_once: int) -> np.ndarray:
     pieces = [rows[start : start + rows_at_once] for start in range(0, max(len(rows), 1), rows_at_once)]
     with evaluating(model):
-        return np.concatenate([_on_host(function(as_input(model, piece))) for piece in pieces])
+        return np.concatenate([on_host(function(as_input(model, piece))) for piece in pieces])
 
 
-def _on_host(values: Tensor) -> np.ndarray:
+def on_host(values: Tensor) -> np.ndarray:
     """NumPy has no bfloat16, and kernels read float32 and float64."""
     return to_host(values if values.dtype == torch.float64 else values.float())
 

@@ -164,8 +164,12 @@ class LatentMixtureSampler:
         return self
 
     def fit_latents(self, z: Any) -> LatentMixtureSampler:
-        """Fit a mixture to latents that are there already: (N, D) array, tensor or `emalgam.Stream`; returns itself."""
-        data = observe(_flat(z), None, COVARIANCES[self.covariance_type], self.backend, self.n_threads)
+        """Fit a mixture to latents that are there already, and return itself.
+
+        (N, *latent_shape) array, sequence or tensor, whose gradients are left alone; or `emalgam.Stream` of (n, D).
+        """
+        z, shape = _flat(z)
+        data = observe(z, None, COVARIANCES[self.covariance_type], self.backend, self.n_threads)
         rows = data.rows_with_weight()
         chosen: Fit | None = None
         values: dict[int, float] = {}
@@ -174,14 +178,14 @@ class LatentMixtureSampler:
             settings = Settings(K, random_state=seed, **self.settings)
             found = fit_observations(data, settings)
             how = {"backend": self.backend, "n_threads": self.n_threads}
-            values[K] = getattr(found.mixture, self.criterion)(_flat(z), **how)
+            values[K] = getattr(found.mixture, self.criterion)(z, **how)
             if chosen is None or values[K] < values[chosen.mixture.n_components]:
                 chosen, of_chosen = found, settings
         assert chosen is not None  # there is a candidate
         if chosen.short_of_convergence:
             warnings.warn(not_converged(chosen, of_chosen), ConvergenceWarning, stacklevel=3)
         self.mixture, self.criterion_values = chosen.mixture, values
-        self.latent_shape = (chosen.mixture.n_features,)
+        self.latent_shape = shape or (chosen.mixture.n_features,)
         return self
 
     def _candidates(self, rows: int, D: int) -> list[int]:
@@ -332,9 +336,12 @@ class LatentStream:
         return open_stream(self)
 
 
-def _flat(z: Any) -> Any:
-    """Latents (N, *shape) as (N, D); a stream as it is."""
-    return z if isinstance(z, Stream) else z.reshape(len(z), -1)
+def _flat(z: Any) -> tuple[Any, tuple[int, ...]]:
+    """Latents (N, *shape) as (N, D), and their shape; a stream as it is, and ()."""
+    if isinstance(z, Stream):
+        return z, ()
+    rows = z.detach() if isinstance(z, Tensor) else z if hasattr(z, "reshape") else np.asarray(z)
+    return rows.reshape(len(rows), math.prod(rows.shape[1:])), tuple(rows.shape[1:])
 
 
 def _latent_shape(given: Any, n_features: int) -> tuple[int, ...]:

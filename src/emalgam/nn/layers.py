@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final
 
+import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -28,8 +29,10 @@ def activation_of(name: str, argument: str = "activation") -> nn.Module:
     return ACTIVATIONS[check_choice(argument, name, tuple(ACTIVATIONS))]()
 
 
-def check_sizes(name: str, sizes: Sequence[int], least: int = 1) -> tuple[int, ...]:
+def check_sizes(name: str, sizes: Sequence[int] | np.ndarray, least: int = 1) -> tuple[int, ...]:
     """Positive integers, at least `least` of them; ValueError saying which is not."""
+    if isinstance(sizes, np.ndarray):
+        sizes = sizes.tolist()
     if isinstance(sizes, str) or not isinstance(sizes, Sequence) or len(sizes) < least:
         raise ValueError(f"{name} is {sizes!r}; expected at least {least} positive integers, e.g. {name}=(64, 16)")
     return tuple(check_integer(f"{name}[{i}]", size, 1) for i, size in enumerate(sizes))

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from emalgam.nn.model import check_values, standard_normal
 from emalgam.packing import LOG_2_PI
-from emalgam.validation import check_choice, check_number
+from emalgam.validation import check_choice, check_positive
 
 NEAR_ZERO: Final = 0.5  # |h| below which log((exp(h) − 1) / h) is a series
 # B_2n / (2n (2n)!), n = 1, 2, …: log((exp(h) − 1) / h) = h/2 + Σ_n c_n h^2n; what is left out is < 1e-18 for |h| < ½
@@ -99,9 +99,7 @@ class Gaussian(Likelihood):
 
     def __init__(self, variance: float = 1.0, learned: bool = False) -> None:
         super().__init__()
-        if check_number("variance", variance) == 0.0:
-            raise ValueError(f"variance is {variance!r}; expected a finite number > 0")
-        self.initial_variance, self.learned = float(variance), learned
+        self.initial_variance, self.learned = check_positive("variance", variance), learned
         log_variance = math.log(variance)
         self.log_variance: Any = nn.Parameter(torch.tensor(log_variance)) if learned else log_variance
 
@@ -216,9 +214,13 @@ LIKELIHOODS: Final[dict[str, type[Likelihood]]] = {
 
 
 def likelihood_of(value: str | Mapping[str, Any] | Likelihood) -> Likelihood:
-    """A likelihood from its name, from its configuration, or itself; ValueError that lists the names."""
+    """A likelihood from its name, from its configuration, or itself; ValueError that lists the names or the options."""
     if isinstance(value, Likelihood):
         return value
     options = dict(value) if isinstance(value, Mapping) else {"name": value}
     name = check_choice("likelihood", options.pop("name", None), tuple(LIKELIHOODS))
+    known = [each for each in LIKELIHOODS[name]().configuration() if each != "name"]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"likelihood {name!r} has no option {option!r}; expected {' or '.join(known) or 'none'}")
     return LIKELIHOODS[name](**options)

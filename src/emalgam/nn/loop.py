@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import pickle
 import signal
 import threading
@@ -121,8 +122,19 @@ class Module(pl.LightningModule):
         torch.manual_seed(seed)  # for dropout, and losses that take no generator
 
     def training_step(self, batch: Any, step: int) -> Tensor:
-        losses = self._losses(batch, self.training_means, f"epoch {self.current_epoch + 1}, step {step + 1}")
-        return losses["loss"]
+        self.where = f"epoch {self.current_epoch + 1}, step {step + 1}"
+        return self._losses(batch, self.training_means, self.where)["loss"]
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """A finite loss may have a gradient that is not: that of a square root at 0."""
+        if self.settings.precision == "16-mixed":  # which leaves such steps out, and goes on with a smaller scale
+            return
+        weights = [(name, weight) for name, weight in self.model.named_parameters() if weight.grad is not None]
+        # the largest absolute value: one transfer from a GPU, and no square that overflows
+        largest = torch.nn.utils.get_total_norm([weight.grad for _, weight in weights], math.inf)
+        if not math.isfinite(largest):
+            name = next(name for name, weight in weights if not torch.isfinite(weight.grad).all())
+            raise _stopped(f"the gradient of {name}", float(largest), self.where)
 
     def validation_step(self, batch: Any, step: int) -> None:
         where = f"the validation after epoch {self.current_epoch + 1}, step {step + 1}"
@@ -130,7 +142,10 @@ class Module(pl.LightningModule):
 
     def _losses(self, batch: Any, means: Means, where: str) -> dict[str, Tensor]:
         x = as_batch(batch, dtype_of(self.model))
-        losses = self.model.losses(x, generator=self.generator) if self.takes_generator else self.model.losses(x)
+        try:
+            losses = self.model.losses(x, generator=self.generator) if self.takes_generator else self.model.losses(x)
+        except ValueError as error:  # rows of a loader have no numbers: say at least which batch it was
+            raise ValueError(f"{where}: {error}") from error
         if "loss" not in losses:
             raise ValueError(
                 f"losses of {type(self.model).__name__} gives {', '.join(losses)}; expected 'loss' among them"
@@ -140,10 +155,7 @@ class Module(pl.LightningModule):
         values = dict(zip(losses, numbers, strict=True))
         name = first_not_finite(values)
         if name is not None:
-            raise FloatingPointError(
-                f"{name} is {values[name]} in {where}; training has stopped, with the weights before this step: "
-                "try a smaller learning_rate, or look at the data"
-            )
+            raise _stopped(name, values[name], where)
         means.add(values, len(x))
         return losses
 
@@ -156,6 +168,13 @@ class Module(pl.LightningModule):
         shown = {name: value for name, value in found.items() if name in ("loss", VALIDATION + "loss")}
         self.log_dict(shown, prog_bar=True, sync_dist=True)
         self.log_dict({name: value for name, value in found.items() if name not in shown}, sync_dist=True)
+
+
+def _stopped(name: str, value: float, where: str) -> FloatingPointError:
+    return FloatingPointError(
+        f"{name} is {value} in {where}; training has stopped, with the weights before this step: "
+        "try a smaller learning_rate, or look at the data"
+    )
 
 
 class Means:
@@ -239,6 +258,9 @@ class Recorder(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.losses = {name: values.tolist() for name, values in History(state_dict["losses"]).items()}
         self.best_weights = state_dict["best_weights"]
+        epochs = self.history.epochs
+        if epochs > self.settings.epochs:
+            raise ModelFileError(f"{self.settings.checkpoint}: has {epochs} epochs already; give epochs >= {epochs}")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After a checkpoint was loaded: the table may be older than it, and the training may have stopped."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from emalgam.mixture import Mixture
 from emalgam.nn.divergence import kl_gaussian
-from emalgam.nn.evaluation import evaluating
+from emalgam.nn.evaluation import as_input, evaluating
 from emalgam.nn.likelihoods import Likelihood
 from emalgam.nn.model import standard_normal
 from emalgam.nn.prior import GaussianMixturePrior
@@ -34,16 +34,22 @@ class LatentPrior(GaussianMixturePrior):
     n_components, n_features : int
     covariance_type : {"diag", "full"}
         "diag" reads nothing of L below its diagonal.
+    options
+        As for `GaussianMixturePrior`; `from_fit` takes them and the covariance type.
     """
 
-    def __init__(self, n_components: int, n_features: int, covariance_type: str = "diag") -> None:
-        super().__init__(n_components, n_features)
+    def __init__(self, n_components: int, n_features: int, covariance_type: str = "diag", **options: Any) -> None:
+        super().__init__(n_components, n_features, **options)
         self.covariance_type = check_choice("covariance_type", covariance_type, COVARIANCE_TYPES)
 
     @property
     def log_deviations(self) -> Tensor:
-        """The diagonal of log L, (K, D), clamped to half of what log-variances are clamped to."""
-        return self.log_cholesky.diagonal(dim1=1, dim2=2).clamp(*LOG_DEVIATIONS)
+        """The diagonal of log L, (K, D), clamped to half of what log-variances are clamped to.
+
+        The gradient goes through the clamp as if there were none: a component that left the range can come back.
+        """
+        free = self.log_cholesky.diagonal(dim1=1, dim2=2)
+        return free + (free.clamp(*LOG_DEVIATIONS) - free).detach()
 
     @property
     def scale_tril(self) -> Tensor:
@@ -205,9 +211,9 @@ class MixtureVAE(VAE):
 
         Parameters
         ----------
-        source : Mixture, fitted GaussianMixture, (N, n_latent) array or tensor, or iterable of batches x
-            Of a mixture with other covariances a "diag" prior takes the variances only. Batches (tensors, or tuples
-            that begin with one) are encoded on the model's device.
+        source : Mixture, Fit, fitted GaussianMixture or LatentMixtureSampler, latents, or iterable of batches x
+            Latents are an (N, n_latent) array or tensor. Of a mixture with other covariances a "diag" prior takes the
+            variances only. Batches (tensors, or tuples that begin with one) are encoded on the model's device.
         random_state, n_init
             As for `emalgam.GaussianMixture`, if one is fitted.
         posterior_variance : float or None
@@ -254,14 +260,14 @@ class MixtureVAE(VAE):
         return model.fit(latents.detach().double().cpu().numpy()).mixture_
 
     def _encoded(self, batches: Iterable[Any]) -> Tensor:
-        with evaluating(self) as device:
+        with evaluating(self):
             inputs = (batch[0] if isinstance(batch, tuple | list) else batch for batch in batches)
-            return torch.cat([self.encode(x.to(device)).cpu() for x in inputs])
+            return torch.cat([self.encode(as_input(self, x)).cpu() for x in inputs])
 
 
 def _mixture_of(source: Any) -> Mixture | None:
-    """A mixture, or that of a fitted estimator; None for anything else. ValueError for one that is not fitted."""
-    mixture = getattr(source, "mixture_", source)
+    """A mixture, or that of a fit or an estimator; None for anything else. ValueError for one that is not fitted."""
+    mixture = getattr(source, "mixture_", getattr(source, "mixture", source))
     if hasattr(mixture, "fit"):
         raise ValueError(f"the {type(source).__name__} is not fitted; call its fit first, or pass latents")
     return mixture if isinstance(mixture, Mixture) else None

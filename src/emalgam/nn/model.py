@@ -66,8 +66,10 @@ class LatentModel(nn.Module):
 
     # ---- input
 
-    def check(self, x: Tensor) -> Tensor:
+    def check(self, x: Tensor, *, first_row: int = 0) -> Tensor:
         """`x` if it can be learnt: of the right shape, dtype and device, finite, in [0, 1] if it has to be.
+
+        `first_row` is the number that errors give to the first row, for a piece of larger data.
 
         Raises
         ------
@@ -76,7 +78,7 @@ class LatentModel(nn.Module):
         ValueError
             For another shape or device, NaN or infinity, and values outside [0, 1] where `unit_interval`.
         """
-        check_values(self.check_input(x), self.unit_interval, type(self).__name__)
+        check_values(self.check_input(x), self.unit_interval, type(self).__name__, first_row)
         return x
 
     def check_input(self, x: Tensor) -> Tensor:
@@ -127,7 +129,7 @@ def _how_to_reshape(name: str, given: Tensor, shape: tuple[int, ...]) -> str:
     return ""
 
 
-def check_values(x: Tensor, unit_interval: bool, wanted_by: str) -> None:
+def check_values(x: Tensor, unit_interval: bool, wanted_by: str, first_row: int = 0) -> None:
     """ValueError naming the first index where x, (N, ...), is not finite, or outside [0, 1] if it has to be there.
 
     Looks at nothing while torch.compile traces: values would break the graph.
@@ -137,10 +139,15 @@ def check_values(x: Tensor, unit_interval: bool, wanted_by: str) -> None:
     low, high = (float(bound) for bound in torch.aminmax(x.detach()))  # NaN if there is one
     if not (math.isfinite(low) and math.isfinite(high)):
         index = first_index((~torch.isfinite(x)).cpu().numpy())
-        raise ValueError(f"x contains {x[index].item()}{in_words(index)}; expected finite numbers")
+        raise ValueError(f"x contains {x[index].item()}{_place(index, first_row)}; expected finite numbers")
     if unit_interval and not (low >= 0.0 and high <= 1.0):
         index = first_index(((x < 0) | (x > 1)).cpu().numpy())
         raise ValueError(
-            f"x is {x[index].item():.6g}{in_words(index)}; {wanted_by} expects values in [0, 1]: scale the data "
-            '(pixels: / 255), or choose output="identity" or a Gaussian likelihood'
+            f"x is {x[index].item():.6g}{_place(index, first_row)}; {wanted_by} expects values in [0, 1]: scale the "
+            'data (pixels: / 255), or choose output="identity" or a Gaussian likelihood'
         )
+
+
+def _place(index: tuple[int, ...], first_row: int) -> str:
+    """Where in the data an index of a piece of them is that begins with `first_row`."""
+    return in_words((index[0] + first_row, *index[1:]))

@@ -83,7 +83,8 @@ def save_model(
     model : LatentModel
         Of a class in `MODELS`, on any device.
     path : path-like
-        The file, or a folder, in which it is called ``model.safetensors``.
+        The file, or a folder, in which it is called ``model.safetensors``. What ends in a slash is a folder, and is
+        made if need be.
     sampler : LatentMixtureSampler, optional
         A mixture fitted to the model's latents, which travels along.
     extra : mapping, optional
@@ -111,7 +112,7 @@ def save_model(
     """
     from safetensors.torch import save
 
-    path = _file(path)
+    is_folder, path = _is_folder(path), _file(path)
     name = next((name for name, known in MODELS.items() if type(model) is known), None)
     if name is None:
         raise TypeError(
@@ -131,11 +132,16 @@ def save_model(
     _check_state(_expected(described, path), tensors, path)
     if sampler is not None:
         arrays, rest = _parts(sampler.state())
+        if tuple(sampler.latent_shape) != tuple(model.latent_shape):
+            shapes = f"{tuple(sampler.latent_shape)}, and the model's {tuple(model.latent_shape)}"
+            fail(path, "sampler", f"is of latents of shape {shapes}: not saved, because it could not be loaded again")
         described["sampler"] = _json(rest, "sampler", path)
         tensors |= {OF_SAMPLER + key: torch.from_numpy(values) for key, values in arrays.items()}
     for key, values in tensors.items():
         if not bool(torch.isfinite(values).all()):
             fail(path, key, "holds values that are not finite and is not saved")
+    if is_folder:
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, save(tensors, described))
 
 
@@ -185,7 +191,12 @@ def load_extra(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _file(path: str | os.PathLike[str]) -> Path:
-    return Path(path) / NAME_IN_FOLDER if Path(path).is_dir() else Path(path)
+    return Path(path) / NAME_IN_FOLDER if _is_folder(path) else Path(path)
+
+
+def _is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether it is there, or is to be: its name ends in a slash, which `Path` forgets."""
+    return Path(path).is_dir() or os.fspath(path).endswith(("/", os.sep))
 
 
 # ---- writing

@@ -3,7 +3,9 @@
 ``emalgam::mixture_log_prob`` and ``emalgam::mixture_responsibilities`` run the kernels of `emalgam.backends` on the
 tensors' own memory, on the CPU with torch's number of threads and on a GPU on the caller's stream. They have first
 derivatives in x, weights, means and Cholesky factors (`emalgam.nn.gradients`), no second ones; `torch.compile` takes
-them as they are; under autocast they compute in float32.
+them as they are; under autocast they compute in float32. torch.func.grad and jacrev raise, as torch has them not for
+operators written in Python: `torch.autograd.grad` of the sum over rows gives each row's gradient. So do derivatives in
+forward mode (torch.func.jvp and jacfwd). torch.func.vmap takes rows one by one.
 
 On a GPU the parameters are brought to the host, where their factors are inverted: one wait for the device in each
 call. That path is checked in Numba's simulator; it has not yet run on a GPU.
@@ -17,6 +19,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from emalgam import arrays
 from emalgam.nn.gradients import Evaluation, ParameterGradients
@@ -49,7 +52,7 @@ def mixture_log_prob(x: Tensor, weights: Tensor, means: Tensor, scale_tril: Tens
     ValueError, TypeError
         For shapes, dtypes or devices that do not go together.
     NotImplementedError
-        For second derivatives.
+        For second derivatives, and for derivatives in forward mode.
 
     References
     ----------
@@ -66,7 +69,7 @@ def mixture_log_prob(x: Tensor, weights: Tensor, means: Tensor, scale_tril: Tens
     >>> means.grad.tolist()
     [[0.5], [-0.5]]
     """
-    rows: Tensor = _log_prob(_rows(x), weights, means, scale_tril)
+    rows: Tensor = _log_prob(_rows(x), *_backward_only(x, weights, means, scale_tril))
     return rows.reshape(x.shape[:-1])
 
 
@@ -81,7 +84,7 @@ def mixture_responsibilities(x: Tensor, weights: Tensor, means: Tensor, scale_tr
             [0.5000, 0.5000],
             [0.5000, 0.5000]])
     """
-    rows: Tensor = _responsibilities(_rows(x), weights, means, scale_tril)
+    rows: Tensor = _responsibilities(_rows(x), *_backward_only(x, weights, means, scale_tril))
     return rows.reshape(*x.shape[:-1], weights.shape[0])
 
 
@@ -92,6 +95,18 @@ def _rows(x: Tensor) -> Tensor:
     if x.ndim == 0:
         raise ValueError("x is a single number; expected (..., features)")
     return x.reshape(-1, x.shape[-1])
+
+
+def _backward_only(x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+    """The parameters. torch takes operators without a rule for forward mode as constants: zeros, and no error."""
+    if not torch.compiler.is_compiling():
+        for each in (x, *parameters):
+            if isinstance(each, Tensor) and forward_ad.unpack_dual(each).tangent is not None:
+                raise NotImplementedError(
+                    "emalgam's mixture operators have no derivatives in forward mode (jvp, jacfwd); "
+                    "torch.autograd.grad has them backward"
+                )
+    return parameters
 
 
 # ---- log-densities

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from emalgam import arrays, backends
 from emalgam.covariance import COVARIANCES
 from emalgam.draws import LARGEST_SEED, sampler_of
-from emalgam.em import Fit
 from emalgam.gaussian import as_mixture
 from emalgam.mixture import Mixture, check_numbers
 from emalgam.namespace import invert_triangular, to_host
@@ -50,7 +49,7 @@ class GaussianMixturePrior(nn.Module):
     --------
     >>> import emalgam
     >>> coin = emalgam.Mixture([0.5, 0.5], [[-1.0], [1.0]], [1.0, 1.0], "spherical")
-    >>> prior = GaussianMixturePrior.from_fit(coin)
+    >>> prior = GaussianMixturePrior.from_fit(coin, dtype=torch.float64)
     >>> [round(value, 6) for value in prior.log_prob(torch.zeros(2, 1, dtype=torch.float64)).tolist()]
     [-1.418939, -1.418939]
     >>> z, labels = prior.sample(4, generator=torch.Generator().manual_seed(0))
@@ -69,23 +68,24 @@ class GaussianMixturePrior(nn.Module):
         self.log_cholesky = nn.Parameter(torch.zeros(K, D, D, **how))
 
     @classmethod
-    def from_fit(cls, fit: Any, *, dtype: torch.dtype = torch.float64, device: Any = None) -> Self:
+    def from_fit(cls, fit: Any, **options: Any) -> Self:
         """A prior that begins as a fitted mixture.
 
         Parameters
         ----------
-        fit : Mixture, fitted GaussianMixture, Fit, or Gaussian
+        fit : Mixture, fitted GaussianMixture or LatentMixtureSampler, Fit, or Gaussian
             Of any covariance type; the prior's covariances are full ones. A weight of zero becomes the smallest number.
-        dtype, device
-            Of the parameters.
+        options
+            The constructor's: dtype and device. The dtype is torch's default one, float32, as that of models is.
 
         Raises
         ------
         ValueError
             If it is no mixture.
         """
-        mixture = as_mixture("fit", fit.mixture if isinstance(fit, Fit) else fit)
-        prior = cls(*mixture.means.shape, dtype=dtype, device=device)
+        held = getattr(fit, "mixture", None)
+        mixture = as_mixture("fit", held if isinstance(held, Mixture) else fit)
+        prior = cls(*mixture.means.shape, **options)
         prior.set(mixture)
         return prior
 

@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from numbers import Real
 from pathlib import Path
 from typing import Any, Final
 
@@ -148,16 +149,18 @@ class Data:
     @staticmethod
     def prepare(model: nn.Module, data: Any, validation: Any, settings: Settings) -> Data:
         """Data that the model takes; a fraction for validation is drawn from the training data, by the seed."""
-        training, validating = _usable(data, model, settings), None
-        if isinstance(validation, float):
-            training, validating = _split(training, validation, settings.seed)
-        elif validation is not None:
-            validating = _usable(validation, model, settings)
+        fraction = isinstance(validation, Real)
+        training = _usable(data, model, settings)
+        validating = None if fraction or validation is None else _usable(validation, model, settings)
+        # before any is set apart, so that errors name rows as the caller counts them
         checksums = (check_data(part, model) if isinstance(part, Indexed) else None for part in (training, validating))
-        return Data(training, validating, tuple(checksums))
+        checked = tuple(checksums)
+        if fraction:
+            training, validating = _split(training, validation, settings.seed)
+        return Data(training, validating, checked)
 
     def described(self) -> dict[str, Any]:
-        """How many rows and a checksum, as far as they are known beforehand."""
+        """How many rows and a checksum (of those set apart too), as far as they are known beforehand."""
         rows = [len(part) if isinstance(part, Indexed) else None for part in (self.training, self.validation)]
         return {"rows": rows[0], "checksum": self.checksums[0], "validation": [rows[1], self.checksums[1]]}
 
@@ -256,7 +259,8 @@ def train(
     Raises
     ------
     FloatingPointError
-        If a loss is not finite: naming the loss, the epoch and the step. The model keeps the weights before that step.
+        If a loss or a gradient is not finite: naming it, the epoch and the step. The model keeps the weights before
+        that step. ("16-mixed" leaves out steps whose gradients are not, as it is meant to.)
     ValueError, TypeError
         For data that the model's `check` refuses, before training begins, and for settings that make no sense.
     ModelFileError
@@ -301,11 +305,24 @@ def train(
         raise ValueError(f"patience={patience} needs validation data to look at; give validation=")
     if find_spec("lightning") is None:
         raise ImportError("emalgam.nn.train needs lightning, which is not installed: pip install emalgam[torch]")
+    _check_precision(model, settings.precision)
     prepared = Data.prepare(model, data, validation, settings)
     _make_folder(settings)
     from emalgam.nn.loop import run
 
     return run(model, prepared, settings, _identity(model, prepared, settings))
+
+
+def _check_precision(model: nn.Module, precision: str) -> None:
+    """Words instead of torch's, for the one part that is not there in 16 bits."""
+    if (
+        precision in ("bf16-true", "16-true")
+        and getattr(getattr(model, "prior", None), "covariance_type", "") == "full"
+    ):
+        raise ValueError(
+            f"precision={precision!r} with covariance_type='full': torch solves no triangular systems in 16 bits; "
+            f"take {precision.replace('true', 'mixed')!r}, or covariance_type='diag'"
+        )
 
 
 def _make_folder(settings: Settings) -> None:
@@ -325,6 +342,7 @@ def _identity(model: nn.Module, data: Data, settings: Settings) -> dict[str, Any
     identity = {
         "model": type(model).__qualname__,
         "configuration": configuration,
+        "pretraining": bool(getattr(model, "pretraining", False)),
         **{name: getattr(settings, name) for name in ("batch_size", "learning_rate", "seed", "precision")},
         **data.described(),
     }

@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,13 +91,14 @@ class VAE(LatentModel):
         activation: str = "relu",
     ) -> None:
         super().__init__()
-        self.data_shape = check_sizes("data_shape", (data_shape,) if isinstance(data_shape, int) else data_shape)
+        sizes = (data_shape,) if isinstance(data_shape, int | np.integer) else data_shape
+        self.data_shape = check_sizes("data_shape", sizes)
         self.latent_shape = (check_integer("n_latent", n_latent, 1),)
         self.widths, self.activation = check_sizes("widths", widths, 0), activation
         self.beta, self.kl = check_number("beta", beta), check_choice("kl", kl, DIVERGENCES)
         self.likelihood = likelihood_of(likelihood)
         self.unit_interval = self.likelihood.unit_interval
-        size = math.prod(self.data_shape)
+        size, (n_latent,) = math.prod(self.data_shape), self.latent_shape
         self.encoder = dense((size, *self.widths, 2 * n_latent), activation)
         self.decoder = dense((n_latent, *self.widths[::-1], size), activation)
 
@@ -182,7 +184,8 @@ class VAE(LatentModel):
         """The importance-weighted bound of log p(x), (N,), in nats per datum.
 
         log 1/S Σ_s p(x | z_s) p(z_s) / q(z_s | x) with z_s ~ q(z | x). Its mean lies between the ELBO (S = 1) and
-        log p(x), and grows with S. Samples are decoded some at a time.
+        log p(x), and grows with S. Samples are decoded some at a time: under ``torch.no_grad()`` memory does not grow
+        with S, with gradients it does, as the graph of each sample is kept.
 
         References
         ----------

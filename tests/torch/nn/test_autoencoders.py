@@ -224,6 +224,8 @@ def test_log_likelihood_of_the_reconstruction() -> None:
     mean = model.reconstruct(x).detach().numpy()
     expected = stats.norm.logpdf(x.numpy(), mean, math.sqrt(0.1)).sum(1)
     np.testing.assert_allclose(model.log_likelihood(x, variance=0.1).detach(), expected, rtol=1e-12)
+    with pytest.raises(ValueError, match=r"variance is 0.0; expected a finite number > 0"):
+        model.log_likelihood(x, variance=0.0)
 
 
 def test_under_autocast_the_loss_is_float32() -> None:
@@ -236,6 +238,13 @@ def test_under_autocast_the_loss_is_float32() -> None:
 
 
 # ---- bad input
+
+
+def test_sizes_of_numpy() -> None:
+    model = Autoencoder(np.array([12, 3]))  # type: ignore[arg-type]
+    assert model.configuration() == Autoencoder((12, 3)).configuration()
+    with pytest.raises(ValueError, match=r"widths\[0\] is \[12, 3\]; expected an integer >= 1"):
+        Autoencoder(np.array([[12, 3], [3, 1]]))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", small_models())

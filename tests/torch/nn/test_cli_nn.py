@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import signal
 import struct
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,26 @@ import torch
 from matplotlib.image import imread
 
 from emalgam import cli
-from emalgam.nn import ConvAutoencoder, History, MixtureVAE, load_extra, load_model, load_sampler, save_model
+from emalgam.nn import (
+    VAE,
+    ConvAutoencoder,
+    History,
+    LatentMixtureSampler,
+    MixtureVAE,
+    load_extra,
+    load_model,
+    load_sampler,
+    save_model,
+)
 from emalgam.tables import read_table, write_table
 from tests.processes import output_of, run, run_json
 
 N = 240
-QUICK = ("--epochs", 2, "--batch-size", 60, "-k", "1:3", "--threads", 1)
+SHORT = ("--epochs", 2, "--batch-size", 60, "--threads", 1)
+QUICK = (*SHORT, "-k", "1:3")
+
+
+MIXTURE_VAE = ("--model", "mixture-vae", "--clusters", 3, "--latent", 2, "--widths", 16)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +164,7 @@ def test_convolutions(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_mixture_vae_is_pretrained_and_draws_from_its_prior(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("--model", "mixture-vae", "--clusters", 3, "--latent", 2, "--widths", 16, "--pretrain", 3, *QUICK)
+    options = (*MIXTURE_VAE, "--pretrain", 3, *SHORT)
     trained = report(capsys, "train-ae", folder / "flat.npy", "-o", tmp_path / "run", *options)
     assert trained["mixture_components"] is None
     assert History.read(tmp_path / "run" / "pretraining" / "losses.csv").epochs == 3
@@ -164,6 +181,68 @@ def test_a_mixture_vae_is_pretrained_and_draws_from_its_prior(
     assert resumed["epochs"] == 3
     text = fault(capsys, "generate", tmp_path / "run", "--prior", "mixture", "-o", tmp_path / "x.png")
     assert "sampler is missing: the model was saved without one" in text
+
+
+def test_options_of_models_reach_them(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def configuration(data: str, *options: object) -> dict[str, Any]:
+        run_folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        report(capsys, "train-ae", folder / data, "-o", run_folder, *options, "--epochs", 1, "--threads", 1)
+        return load_model(run_folder).configuration()
+
+    mixture_options = ("--covariance", "full", "--kl", "monte_carlo", "--activation", "tanh", "--denoising", 0.1)
+    found = configuration("flat.npy", *MIXTURE_VAE, *mixture_options)
+    expected = {"covariance_type": "full", "kl": "monte_carlo", "activation": "tanh", "denoising": 0.1}
+    assert {name: found[name] for name in expected} == expected
+    conv = ("--model", "conv", "--shape", "8,8", "--widths", 4, "--latent", 1, "-k", 1)
+    found = configuration("flat.npy", *conv, "--tied", "--upsample", "nearest", "--activation", "elu")
+    assert (found["tied"], found["upsample"], found["activation"]) == (True, "nearest", "elu")
+
+
+def test_a_mixture_vae_in_float64(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report(capsys, "train-ae", folder / "flat.npy", "-o", tmp_path, *MIXTURE_VAE, "--precision", 64, *SHORT)
+    assert {weight.dtype for weight in load_model(tmp_path).parameters()} == {torch.float64}
+
+
+def test_generation_from_a_bfloat16_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    model = VAE(6, 2, (4,)).to(torch.bfloat16)
+    sampler = LatentMixtureSampler(2, random_state=0).fit_latents(np.random.default_rng(0).normal(size=(50, 2)))
+    save_model(model, tmp_path, sampler)
+    for prior in ("model", "mixture"):
+        report(capsys, "generate", tmp_path, "--prior", prior, "-n", 7, "-o", tmp_path / "x.npy")
+        x = np.load(tmp_path / "x.npy")
+        assert (x.shape, x.dtype) == ((7, 6), np.float32)
+        assert np.isfinite(x).all()
+
+
+KILLED = """
+import os, signal, sys
+from emalgam import cli
+from emalgam.nn import training
+write, tables = training.History.write, []
+def dying(self, path):
+    tables.append(path)
+    if len(tables) == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(self, path)
+training.History.write = dying
+cli.main(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("tables", [3, 6])  # there is one at the start and after each of 2 epochs, in both steps
+def test_a_killed_mixture_vae_goes_on_to_the_same_file(
+    tables: int, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*map(str, ("train-ae", folder / "flat.npy", *MIXTURE_VAE, *SHORT, "-o"))]
+    killed = [sys.executable, "-c", KILLED, str(tables), *arguments, str(tmp_path / "a")]
+    assert subprocess.run(killed, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert (tmp_path / "a" / "checkpoint.ckpt").exists() == (tables > 3)
+    text = fault(capsys, *arguments, tmp_path / "a")
+    assert text == f"{tmp_path / 'a'}: there is a training in it already; go on with --resume, or name another folder"
+    report(capsys, *arguments, tmp_path / "a", "--resume")
+    report(capsys, *arguments, tmp_path / "b")
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
 
 
 def test_a_table_outside_the_unit_interval(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,8 +314,17 @@ def test_a_bad_command_line_says_what_is_wrong(
     wrong: list[tuple[tuple[object, ...], str]] = [
         (("--beta", 2), "--beta is for vae, mixture-vae, not for --model autoencoder; leave it out"),
         (("--model", "linear", "--widths", 3), "--widths is for autoencoder, conv, vae, mixture-vae, not for"),
-        (("--model", "vae", "--denoising", 0.5), "--denoising is for autoencoder, conv, not for --model vae"),
+        (
+            ("--model", "vae", "--denoising", 0.5),
+            "--denoising is for autoencoder, conv, mixture-vae, not for --model",
+        ),
         (("--model", "vae", "--clusters", 3), "--clusters is for mixture-vae, not for --model vae"),
+        (("--tied", "--model", "vae"), "--tied is for linear, autoencoder, conv, not for --model vae; leave it out"),
+        (
+            (*MIXTURE_VAE, "-k", 3),
+            "--components is for linear, autoencoder, conv, vae, not for --model mixture-vae",
+        ),
+        ((*MIXTURE_VAE, "--covariance", "tied"), "--covariance of a mixture VAE's prior is diag or full"),
         (("--model", "mixture-vae"), "needs --clusters, the number of components of its prior"),
         (("--patience", 3, "--validation", 0), "--patience looks at the validation loss"),
         (("--widths", "3,x"), "'3,x' is no list of numbers >= 1, such as 256,64"),

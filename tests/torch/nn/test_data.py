@@ -258,12 +258,11 @@ def test_batches_that_are_none() -> None:
 def test_every_row_is_checked() -> None:
     bad = np.random.default_rng(3).uniform(size=(3000, 4))
     bad[2500, 1] = np.nan
-    with pytest.raises(ValueError, match=r"x contains nan .*; expected finite numbers") as caught:
+    with pytest.raises(ValueError, match=r"x contains nan at \[2500, 1\]; expected finite numbers"):
         check_data(as_dataset(bad, model()), model())
-    assert caught.value.__notes__ == ["in rows 2048 to 2999 of the data"]
     unit = Autoencoder((4, 2), output="sigmoid")
     bad[2500, 1] = 1.5
-    with pytest.raises(ValueError, match=r"x is 1\.5 .*expects values in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"x is 1\.5 at \[2500, 1\]; .*expects values in \[0, 1\]"):
         check_data(as_dataset(bad, unit), unit)
 
 

@@ -35,11 +35,15 @@ def covariances(arguments: dict[str, Tensor], name: str = "q") -> np.ndarray:
     return np.exp(arguments[f"{name}_log_variance"].numpy())[:, :, None] * np.eye(D)
 
 
+def in_double(fit: Any) -> GaussianMixturePrior:
+    return GaussianMixturePrior.from_fit(fit, dtype=torch.float64)
+
+
 def prior() -> GaussianMixturePrior:
     rng = np.random.default_rng(3)
     a = rng.normal(size=(K, D, D))
     sigma = a @ a.swapaxes(1, 2) / D + 0.5 * np.eye(D)
-    return GaussianMixturePrior.from_fit(Mixture(rng.dirichlet(np.full(K, 5.0)), 2 * rng.normal(size=(K, D)), sigma))
+    return in_double(Mixture(rng.dirichlet(np.full(K, 5.0)), 2 * rng.normal(size=(K, D)), sigma))
 
 
 def estimate(arguments: dict[str, Tensor], of: GaussianMixturePrior, **how: Any) -> Any:
@@ -120,9 +124,33 @@ def test_what_does_not_fit_is_named() -> None:
         kl_to_mixture(mean[:, :2], mean[:, :2], prior())
     with pytest.raises(ValueError, match=r"n_samples is 0; expected an integer >= 1"):
         kl_to_mixture(mean.double(), mean.double(), prior(), n_samples=0)
+    with pytest.raises(ValueError, match=r"q_mean has shape \(4, 3\) and p_mean \(1,\); expected as many features"):
+        kl_gaussian(mean, mean, torch.zeros(1), torch.zeros(1))
+    with pytest.raises(TypeError, match=r"q_mean is a list; expected a torch tensor"):
+        kl_gaussian([0.0], [0.0])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"q_log_variance is a tensor of one number; expected a torch"):
+        kl_gaussian(mean, torch.tensor(0.0))
+    with pytest.raises(TypeError, match=r"float32, the prior torch.float64; call prior.to\(torch.float32\)"):
+        kl_to_mixture(mean, mean, prior())
+    assert kl_to_mixture(mean, mean, prior().to(torch.float32)).value.dtype == torch.float32
 
 
 # ---- to a mixture
+
+
+@every_shape
+@pytest.mark.parametrize("estimator", ["monte_carlo", "variational", "unscented"])
+def test_what_posteriors_share_is_as_if_written_out(full: bool, estimator: str) -> None:
+    """One covariance for all means, and one mean for all covariances."""
+    q, p = posterior(full), prior()
+    for shared in q:
+        given = q | {shared: q[shared][0]}
+        found, each = (
+            estimate(q_, p, estimator=estimator, n_samples=3, generator=torch.Generator().manual_seed(0))
+            for q_ in (given, {name: given[name].expand_as(q[name]) for name in q})
+        )
+        assert found.value.shape == (N,)
+        assert torch.equal(found.value, each.value)
 
 
 @every_shape
@@ -146,7 +174,7 @@ def test_unscented_is_emalgams() -> None:
 @pytest.mark.parametrize("estimator", ["variational", "unscented"])
 def test_exact_for_one_component(full: bool, estimator: str) -> None:
     q = posterior(full)
-    single = GaussianMixturePrior.from_fit(Gaussian(np.ones(D), np.eye(D) + 0.3))
+    single = in_double(Gaussian(np.ones(D), np.eye(D) + 0.3))
     found = estimate(q, single, estimator=estimator).value
     exact = kl_gaussian(**q, p_mean=single.means[0], p_scale_tril=single.scale_tril[0])
     torch.testing.assert_close(found, exact)
@@ -176,7 +204,7 @@ def test_monte_carlo_of_few_samples() -> None:
 
 
 def test_monte_carlo_has_no_noise_where_q_is_the_prior() -> None:
-    single = GaussianMixturePrior.from_fit(Gaussian(np.ones(D), np.eye(D)))
+    single = in_double(Gaussian(np.ones(D), np.eye(D)))
     mean, log_variance = torch.ones(N, D, dtype=torch.float64), torch.zeros(N, D, dtype=torch.float64)
     found = kl_to_mixture(mean, log_variance, single, n_samples=5)
     assert found.value.abs().max() < 1e-12

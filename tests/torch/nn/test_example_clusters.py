@@ -14,4 +14,5 @@ def test_clusters(tmp_path: Path) -> None:
     assert report["digits"] == "1797 x 64, seeds 0 to 1"
     assert means > 0.75
     assert mixture > means
+    assert report["better"] == "2 of 2 seeds"
     assert (tmp_path / "clusters.png").read_bytes().startswith(PNG)

@@ -30,16 +30,17 @@ def example() -> ModuleType:
 
 
 def test_digits(tmp_path: Path) -> None:
-    command = [sys.executable, str(EXAMPLE), str(tmp_path / "demo"), "--epochs", "2", "--seeds", "1"]
+    command = [sys.executable, str(EXAMPLE), str(tmp_path / "demo"), "--epochs", "10", "--seeds", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     report = {line[:16].strip(): line[16:] for line in done.stdout.splitlines()}
     assert report["digits"] == "1797 x 64, 500 of them held out"
     assert report["autoencoder"] == "64-256-128-12 and back, 102220 parameters"
-    assert report["training"].startswith("2 epochs, ")
+    assert report["training"].startswith("10 epochs, ")
     assert report["- bandwidth"].split() == ["3", "1.5"]
     score = {name: float(report[f"- {name}"].split()[0]) for name in ("one Gaussian", "mixture", "real")}
-    assert abs(score["real"]) < 1 < score["mixture"]
+    # -0.46, 7.99 and 12.33 were measured
+    assert abs(score["real"]) < 1 < score["mixture"] < score["one Gaussian"]
     names = ("losses", "reconstructions", "interpolation", "generated", "latents", "manifold")
     pictures = [tmp_path / "demo" / f"{name}.png" for name in names]
     assert report["written"] == " ".join(map(str, [tmp_path / "demo" / "model.safetensors", *pictures]))

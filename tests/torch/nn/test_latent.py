@@ -232,6 +232,23 @@ def test_latents_without_a_model(x: np.ndarray) -> None:
         sampler.sample(4)
 
 
+def test_latents_as_they_come_from_a_model(x: np.ndarray) -> None:
+    """With gradients, with the axes of images, or as a list."""
+    torch.manual_seed(0)
+    model, images = ConvAutoencoder((1, 8, 8), channels=(4, 2)), torch.rand(200, 1, 8, 8)
+    z = model.encode(images)
+    assert z.requires_grad
+    fitted = LatentMixtureSampler(2, "diag", random_state=0).fit(model, images)
+    sampler = LatentMixtureSampler(2, "diag", random_state=0).fit_latents(z)
+    np.testing.assert_allclose(sampler.mixture.means, fitted.mixture.means, rtol=1e-6)
+    assert sampler.latent_shape == model.latent_shape
+    sampler.model = model
+    assert sampler.sample(3, 0)[0].shape == (3, 1, 8, 8)
+    listed = LatentMixtureSampler(3, random_state=0).fit_latents(x[:, :2].tolist())
+    same = LatentMixtureSampler(3, random_state=0).fit_latents(x[:, :2].astype(np.float64))
+    np.testing.assert_array_equal(listed.mixture.means, same.mixture.means)
+
+
 # ---- what is kept
 
 

@@ -152,5 +152,9 @@ def test_wrong_arguments() -> None:
         Gaussian(0.0)
     with pytest.raises(ValueError, match="variance is -1; expected a finite number >= 0"):
         Gaussian(-1)
+    with pytest.raises(ValueError, match="likelihood 'bernoulli' has no option 'variance'; expected none"):
+        likelihood_of({"name": "bernoulli", "variance": 1})
+    with pytest.raises(ValueError, match="likelihood 'gaussian' has no option 'sigma'; expected variance or learned"):
+        likelihood_of({"name": "gaussian", "sigma": 1})
     with pytest.raises(ValueError, match="x contains nan"):
         Gaussian().log_prob(torch.full((1, 1), math.nan), torch.zeros(1, 1))

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import emalgam
-from emalgam.nn import MODELS, VAE, MixtureVAE, Posterior
+from emalgam.nn import MODELS, VAE, LatentMixtureSampler, MixtureVAE, Posterior
 from emalgam.nn.mixture_vae import LatentPrior
 from tests.divergence_oracles import kl
 from tests.tolerances import STANDARD_ERRORS
@@ -143,6 +143,15 @@ def test_a_diagonal_prior_keeps_the_variances() -> None:
     np.testing.assert_allclose(prior.covariances, mixture.covariances * np.eye(2), rtol=1e-6)
 
 
+@pytest.mark.parametrize("covariance_type", ["diag", "full"])
+def test_a_latent_prior_from_a_fit(covariance_type: str) -> None:
+    mixture = correlated()
+    prior = LatentPrior.from_fit(mixture, covariance_type=covariance_type, dtype=torch.float64)
+    assert prior.covariance_type == covariance_type
+    expected = mixture.covariances if covariance_type == "full" else mixture.covariances * np.eye(2)
+    np.testing.assert_allclose(prior.to_fit().covariances, expected)
+
+
 def test_samples_of_the_prior(model: MixtureVAE) -> None:
     """Mean and second moments of the mixture, in random order."""
     N = 40_000
@@ -239,7 +248,9 @@ def test_where_a_prior_comes_from() -> None:
     fitted = emalgam.GaussianMixture(3, covariance_type="diag", n_init=20, random_state=0).fit(z.double().numpy())
     expected = fitted.mixture_
     batches = [(x[:100], labels[:100]), (x[100:], labels[100:])]
-    for source in (expected, fitted, z, z.double().numpy(), [x], batches):
+    sampler = LatentMixtureSampler(3, "diag", n_init=20, random_state=0).fit_latents(z.double())
+    fit = emalgam.fit(z.double().numpy(), 3, covariance_type="diag", n_init=20, random_state=0)
+    for source in (expected, fitted, fit, sampler, z, z.double().numpy(), [x], batches):
         torch.nn.init.normal_(model.prior.means)
         assert model.initialize_prior(source, random_state=0, posterior_variance=None) is model
         prior = model.prior.to_fit()
@@ -273,11 +284,26 @@ def test_collapsed_components_are_clamped() -> None:
     assert torch.isfinite(model.generate(3)).all()
 
 
+def test_collapsed_components_come_back() -> None:
+    """Rows wider than a component below the clamp pull it up again."""
+    prior, z = LatentPrior(1, 2), torch.randn(200, 2, generator=seeded(10))
+    with torch.no_grad():
+        prior.means.zero_()
+        prior.log_cholesky.copy_(torch.full((2,), -6.5).diag_embed())
+    optimizer = torch.optim.Adam([prior.log_cholesky], 0.1)
+    for _ in range(120):
+        optimizer.zero_grad()
+        (-prior.log_prob(z).mean()).backward()
+        optimizer.step()
+    assert (prior.log_deviations > -5).all()  # 1.5 above where they were, and on the way to 0
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [
         (emalgam.Mixture([1.0], np.zeros((1, 2)), np.ones((1, 2)), "diag"), r"of shape \(1, 2\); expected \(3, 2\)"),
         (emalgam.GaussianMixture(3), r"the GaussianMixture is not fitted; call its fit first, or pass latents"),
+        (LatentMixtureSampler(3), r"the LatentMixtureSampler is not fitted; call its fit first, or pass latents"),
         (
             torch.rand(10, 8),
             r"latents have shape \(10, 8\); expected \(N, 2\): pass model.encode\(x\), or batches of x",

@@ -53,6 +53,22 @@ def data_for(model: LatentModel) -> torch.Tensor:
     return torch.rand(20, *model.data_shape, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
+def test_what_ends_in_a_slash_is_a_folder(tmp_path: Path) -> None:
+    new = f"{tmp_path}/new/"
+    with pytest.raises(ModelFileError, match=r"new/model\.safetensors: there is no such file"):
+        load_model(new)
+    save_model(autoencoder(), new)
+    assert (tmp_path / "new" / "model.safetensors").is_file()
+    assert load_model(new).configuration() == load_model(tmp_path / "new").configuration()
+
+
+def test_a_sampler_of_other_latents_is_not_saved(path: Path) -> None:
+    sampler = LatentMixtureSampler(1, random_state=0).fit_latents(np.random.default_rng(0).normal(size=(50, 3)))
+    with pytest.raises(ModelFileError, match=r"sampler is of latents of shape \(3,\), and the model's \(2,\)"):
+        save_model(autoencoder(), path, sampler)
+    assert not path.exists()
+
+
 def test_every_model_is_tried() -> None:
     assert set(CONFIGURATIONS) == set(MODELS)
 

@@ -223,6 +223,27 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
 
 
 @every_operator
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated:DeprecationWarning")  # torch's own use of it
+def test_no_derivatives_in_forward_mode(operator: Operator) -> None:
+    """torch would give zeros."""
+    arguments = [each.detach() for each in parameters(4, 2, 3)]
+    for i in range(len(arguments)):
+
+        def of(value: Tensor, i: int = i) -> Tensor:
+            return operator(*arguments[:i], value, *arguments[i + 1 :])
+
+        with pytest.raises(NotImplementedError, match=r"no derivatives in forward mode .*grad has them backward"):
+            torch.func.jvp(of, (arguments[i],), (torch.ones_like(arguments[i]),))
+
+
+@every_operator
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_vmap(operator: Operator) -> None:
+    x, *rest = (each.detach() for each in parameters(4, 2, 3))
+    torch.testing.assert_close(torch.func.vmap(lambda row: operator(row, *rest))(x), operator(x, *rest))
+
+
+@every_operator
 def test_no_second_derivatives(operator: Operator) -> None:
     arguments = parameters(5, 2, 2)
     for argument in (arguments[0], arguments[2]):

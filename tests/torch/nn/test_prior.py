@@ -14,7 +14,7 @@ from torch import Tensor
 
 import emalgam
 from emalgam import Mixture
-from emalgam.nn import GaussianMixturePrior
+from emalgam.nn import VAE, GaussianMixturePrior, LatentMixtureSampler, kl_to_mixture
 from tests.samples import blobs
 from tests.tolerances import STANDARD_ERRORS, tolerance
 
@@ -31,6 +31,10 @@ def mixture(covariance_type: str = "full", D: int = 2, K: int = 3, seed: int = 0
 def same_mixture(one: Mixture, other: Mixture, rtol: float = 1e-9) -> None:
     for name in ("weights", "means", "covariances"):
         np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=rtol, atol=rtol, err_msg=name)
+
+
+def in_double(fit: Any) -> GaussianMixturePrior:
+    return GaussianMixturePrior.from_fit(fit, dtype=torch.float64)
 
 
 # ---- from a fit and back
@@ -55,16 +59,27 @@ def test_from_what_has_a_mixture() -> None:
     x, _ = blobs(300, 2, 3)
     fit = emalgam.fit(x, 3, random_state=0)
     model = emalgam.GaussianMixture(3, random_state=0).fit(x)
-    for each in (fit, model):
-        same_mixture(GaussianMixturePrior.from_fit(each).to_fit(), fit.mixture)
-    gaussian = GaussianMixturePrior.from_fit(emalgam.Gaussian([1.0, 2.0], [[2.0, 0.5], [0.5, 1.0]]))
+    sampler = LatentMixtureSampler(3, random_state=0).fit_latents(x)
+    for each in (fit, model, sampler):
+        same_mixture(in_double(each).to_fit(), fit.mixture)
+    gaussian = in_double(emalgam.Gaussian([1.0, 2.0], [[2.0, 0.5], [0.5, 1.0]]))
     assert (gaussian.n_components, gaussian.n_features) == (1, 2)
     with pytest.raises(ValueError, match=r"fit is a str; expected a Gaussian, Mixture or fitted GaussianMixture"):
-        GaussianMixturePrior.from_fit("mixture")
+        in_double("mixture")
+    with pytest.raises(ValueError, match=r"fit is a LatentMixtureSampler; expected a Gaussian, Mixture or fitted"):
+        in_double(LatentMixtureSampler(3))
+
+
+def test_a_prior_is_of_the_type_of_models() -> None:
+    """torch's default, so that a mixture goes into a loss beside a VAE as it is."""
+    vae, prior = VAE(4, 2, (3,)), GaussianMixturePrior.from_fit(mixture())
+    assert {each.dtype for each in prior.parameters()} == {torch.float32}
+    kl_to_mixture(*vae.posterior(torch.rand(5, 4)), prior).value.mean().backward()
+    assert prior.means.grad is not None
 
 
 def test_weight_of_zero_stays_trainable() -> None:
-    prior = GaussianMixturePrior.from_fit(Mixture([1.0, 0.0], [[0.0], [100.0]], [1.0, 1.0], "spherical"))
+    prior = in_double(Mixture([1.0, 0.0], [[0.0], [100.0]], [1.0, 1.0], "spherical"))
     prior.log_prob(torch.tensor([[0.0], [100.0]], dtype=torch.float64)).sum().backward()
     for parameter in prior.parameters():
         assert parameter.grad is not None
@@ -100,7 +115,7 @@ def test_bad_sizes_and_values() -> None:
 
 
 def test_state_dict_round_trip() -> None:
-    prior, file = GaussianMixturePrior.from_fit(mixture()), io.BytesIO()
+    prior, file = in_double(mixture()), io.BytesIO()
     assert [name for name, _ in prior.named_parameters()] == ["log_weights", "means", "log_cholesky"]
     torch.save(prior.state_dict(), file)
     file.seek(0)
@@ -114,7 +129,7 @@ def test_state_dict_round_trip() -> None:
 def test_trains_by_gradients() -> None:
     """Adam on 1000 rows comes close to what EM finds, from the same start."""
     x, centres = blobs(1000, 2, 3)
-    prior = GaussianMixturePrior.from_fit(Mixture(np.full(3, 1 / 3), centres + 0.5, np.ones(3), "spherical"))
+    prior = in_double(Mixture(np.full(3, 1 / 3), centres + 0.5, np.ones(3), "spherical"))
     start = prior.to_fit()
     z, optimizer = torch.from_numpy(x), torch.optim.Adam(prior.parameters(), lr=0.05)
     for _ in range(200):
@@ -150,7 +165,7 @@ def test_samples(dtype: torch.dtype) -> None:
 
 
 def test_samples_follow_the_generator() -> None:
-    prior = GaussianMixturePrior.from_fit(mixture())
+    prior = in_double(mixture())
 
     def draw(n: int, seed: int) -> tuple[Tensor, Tensor]:
         return prior.sample(n, torch.Generator().manual_seed(seed))
@@ -186,7 +201,7 @@ def test_refresh_is_an_iteration_of_em(weighted: bool) -> None:
     start = mixture()
     weight = np.random.default_rng(0).uniform(0, 2, 500) if weighted else None
     expected = em_step(x, start, weight)
-    prior = GaussianMixturePrior.from_fit(start)
+    prior = in_double(start)
     pointers = [each.data_ptr() for each in prior.parameters()]
     z = torch.from_numpy(x).reshape(50, 10, 2).requires_grad_()
     omega = None if weight is None else torch.from_numpy(weight).reshape(50, 10)
@@ -201,7 +216,7 @@ def test_refresh_by_a_small_step() -> None:
     """ŝ moves by that share of the way: weights and means are linear in it."""
     x, _ = blobs(500, 2, 3)
     start = mixture()
-    whole, part = GaussianMixturePrior.from_fit(start), GaussianMixturePrior.from_fit(start)
+    whole, part = in_double(start), in_double(start)
     whole.refresh(torch.from_numpy(x), reg_covar=0.0)
     part.refresh(torch.from_numpy(x), step=0.25, reg_covar=0.0)
     there, found = whole.to_fit(), part.to_fit()
@@ -213,7 +228,7 @@ def test_refresh_by_a_small_step() -> None:
 
 def test_refresh_on_batches_fits_a_stream() -> None:
     x, centres = blobs(6000, 2, 3)
-    prior = GaussianMixturePrior.from_fit(Mixture(np.full(3, 1 / 3), centres + 1.0, 4 * np.ones(3), "spherical"))
+    prior = in_double(Mixture(np.full(3, 1 / 3), centres + 1.0, 4 * np.ones(3), "spherical"))
     for t, batch in enumerate(np.array_split(np.random.default_rng(0).permutation(x), 60)):
         prior.refresh(torch.from_numpy(batch), step=(t + 2) ** -0.6)
     fit = emalgam.fit(x, 3, means_init=centres, tol=1e-8, max_iter=500)
@@ -221,7 +236,7 @@ def test_refresh_on_batches_fits_a_stream() -> None:
 
 
 def test_refresh_refuses() -> None:
-    prior = GaussianMixturePrior.from_fit(mixture())
+    prior = in_double(mixture())
     z = torch.randn(10, 2)
     with pytest.raises(ValueError, match=r"step is 0; expected a number above 0, up to 1"):
         prior.refresh(z, step=0)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from emalgam import plot
 from emalgam.model_file import ModelFileError
-from emalgam.nn import VAE, Autoencoder, History, as_dataset, train
+from emalgam.nn import VAE, Autoencoder, History, MixtureVAE, as_dataset, train
 
 X = torch.rand(200, 6, generator=torch.Generator().manual_seed(0))
 ROOT = Path(__file__).parents[3]
@@ -196,6 +196,22 @@ def test_streams_are_read_in_their_order() -> None:
 def test_loaders_that_give_nothing(options: dict[str, Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text):
         trained(**{"validation": None} | options)
+
+
+def test_a_mixture_vae_of_another_dtype_than_its_data() -> None:
+    torch.manual_seed(0)
+    model = MixtureVAE(6, 2, 2, widths=(4,)).double()
+    model.initialize_prior(DataLoader(X, batch_size=50), random_state=0)
+    again = model.prior.means.detach().clone()
+    model.initialize_prior(DataLoader(X.double(), batch_size=50), random_state=0)
+    assert torch.equal(model.prior.means, again)
+
+
+def test_full_covariances_need_more_than_16_bits() -> None:
+    model = MixtureVAE(6, 2, 2, widths=(4,), covariance_type="full")
+    with pytest.raises(ValueError, match=r"precision='bf16-true' with covariance_type='full': .*; take 'bf16-mixed'"):
+        trained(model, precision="bf16-true")
+    assert np.isfinite(trained(model, precision="bf16-mixed", epochs=1)[1]["loss"]).all()
 
 
 def test_float64_models_stay_float64() -> None:
@@ -417,6 +433,21 @@ def test_other_trainings_are_refused(options: dict[str, Any], text: str, tmp_pat
     assert (tmp_path / "checkpoint.ckpt").read_bytes() == content
 
 
+def test_a_pretraining_is_another_training(tmp_path: Path) -> None:
+    model = MixtureVAE(6, 2, 2, widths=(4,))
+    model.pretraining = True
+    trained(model, folder=tmp_path, epochs=1)
+    model.pretraining = False
+    with pytest.raises(ModelFileError, match="is of a training with pretraining True; this one has False"):
+        trained(model, folder=tmp_path, resume=True)
+
+
+def test_fewer_epochs_than_there_were(tmp_path: Path) -> None:
+    trained(folder=tmp_path, epochs=3)
+    with pytest.raises(ModelFileError, match=r"checkpoint\.ckpt: has 3 epochs already; give epochs >= 3"):
+        trained(folder=tmp_path, epochs=2, resume=True)
+
+
 class Evil:
     def __reduce__(self) -> Any:
         return os.system, ("touch evil",)
@@ -539,6 +570,45 @@ def test_losses_that_are_not_finite_stop(call: int, name: str, value: float, tex
     assert same(trained(reaching_as("Failing")), trained(Failing(0, name, 1.0), folder=tmp_path, resume=True))
 
 
+def test_gradients_that_are_not_finite_stop() -> None:
+    class Cornered(Reaching):
+        def losses(self, x: Tensor) -> dict[str, Tensor]:
+            losses = super().losses(x)
+            root = self.center.abs().sum().sqrt()  # 0 at 0, and its slope is infinite there
+            return {"loss": root if self.calls == 5 + 3 else losses["loss"] * 0.0}
+
+    model = Cornered()
+    text = "the gradient of center is nan in epoch 2, step 3; training has stopped, with the weights before this step"
+    with pytest.raises(FloatingPointError, match=text):
+        trained(model)
+    assert model.center.tolist() == [0.0] * 6
+
+
+def test_large_gradients_are_finite() -> None:
+    class Steep(Reaching):
+        def losses(self, x: Tensor) -> dict[str, Tensor]:
+            return {"loss": 1e30 * super().losses(x)["loss"]}  # whose square is not, in float32
+
+    assert torch.isfinite(trained(Steep(), epochs=1)[0]["center"]).all()
+
+
+def test_rows_are_those_of_the_data_whatever_is_set_apart() -> None:
+    bad = X.clone()
+    bad[150, 2] = 2.0
+    for options in ({"validation": 0.5}, {"validation": X[:9]}, {"validation": bad, "data": X}):
+        with pytest.raises(ValueError, match=r"x is 2 at \[150, 2\]"):
+            trained(Autoencoder((6, 3), output="sigmoid"), **({"data": bad} | options))
+
+
+def test_batches_of_a_loader_are_named() -> None:
+    bad = X.clone()
+    bad[150, 2] = torch.nan
+    with pytest.raises(ValueError, match=r"epoch 1, step 4: x contains nan at \[0, 2\]"):
+        trained(data=DataLoader(bad, batch_size=50), validation=None)
+    with pytest.raises(ValueError, match=r"the validation after epoch 1, step 4: x contains nan at \[0, 2\]"):
+        trained(validation=DataLoader(bad, batch_size=50))
+
+
 def reaching_as(name: str) -> Reaching:
     """Of another name: a checkpoint's training goes by it."""
     return type(name, (Reaching,), {})()
@@ -601,6 +671,9 @@ def test_data_that_the_model_refuses(data: Any, error: type[Exception], text: st
         ({"patience": 0}, ValueError, "patience is 0; expected an integer >= 1"),
         ({"patience": 2, "validation": None}, ValueError, "patience=2 needs validation data"),
         ({"validation": 1.5}, ValueError, r"validation is 1\.5; expected data, or a fraction"),
+        ({"validation": 0}, ValueError, "validation is 0; expected data, or a fraction"),
+        ({"validation": 1}, ValueError, "validation is 1; expected data, or a fraction"),
+        ({"validation": np.float32(2)}, ValueError, "validation is .*2.*; expected data, or a fraction"),
         ({"validation": 0.001}, ValueError, r"validation=0\.001 of 200 rows leaves 0 and 200"),
         ({"precision": "8"}, ValueError, "Precision '8' is invalid"),
         ({"model": nn.Linear(6, 6)}, TypeError, "model is a Linear without a method losses"),

@@ -192,6 +192,12 @@ def test_the_configuration_makes_the_same_model(likelihood: Any) -> None:
     assert torch.equal(model.encode(x), model.posterior(x).mean)
 
 
+def test_sizes_of_numpy() -> None:
+    model = VAE(np.int64(12), np.int64(2), np.array([8]))  # type: ignore[arg-type]
+    assert json.loads(json.dumps(model.configuration())) == VAE(12, 2, (8,)).configuration()
+    assert model.generate(3).shape == (3, 12)
+
+
 def test_generating_is_seeded() -> None:
     model = VAE((1, 3, 4), 2, (8,))
     first, again, other = (model.generate(4, generator=seeded(seed)) for seed in (0, 0, 1))
