@@ -10,7 +10,7 @@ import pytest
 import emalgam_kernels
 
 # torch is no dependency: `make test-torch` installs it and names these tests, and finds none without it.
-collect_ignore = [] if find_spec("torch") else ["tests/torch", "src/emalgam/nn"]
+collect_ignore = [] if find_spec("torch") else ["tests/torch", "src/emalgam/nn", "src/emalgam/autoencoder_commands.py"]
 
 # Nor is Dask: `make test-dask`.
 if not (find_spec("dask") and find_spec("distributed")):

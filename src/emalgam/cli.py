@@ -17,6 +17,7 @@ exit    meaning
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import numpy as np
@@ -443,7 +445,7 @@ def train_ae(
 
     Writes model.safetensors, losses.csv, losses.png, reconstructions.png and a checkpoint for --resume.
     """
-    from emalgam.nn import commands
+    commands = _autoencoder_commands()
 
     with _at_fault():
         job = commands.TrainingJob(
@@ -496,12 +498,20 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Draw new data from a trained MODEL."""
-    from emalgam.nn import commands
+    commands = _autoencoder_commands()
 
     _check_folder(output)
     lengths = None if shape is None else _lengths(shape, "--shape")
     report = commands.run_generation(model, output, n_samples, seed=seed, prior=prior, shape=lengths)
     _print_report(report, as_json)
+
+
+def _autoencoder_commands() -> ModuleType:
+    """The module of both; ImportError saying what to install if torch is missing."""
+    importlib.import_module("emalgam.nn")  # says it
+    from emalgam import autoencoder_commands
+
+    return autoencoder_commands
 
 
 @app.command(epilog=EPILOG)

@@ -334,9 +334,8 @@ def _resumed(data: Data, covariance: Covariance, K: int, settings: Settings, rng
 
 def _fit_of(best: Best, data: Data, covariance: Covariance) -> Fit:
     """The fit that a checkpoint remembers."""
-    D = data.n_features
     return Fit(
-        mixture=Mixture.from_components(best.components, Frame(np.zeros(D), np.ones(D)), covariance),
+        mixture=Mixture.from_components(best.components, Frame.identity(data.n_features), covariance),
         converged=best.converged,
         n_iter=len(best.lower_bounds),
         lower_bound=best.lower_bounds[-1],

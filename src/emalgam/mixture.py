@@ -12,7 +12,7 @@ import numpy as np
 from emalgam import arrays, backends
 from emalgam.covariance import COVARIANCES, Covariance
 from emalgam.guard import ALGORITHMS, Cancellation, choose_evaluation, packed_reach, parameters_of
-from emalgam.namespace import beside, cast, is_tensor, namespace, to_host, where_true
+from emalgam.namespace import beside, cast, invert_triangular, is_tensor, namespace, to_host, where_true
 from emalgam.observations import ELEMENTS_ON_A_GPU
 from emalgam.packing import Components, Frame, log_constants, power_of_two
 from emalgam.parts import Part, Parts, check_no_weight
@@ -168,6 +168,13 @@ class Mixture(MixtureAlgebra):
         factors = covariance.rescale_factor(components.precisions_cholesky, 1.0 / frame.scale)
         mixture._set(components.weights, frame.undo(components.means), covariances, factors)
         return mixture
+
+    @classmethod
+    def from_cholesky(cls, weights: np.ndarray, means: np.ndarray, lower: np.ndarray) -> Mixture:
+        """The mixture of N(μ_k, L_k L_kᵀ), of weights ∝ w_k, from (K,), (K, D), (K, D, D); nothing is checked."""
+        factors = np.ascontiguousarray(invert_triangular(lower).swapaxes(1, 2))
+        components = Components(weights / weights.sum(), means, lower @ lower.swapaxes(1, 2), factors)
+        return cls.from_components(components, Frame.identity(means.shape[1]), COVARIANCES["full"])
 
     # ---- sizes
 

@@ -29,6 +29,11 @@ class Frame:
     shift: np.ndarray
     scale: np.ndarray
 
+    @classmethod
+    def identity(cls, n_features: int) -> Frame:
+        """The data's own units, z = x."""
+        return cls(np.zeros(n_features), np.ones(n_features))
+
     def apply(self, x: np.ndarray) -> np.ndarray:
         """Points (…, D) into the frame."""
         return (x - self._along(self.shift, x)) * self._along(self.scale, x)

@@ -62,9 +62,9 @@ class MixtureStack(MixtureAlgebra):
 
     def mixture(self, b: int) -> Mixture:
         """One of the mixtures."""
-        one, D = self.take(b), self.n_features
+        one = self.take(b)
         components = Components(one.weights, one.means, one.covariances, one.precisions_cholesky)
-        return Mixture.from_components(components, Frame(np.zeros(D), np.ones(D)), self.covariance)
+        return Mixture.from_components(components, Frame.identity(self.n_features), self.covariance)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

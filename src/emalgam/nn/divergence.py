@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
+from emalgam.nn.model import standard_normal
 from emalgam.nn.prior import GaussianMixturePrior
 from emalgam.packing import LOG_2_PI
 from emalgam.validation import check_choice, check_integer
@@ -236,7 +237,7 @@ def kl_to_mixture(
 
 def _monte_carlo(q: Normal, prior: GaussianMixturePrior, S: int, generator: torch.Generator | None) -> Divergence:
     mean, D = q.mean, q.mean.shape[-1]
-    noise = torch.randn((S, *mean.shape), generator=generator, dtype=mean.dtype, device=mean.device)
+    noise = standard_normal(mean, (S, *mean.shape), generator)
     # log q(μ + L ε) = −½ ‖ε‖² − D/2 log 2π − log |L|
     log_q = -0.5 * (noise.square().sum(-1) + D * LOG_2_PI) - q.log_det
     terms = log_q - prior.log_prob(mean + q.steps(noise))

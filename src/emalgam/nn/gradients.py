@@ -27,9 +27,9 @@ from emalgam import arrays, backends
 from emalgam.blas import one_blas_thread
 from emalgam.covariance import COVARIANCES
 from emalgam.mixture import Mixture, Query
-from emalgam.namespace import as_float64, as_type, beside, invert_triangular, is_tensor, namespace, to_host, where_true
+from emalgam.namespace import as_float64, as_type, beside, is_tensor, namespace, to_host, where_true
 from emalgam.observations import moderation
-from emalgam.packing import Components, Frame, Moments, features, unpack_symmetric
+from emalgam.packing import Components, Moments, features, unpack_symmetric
 from emalgam_kernels import Direct, Parameters
 from emalgam_kernels.blocks import for_each_block, sum_over_blocks
 
@@ -139,10 +139,7 @@ class Prepared:
     @np.errstate(all="ignore")
     def of(cls, weights: np.ndarray, means: np.ndarray, lower: np.ndarray, none: Any) -> Prepared:
         """Prepared for data like `none`, which has no rows."""
-        D = means.shape[1]
-        factors = np.ascontiguousarray(invert_triangular(lower).swapaxes(1, 2))
-        components = Components(weights / weights.sum(), means, lower @ lower.swapaxes(1, 2), factors)
-        mixture = Mixture.from_components(components, Frame(np.zeros(D), np.ones(D)), FULL)
+        mixture = Mixture.from_cholesky(weights, means, lower)
         return cls(weights, means, lower, Query(mixture, backends.resolve("auto", none), none, "auto", 1))
 
     def serves(self, weights: np.ndarray, means: np.ndarray, lower: np.ndarray, none: Any) -> bool:

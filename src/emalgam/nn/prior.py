@@ -12,13 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from emalgam import arrays, backends
-from emalgam.covariance import COVARIANCES
 from emalgam.draws import LARGEST_SEED, sampler_of
 from emalgam.gaussian import as_mixture
 from emalgam.mixture import Mixture, check_numbers
-from emalgam.namespace import invert_triangular, to_host
+from emalgam.namespace import to_host
 from emalgam.nn.operators import mixture_log_prob, mixture_responsibilities
-from emalgam.packing import Components, Frame
 from emalgam.stepwise import Running
 from emalgam.validation import check_data, check_finite, check_integer, check_weight
 
@@ -118,10 +116,7 @@ class GaussianMixturePrior(nn.Module):
         weights, means, lower = (
             check_numbers(name, to_host(getattr(self, name).double())) for name in ("weights", "means", "scale_tril")
         )
-        factors = np.ascontiguousarray(invert_triangular(lower).swapaxes(1, 2))
-        components = Components(weights / weights.sum(), means, lower @ lower.swapaxes(1, 2), factors)
-        D = self.n_features
-        return Mixture.from_components(components, Frame(np.zeros(D), np.ones(D)), COVARIANCES["full"])
+        return Mixture.from_cholesky(weights, means, lower)
 
     # ---- parameters as the formula has them
 

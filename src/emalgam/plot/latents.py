@@ -9,7 +9,7 @@ import numpy as np
 
 from emalgam.namespace import to_host
 from emalgam.plot.images import Look, as_images, draw_sheet
-from emalgam.plot.style import INK, component_colors, pyplot_module, tidy, write_at
+from emalgam.plot.style import INK, component_colors, pyplot_module, rgb, tidy, write_at
 from emalgam.validation import check_array, check_features, check_integer
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def latent_scatter(
         ax.set_title(f"{max_points:,} of {len(points):,} latents".replace(",", "\N{NO-BREAK SPACE}"), fontsize="medium")
     else:
         drawn = np.arange(len(points))
-    colors = np.array([_rgba(color) for color in component_colors(len(names))])
+    colors = np.array([rgb(color) for color in component_colors(len(names))])
     # One collection in the order of the data: classes drawn one after the other would hide each other.
     across, up = points[drawn].T
     ax.scatter(across, up, c=colors[members[drawn]], s=8, linewidths=0, alpha=0.7)
@@ -236,12 +236,6 @@ def _classes(labels: Any, n_points: int) -> tuple[list[object], np.ndarray]:
     if len(names) > MOST_CLASSES:
         raise ValueError(f"labels has {len(names)} different values; expected at most {MOST_CLASSES} classes")
     return names.tolist(), members
-
-
-def _rgba(color: Any) -> tuple[float, float, float, float]:
-    from matplotlib.colors import to_rgba
-
-    return to_rgba(color)
 
 
 def _normal_quantiles(limits: tuple[float, float], n: int) -> np.ndarray:
