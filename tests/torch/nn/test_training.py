@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from emalgam import plot
@@ -167,6 +168,47 @@ def test_memory_maps_of_bytes(tmp_path: Path) -> None:
         train(model, mapped, epochs=2)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loaders_that_shuffle_follow_from_the_seed(workers: int, tmp_path: Path) -> None:
+    def shuffled() -> DataLoader[Any]:
+        torch.seed()  # the rest of the program does as it likes
+        return DataLoader(TensorDataset(X), batch_size=50, shuffle=True, num_workers=workers)
+
+    options = {"validation": X, "learning_rate": 0.01}
+    expected = trained(data=shuffled(), **options)
+    assert same(expected, trained(data=shuffled(), **options))
+    assert not same(expected, trained(data=shuffled(), seed=1, **options))
+    trained(data=shuffled(), epochs=2, folder=tmp_path, **options)
+    assert same(expected, trained(data=shuffled(), folder=tmp_path, resume=True, **options))
+
+
+def test_loaders_that_shuffle_have_an_order_for_each_epoch() -> None:
+    seen: list[tuple[float, ...]] = []
+
+    class Watching(Reaching):
+        def losses(self, x: Tensor) -> dict[str, Tensor]:
+            seen.append(tuple(x[:, 0].tolist()))
+            return super().losses(x)
+
+    loader = DataLoader(TensorDataset(X), batch_size=200, shuffle=True)
+    trained(Watching(), data=loader, validation=None, epochs=3)
+    assert len(set(seen)) == 3
+    assert len({tuple(sorted(rows)) for rows in seen}) == 1
+
+
+class Numbered(torch.utils.data.SequentialSampler):
+    epochs: tuple[int, ...] = ()
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epochs = (*self.epochs, epoch)
+
+
+def test_samplers_of_loaders_are_told_the_epoch() -> None:
+    sampler = Numbered(TensorDataset(X))
+    trained(data=DataLoader(TensorDataset(X), batch_size=50, sampler=sampler), validation=None, epochs=3)
+    assert sampler.epochs == (0, 1, 2)
+
+
 def test_loaders_keep_their_order() -> None:
     loader = DataLoader(TensorDataset(X, torch.arange(200)), batch_size=50)
     first = trained(data=loader, validation=loader)
@@ -236,6 +278,42 @@ def test_other_precisions(precision: str, tolerance: float, dtype: torch.dtype) 
     np.testing.assert_allclose(found["loss"], expected["loss"], rtol=tolerance)
     assert (found["loss"] != expected["loss"]).any()
     assert {value.dtype for value in weights.values()} == {dtype}
+
+
+def test_float64_keeps_the_digits_of_the_data() -> None:
+    fine = X.double() + 1e-9
+    model = Reaching()
+    history = train(model, fine, epochs=1, learning_rate=1e-30, precision="64")
+    assert history["loss"][0] == pytest.approx(fine.square().sum(1).mean().item(), rel=1e-13)
+
+
+def test_float64_is_asked_of_no_device_for_a_model_in_float32() -> None:
+    """Apple's GPUs do not have it."""
+    found: list[Any] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = function(*args, **(kwargs or {}))
+            single = any(isinstance(x, Tensor) and x.dtype == torch.float32 for x in args)
+            if single and isinstance(out, Tensor) and out.dtype == torch.float64:
+                found.append(function)
+            return out
+
+    with Watch():
+        _, history = trained(Reaching())
+    assert history["loss"].dtype == np.float64
+    assert found == []
+
+
+def test_numbers_of_numpy_are_settings(tmp_path: Path) -> None:
+    options = {
+        "epochs": np.int64(4),
+        "batch_size": np.int32(50),
+        "learning_rate": np.float64(0.01),
+        "seed": np.uint8(0),
+    }
+    assert same(trained(), trained(folder=tmp_path, **options))
+    assert same(trained(), trained(folder=tmp_path, resume=True))
 
 
 def test_a_vae_trains() -> None:
@@ -528,6 +606,32 @@ def test_patience_keeps_the_best_weights(tmp_path: Path) -> None:
     assert same(more, trained(Straying(), patience=5, **options))
 
 
+def test_patience_that_comes_later(tmp_path: Path) -> None:
+    """The best weights have to be there: those of the last epoch are, others are not."""
+    options = {"learning_rate": 0.1, "batch_size": 200, "validation": X[:50], "folder": tmp_path, "resume": True}
+    whole = {**options, "folder": None, "resume": False, "patience": 3, "epochs": 20}
+    expected = trained(Straying(), **whole)
+    best = expected[1].best_epoch
+    trained(Straying(), epochs=best, **options)
+    before = (tmp_path / "checkpoint.ckpt").read_bytes()
+    assert same(expected, trained(Straying(), **options | {"patience": 3, "epochs": 20}))
+    (tmp_path / "checkpoint.ckpt").write_bytes(before)
+    trained(Straying(), epochs=best + 1, **options)
+    text = rf"checkpoint\.ckpt: has not the weights of epoch {best}, the best so far, .*; go on without it"
+    with pytest.raises(ModelFileError, match=text):
+        trained(Straying(), **options | {"patience": 3, "epochs": 20})
+
+
+def test_patience_that_was_given_up(tmp_path: Path) -> None:
+    """What is then the best is not kept, and an older one must not take its place."""
+    options = {"learning_rate": 0.1, "batch_size": 200, "validation": X[:50], "folder": tmp_path, "resume": True}
+    best = trained(Straying(), **options | {"folder": None, "resume": False, "epochs": 20})[1].best_epoch
+    trained(Straying(), **options | {"patience": 3, "epochs": best - 1})
+    trained(Straying(), **options | {"epochs": best + 1})
+    with pytest.raises(ModelFileError, match=f"has not the weights of epoch {best}"):
+        trained(Straying(), **options | {"patience": 9, "epochs": 20})
+
+
 def test_patience_that_is_not_needed() -> None:
     model = Straying()
     options = {"learning_rate": 0.1, "batch_size": 200, "validation": X[:50], "epochs": 6}
@@ -665,7 +769,7 @@ def test_data_that_the_model_refuses(data: Any, error: type[Exception], text: st
     [
         ({"epochs": 0}, ValueError, "epochs is 0; expected an integer >= 1"),
         ({"batch_size": 2.5}, ValueError, r"batch_size is 2\.5; expected an integer >= 1"),
-        ({"learning_rate": 0.0}, ValueError, r"learning_rate is 0\.0; expected a positive number"),
+        ({"learning_rate": 0.0}, ValueError, r"learning_rate is 0\.0; expected a finite number > 0"),
         ({"learning_rate": float("nan")}, ValueError, "learning_rate is nan; expected a finite number"),
         ({"seed": -1}, ValueError, "seed is -1; expected an integer >= 0"),
         ({"patience": 0}, ValueError, "patience is 0; expected an integer >= 1"),
@@ -676,6 +780,8 @@ def test_data_that_the_model_refuses(data: Any, error: type[Exception], text: st
         ({"validation": np.float32(2)}, ValueError, "validation is .*2.*; expected data, or a fraction"),
         ({"validation": 0.001}, ValueError, r"validation=0\.001 of 200 rows leaves 0 and 200"),
         ({"precision": "8"}, ValueError, "Precision '8' is invalid"),
+        ({"precision": "16-true"}, ValueError, "Adam divides by 0 in float16, .*; train in float32 with precision="),
+        ({"model": noisy().half()}, ValueError, "Adam divides by 0 in float16"),
         ({"model": nn.Linear(6, 6)}, TypeError, "model is a Linear without a method losses"),
     ],
 )
