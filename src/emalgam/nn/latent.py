@@ -249,6 +249,7 @@ class LatentMixtureSampler:
         """
         if self.model is None:
             raise ValueError("there is no model to decode with; set .model, or call fit(model, data)")
+        check_integer("rows_at_once", rows_at_once, 1)
         z, labels = self.sample_latents(n, random_state)
         with evaluating(self.model):
             return torch.cat([self.model.decode(rows) for rows in z.split(rows_at_once)]), labels

@@ -154,6 +154,7 @@ class Module(pl.LightningModule):
             raise ValueError(
                 f"losses of {type(self.model).__name__} gives {', '.join(losses)}; expected 'loss' among them"
             )
+        _check_scalars(losses)
         # all of them at once, as each transfer from a GPU waits for it
         numbers = torch.stack([_widened(loss) for loss in losses.values()]).tolist()
         values = dict(zip(losses, numbers, strict=True))
@@ -172,6 +173,14 @@ class Module(pl.LightningModule):
         shown = {name: value for name, value in found.items() if name in ("loss", VALIDATION + "loss")}
         self.log_dict(shown, prog_bar=True, sync_dist=True)
         self.log_dict({name: value for name, value in found.items() if name not in shown}, sync_dist=True)
+
+
+def _check_scalars(losses: Mapping[str, Tensor]) -> None:
+    for name, loss in losses.items():
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else None
+        if shape != ():
+            given = f"a {type(loss).__name__}" if shape is None else f"a tensor of shape {shape}"
+            raise TypeError(f"losses gives {name!r} as {given}; expected tensors (): means over the data")
 
 
 def _widened(loss: Tensor) -> Tensor:

@@ -799,6 +799,22 @@ def test_losses_without_the_one_to_minimise() -> None:
         trained(Nameless())
 
 
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda loss: loss.expand(3), r"losses gives 'loss' as a tensor of shape \(3,\); expected tensors \(\): means"),
+        (lambda loss: loss.item(), "losses gives 'loss' as a float; expected tensors"),
+    ],
+)
+def test_losses_that_are_no_scalars(change: Any, text: str) -> None:
+    class Odd(Reaching):
+        def losses(self, x: Tensor) -> dict[str, Tensor]:
+            return {"loss": change(super().losses(x)["loss"])}
+
+    with pytest.raises(TypeError, match=text):
+        trained(Odd())
+
+
 # ---- lightning as a guest
 
 
