@@ -211,6 +211,10 @@ def test_pictures_leave_the_model_in_its_mode() -> None:
 # ---- losses
 
 
+def legend_of(ax: Axes) -> list[str]:
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
 def test_losses_over_epochs() -> None:
     history = {"loss": [3.0, 2.0, 1.0, 0.5], "validation_loss": [3.5, np.nan, 2.0, 2.5], "kl": [0.0, 1.0, 2.0, 3.0]}
     ax = plot.losses(history)
@@ -220,12 +224,27 @@ def test_losses_over_epochs() -> None:
     assert validated.get_xdata().tolist() == [1, 3, 4]
     assert validated.get_ydata().tolist() == [3.5, 2.0, 2.5]
     assert (mark.get_xdata()[0], mark.get_ydata()[0]) == (3, 2.0)
-    assert [text.get_text() for text in ax.texts] == ["lowest 2, epoch 3"]
+    assert legend_of(ax) == ["loss", "validation loss", "lowest 2, epoch 3"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "loss")
     ax = plot.losses(history, names=("loss", "kl"))
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["loss", "validation loss", "kl"]
+    assert legend_of(ax) == ["loss", "validation loss", "kl"]
     assert to_hex(ax.lines[0].get_color()) == to_hex(ax.lines[1].get_color()) != to_hex(ax.lines[2].get_color())
-    assert list(ax.texts) == []
+
+
+def test_losses_of_one_epoch_are_points() -> None:
+    ax = plot.losses({"loss": [1.0], "validation_loss": [1.1]})
+    assert [line.get_marker() for line in ax.lines] == ["o", "o", "o"]
+    ax.figure.canvas.draw()
+    assert [tick for tick in ax.get_xticks() if 0.9 < tick < 1.1] == [1.0]
+
+
+def test_names_of_classes_hide_no_more_than_they_have_to() -> None:
+    ax = plot.latent_scatter(np.zeros((2, 2)), ["a name of some length"] * 2)
+    ax.figure.canvas.draw()
+    text = ax.texts[0]
+    box, letters = text.get_bbox_patch().get_window_extent(), text.get_window_extent()
+    assert letters.width <= box.width < letters.width + letters.height
+    assert letters.height <= box.height < 2 * letters.height
 
 
 # ---- bad arguments
