@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +23,7 @@ from emalgam.nn.mixture_vae import COVARIANCE_TYPES, MixtureVAE
 from emalgam.nn.model import LatentModel
 from emalgam.nn.model_file import NAME_IN_FOLDER, load_extra, load_model, load_sampler, save_model
 from emalgam.nn.models import MODELS
-from emalgam.nn.training import CHECKPOINT, History, train
+from emalgam.nn.training import CHECKPOINT, LOSSES, History, train
 from emalgam.plot.style import pyplot_module
 from emalgam.tables import FORMATS, read_table, write_table
 
@@ -95,6 +96,18 @@ class TrainingJob:
             raise ValueError("--patience looks at the validation loss, and --validation 0 leaves none")
 
 
+@contextmanager
+def _lack_of_memory() -> Iterator[None]:
+    """torch's RuntimeErrors for want of memory as MemoryErrors."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
+        raise MemoryError(str(error).splitlines()[0].rpartition("Allocator: ")[2]) from error
+
+
+@_lack_of_memory()
 def run_training(job: TrainingJob, progress: bool) -> dict[str, Any]:
     """Train, save, fit the mixture of the latents, draw; returns what to report."""
     _use_files_for_pictures()
@@ -135,6 +148,7 @@ def run_training(job: TrainingJob, progress: bool) -> dict[str, Any]:
     }
 
 
+@_lack_of_memory()
 def run_generation(
     model: Path, output: Path, n: int, *, seed: int, prior: str, shape: tuple[int, ...] | None
 ) -> dict[str, Any]:
@@ -242,12 +256,23 @@ def _train(job: TrainingJob, model: LatentModel, data: Any, held_out: Any, progr
     """One training, or the three steps of a mixture VAE; each goes on with --resume."""
     how: dict[str, Any] = {name: getattr(job, name) for name in ("batch_size", "learning_rate", "seed", "precision")}
     how |= {"validation": held_out, "resume": job.resume, "progress": progress}
-    if isinstance(model, MixtureVAE) and not (job.resume and (job.output / CHECKPOINT).exists()):
+    if job.resume and (job.output / CHECKPOINT).exists():
+        _check_pretraining(job)
+    elif isinstance(model, MixtureVAE):
         model.pretraining = True
         train(model, data, epochs=job.pretrain or job.epochs, folder=job.output / PRETRAINING, **how)
         model.pretraining = False
         model.initialize_prior(as_loader(data, model), random_state=job.seed)
     return train(model, data, epochs=job.epochs, patience=job.patience, folder=job.output, **how)
+
+
+def _check_pretraining(job: TrainingJob) -> None:
+    """ValueError if what is to go on had another pre-training than is asked for."""
+    if job.pretrain is None:
+        return
+    epochs = History.read(job.output / PRETRAINING / LOSSES).epochs
+    if epochs != job.pretrain:
+        raise ValueError(f"{job.output}: had {epochs} epochs of pre-training, and --pretrain is {job.pretrain}")
 
 
 def _mixture(job: TrainingJob, model: LatentModel, data: Any) -> LatentMixtureSampler:

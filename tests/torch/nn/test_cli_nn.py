@@ -179,6 +179,8 @@ def test_a_mixture_vae_is_pretrained_and_draws_from_its_prior(
     longer[longer.index("--latent") + 1] = 2
     resumed = report(capsys, "train-ae", folder / "flat.npy", "-o", tmp_path / "run", *longer, "--resume")
     assert resumed["epochs"] == 3
+    text = fault(capsys, "train-ae", folder / "flat.npy", "-o", tmp_path / "run", *options, "--pretrain", 9, "--resume")
+    assert text == f"{tmp_path / 'run'}: had 3 epochs of pre-training, and --pretrain is 9"
     text = fault(capsys, "generate", tmp_path / "run", "--prior", "mixture", "-o", tmp_path / "x.png")
     assert "sampler is missing: the model was saved without one" in text
 
@@ -303,6 +305,11 @@ def test_bad_input_says_what_is_wrong(folder: Path, tmp_path: Path, capsys: pyte
         ((images, "--model", "vae", "--scale", 1e30, "--learning-rate", 1e30), "in epoch 1, step"),
         ((flat, "--validation", images), "holds uint8 numbers"),
         ((flat, "--validation", 0.001), "of 240 rows leaves"),
+        # 2^50 bytes, more than addresses reach
+        (
+            (flat, "--widths", "1,16777216,16777216"),
+            "out of memory: can't allocate memory: you tried to allocate 11258",
+        ),
     ]
     for number, (arguments, message) in enumerate(wrong):
         assert message in fault(capsys, "train-ae", *arguments, "-o", out / str(number), *QUICK), arguments
