@@ -279,7 +279,8 @@ def _mixture(job: TrainingJob, model: LatentModel, data: Any) -> LatentMixtureSa
     small = math.prod(model.latent_shape) <= LARGEST_FULL
     covariance = job.covariance or ("full" if small else "diag")
     components = DEFAULT_COMPONENTS if job.components is None else job.components
-    return LatentMixtureSampler(components, covariance, random_state=job.seed).fit(model, data)
+    sampler = LatentMixtureSampler(components, covariance, random_state=job.seed, n_threads=job.threads)
+    return sampler.fit(model, data)
 
 
 def _draw(folder: Path, model: LatentModel, x: torch.Tensor, shape: tuple[int, ...], history: History) -> None:

@@ -55,6 +55,7 @@ def run(model: nn.Module, data: Data, settings: Settings, identity: Mapping[str,
     if recorder.history.epochs == 0:
         raise ValueError("the loader gave no batches; expected at least one")
     recorder.restore_best(model)
+    model.zero_grad()  # the last step's gradients take as much memory as the weights
     return recorder.history
 
 

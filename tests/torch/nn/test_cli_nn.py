@@ -200,6 +200,20 @@ def test_options_of_models_reach_them(folder: Path, tmp_path: Path, capsys: pyte
     assert (found["tied"], found["upsample"], found["activation"]) == (True, "nearest", "elu")
 
 
+def test_threads_are_those_of_the_mixture_too(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit, found = LatentMixtureSampler.fit, []
+
+    def watched(self: LatentMixtureSampler, *arguments: Any, **options: Any) -> LatentMixtureSampler:
+        found.append(self.n_threads)
+        return fit(self, *arguments, **options)
+
+    monkeypatch.setattr(LatentMixtureSampler, "fit", watched)
+    report(capsys, "train-ae", folder / "flat.npy", "-o", tmp_path, "--latent", 2, *QUICK)
+    assert found == [1]
+
+
 def test_a_mixture_vae_in_float64(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report(capsys, "train-ae", folder / "flat.npy", "-o", tmp_path, *MIXTURE_VAE, "--precision", 64, *SHORT)
     assert {weight.dtype for weight in load_model(tmp_path).parameters()} == {torch.float64}
