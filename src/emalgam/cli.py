@@ -435,7 +435,10 @@ def train_ae(
     ] = "32",
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in the folder; or begin.")] = False,
-    threads: Threads = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="All processors by default; sums of another number may differ in rounding."),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -209,7 +209,8 @@ def train(
 
     The order of the data and the random numbers of every epoch (noise, reparameterisation, dropout) follow from the
     seed and the number of the epoch alone: the same seed on the same machine gives the same weights, and what was
-    interrupted goes on to them. Random numbers elsewhere in the program are left as they were.
+    interrupted goes on to them. (With another number of torch's threads sums may differ in rounding.) Random numbers
+    elsewhere in the program are left as they were.
 
     Parameters
     ----------
