@@ -375,7 +375,8 @@ def train_ae(
     ] = "autoencoder",
     latent: Annotated[int, typer.Option(min=1, help="Dimensions of the latents; of conv their channels.")] = 16,
     widths: Annotated[
-        str | None, typer.Option(metavar="W,...", help="Of hidden layers, from the data to the latents; 256,64.")
+        str | None,
+        typer.Option(metavar="W,...", help="Of hidden layers, from the data to the latents; 256,64, or 32 of conv."),
     ] = None,
     activation: Annotated[
         Literal["relu", "elu", "gelu", "silu", "softplus", "tanh", "sigmoid", "identity"] | None,

@@ -140,7 +140,8 @@ class LatentMixtureSampler:
         model : LatentModel
             Trained; it is used in evaluation mode, without gradients, and left as it was.
         data : array, tensor, dataset or loader
-            As `emalgam.nn.as_loader` takes them; labels are ignored.
+            As `emalgam.nn.as_loader` takes them; labels are ignored. The mixture depends on their order, as a start
+            chooses rows: a loader that shuffles gives another one each time.
         scale : float, optional
             What to multiply with, such as 1 / 255 for images of bytes.
         rows_at_once : int

@@ -127,6 +127,28 @@ def test_losses_are_means_over_rows() -> None:
     assert list(history) == ["loss", "norm", "validation_loss", "validation_norm"]
 
 
+def test_the_fraction_that_is_set_apart_follows_from_the_seed() -> None:
+    numbers = torch.arange(100.0)[:, None].expand(100, 6)
+
+    def parts(seed: int) -> tuple[list[float], list[float]]:
+        seen: dict[bool, list[float]] = {True: [], False: []}
+
+        class Watching(Reaching):
+            def losses(self, x: Tensor) -> dict[str, Tensor]:
+                seen[self.training] += x[:, 0].tolist()
+                return super().losses(x)
+
+        trained(Watching(), data=numbers, validation=0.3, seed=seed, epochs=1)
+        return sorted(seen[True]), sorted(seen[False])
+
+    learnt, apart = parts(0)
+    assert sorted(learnt + apart) == numbers[:, 0].tolist()
+    assert len(apart) == 30
+    assert apart[-1] - apart[0] > 60  # from all over the data: a block of them has 29
+    assert parts(0) == (learnt, apart)
+    assert parts(1)[1] != apart
+
+
 # ---- data of every kind
 
 
