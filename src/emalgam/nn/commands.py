@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from emalgam import __version__, plot
 from emalgam.files import replacing
-from emalgam.nn.data import as_dataset, as_loader, load_idx
+from emalgam.nn.data import NUMBERS_AT_ONCE, ROWS_AT_ONCE, as_dataset, as_loader, load_idx
 from emalgam.nn.evaluation import evaluating, on_host, reconstruct
 from emalgam.nn.latent import LatentMixtureSampler
 from emalgam.nn.mixture_vae import COVARIANCE_TYPES, MixtureVAE
@@ -47,8 +47,6 @@ WIDTHS: Final = {"conv": (32,)}  # of the hidden layers, by default; channels of
 DEFAULT_WIDTHS: Final = (256, 64)
 DEFAULT_COMPONENTS: Final = range(1, 33)
 LARGEST_FULL: Final = 64  # latents of more dimensions get diagonal covariances by default
-NUMBERS_AT_ONCE: Final = 2**22
-ROWS_AT_ONCE: Final = 1024
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from emalgam.namespace import to_host
-from emalgam.nn.data import is_integer
+from emalgam.nn.data import ROWS_AT_ONCE, is_integer
 from emalgam.nn.model import LatentModel
 from emalgam.validation import check_integer
-
-ROWS_AT_ONCE: Final = 1024
 
 
 @contextmanager

@@ -417,9 +417,8 @@ def _quietly() -> Iterator[None]:
 
 @contextmanager
 def _own_random_numbers() -> Iterator[None]:
-    """Leaves torch's random numbers as they were."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
+    """Leaves torch's random numbers as they were, on all devices: `torch.manual_seed` seeds them all."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         yield
 
 
