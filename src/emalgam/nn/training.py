@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from emalgam.files import replacing
 from emalgam.model_file import ModelFileError, fail
 from emalgam.nn.data import Indexed, Part, as_dataset, check_data, is_loader
+from emalgam.tables import reading
 from emalgam.validation import check_integer, check_positive
 
 CHECKPOINT: Final = "checkpoint.ckpt"
@@ -93,17 +94,12 @@ class History(Mapping[str, np.ndarray]):
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> History:
-        """What `write` wrote; ValueError naming the file if it is something else."""
-        with open(path, newline="", encoding="utf-8") as file:
+        """What `write` wrote; ValueError naming the file if it is missing, or something else."""
+        with reading(Path(path)), open(path, newline="", encoding="utf-8") as file:
             head, *rows = list(csv.reader(file)) or [[]]
-        if head[:1] != ["epoch"] or any(len(row) != len(head) for row in rows):
-            raise ValueError(
-                f"{os.fspath(path)}: is no table of losses; expected a column epoch, then one for each loss"
-            )
-        try:
+            if head[:1] != ["epoch"] or any(len(row) != len(head) for row in rows):
+                raise ValueError("is no table of losses; expected a column epoch, then one for each loss")
             columns = np.array(rows, np.float64).reshape(len(rows), len(head)).T
-        except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}: {error}") from error
         return cls(dict(zip(head[1:], columns[1:], strict=True)))
 
 

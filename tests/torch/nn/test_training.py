@@ -914,9 +914,13 @@ def test_histories_are_read_and_drawn(history: History, tmp_path: Path) -> None:
     assert line.get_ydata().tolist() == history["loss"].tolist()
 
 
-@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "epoch,loss\n1\n", "epoch,loss\n1,x\n"])
-def test_tables_that_are_no_history(text: str, tmp_path: Path) -> None:
-    (tmp_path / "losses.csv").write_text(text)
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"a,b\n1,2\n", b"epoch,loss\n1\n", b"epoch,loss\n1,x\n", b"\xff\xfe", b'epoch,"loss\n1,2' * 9999, None],
+)
+def test_tables_that_are_no_history(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "losses.csv").write_bytes(content)
     with pytest.raises(ValueError, match=r"losses\.csv: "):
         History.read(tmp_path / "losses.csv")
 
