@@ -59,7 +59,7 @@ def _in_pieces(model: LatentModel, function: Callable[[Tensor], Tensor], rows: A
 
 
 def on_host(values: Tensor) -> np.ndarray:
-    """NumPy has no bfloat16, and kernels read float32 and float64."""
+    """Kernels read float32 and float64."""
     return to_host(values if values.dtype == torch.float64 else values.float())
 
 

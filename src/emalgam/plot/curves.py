@@ -187,7 +187,7 @@ def bic_curve(
     return ax, values
 
 
-def losses(history: Any, ax: Axes | None = None, *, names: Iterable[str] = ("loss",)) -> Axes:
+def losses(history: Any, ax: Axes | None = None, *, names: str | Iterable[str] = ("loss",)) -> Axes:
     """The losses after each epoch of a training, those of the validation data dashed; the lowest of these is marked.
 
     Parameters
@@ -197,7 +197,7 @@ def losses(history: Any, ax: Axes | None = None, *, names: Iterable[str] = ("los
         ``validation_`` and the name.
     ax : matplotlib Axes, optional
         Where to draw; a new figure by default.
-    names : iterable of str
+    names : str or iterable of str
         Which to draw, such as ("reconstruction", "kl") of a VAE.
 
     Returns
@@ -209,7 +209,7 @@ def losses(history: Any, ax: Axes | None = None, *, names: Iterable[str] = ("los
     ImportError
         If matplotlib is not installed.
     ValueError
-        If the history has no such losses, or no epoch.
+        If the history has no such losses, or no epoch, or `names` is empty.
 
     Examples
     --------
@@ -221,7 +221,9 @@ def losses(history: Any, ax: Axes | None = None, *, names: Iterable[str] = ("los
     ['loss', 'validation loss', 'lowest 2.2, epoch 2']
     """
     pyplot = pyplot_module()
-    curves = [(name, *_curves_of(history, name)) for name in names]
+    curves = [(name, *_curves_of(history, name)) for name in ((names,) if isinstance(names, str) else names)]
+    if not curves:
+        raise ValueError(f"names is empty; the history has {', '.join(map(repr, history))}")
     ax = pyplot.subplots(layout="constrained")[1] if ax is None else ax
     for color, (name, trained, validated) in zip(component_colors(len(curves)), curves, strict=True):
         label = name.replace("_", " ")

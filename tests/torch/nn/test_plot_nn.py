@@ -55,15 +55,16 @@ def cell(sheet: np.ndarray, row: int, column: int, size: int, gap: int) -> np.nd
 # ---- sheets of images
 
 
-@pytest.mark.parametrize("form", ["flat", "images", "one channel", "tensor with a gradient", "shape"])
+@pytest.mark.parametrize("form", ["flat", "images", "one channel", "tensor with a gradient", "bfloat16", "shape"])
 def test_reconstructions_are_two_rows_of_ten(form: str) -> None:
-    x = np.random.default_rng(0).random((12, 64))
+    x = np.random.default_rng(0).integers(0, 129, (12, 64)) / 128  # bfloat16 has eight bits
     y = x[::-1].copy()
     shape = (8, 8) if form == "shape" else None
     given = {
         "flat": (x, y),
         "images": (x.reshape(-1, 8, 8), y.reshape(-1, 8, 8)),
         "one channel": (x.reshape(-1, 1, 8, 8), y.reshape(-1, 1, 8, 8)),
+        "bfloat16": (torch.tensor(x).bfloat16(), torch.tensor(y).bfloat16()),
         "tensor with a gradient": (torch.tensor(x, requires_grad=True), torch.tensor(y)),
         "shape": (x.reshape(-1, 4, 16), y.reshape(-1, 4, 16)),
     }[form]
@@ -228,6 +229,7 @@ def test_losses_over_epochs() -> None:
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "loss")
     ax = plot.losses(history, names=("loss", "kl"))
     assert legend_of(ax) == ["loss", "validation loss", "kl"]
+    assert legend_of(plot.losses(history, names="kl")) == ["kl"]
     assert to_hex(ax.lines[0].get_color()) == to_hex(ax.lines[1].get_color()) != to_hex(ax.lines[2].get_color())
 
 
@@ -298,6 +300,8 @@ def test_bad_arguments_say_what_is_expected() -> None:
         plot.interpolation(model, x, x)
     with pytest.raises(ValueError, match="the history has no 'kl'; there are 'loss'"):
         plot.losses({"loss": [1.0]}, names=("kl",))
+    with pytest.raises(ValueError, match="names is empty; the history has 'loss'"):
+        plot.losses({"loss": [1.0]}, names=())
     with pytest.raises(ValueError, match=r"'loss' of the history has shape \(0,\)"):
         plot.losses({"loss": []})
     assert pyplot.get_fignums() == []  # nothing was begun
