@@ -132,7 +132,7 @@ class Module(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """A finite loss may have a gradient that is not: that of a square root at 0."""
-        if self.settings.precision == "16-mixed":  # which leaves such steps out, and goes on with a smaller scale
+        if self.trainer.precision == "16-mixed":  # which leaves such steps out, and goes on with a smaller scale
             return
         weights = [(name, weight) for name, weight in self.model.named_parameters() if weight.grad is not None]
         # the largest absolute value: one transfer from a GPU, and no square that overflows
