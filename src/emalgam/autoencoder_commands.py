@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,14 +16,14 @@ from safetensors import safe_open
 
 from emalgam import __version__, plot
 from emalgam.files import replacing
-from emalgam.nn.data import as_dataset, as_loader, load_idx
+from emalgam.nn.data import NUMBERS_AT_ONCE, ROWS_AT_ONCE, as_dataset, as_loader, load_idx
 from emalgam.nn.evaluation import evaluating, on_host, reconstruct
 from emalgam.nn.latent import LatentMixtureSampler
 from emalgam.nn.mixture_vae import COVARIANCE_TYPES, MixtureVAE
 from emalgam.nn.model import LatentModel
 from emalgam.nn.model_file import NAME_IN_FOLDER, load_extra, load_model, load_sampler, save_model
 from emalgam.nn.models import MODELS
-from emalgam.nn.training import CHECKPOINT, History, train
+from emalgam.nn.training import CHECKPOINT, LOSSES, History, train
 from emalgam.plot.style import pyplot_module
 from emalgam.tables import FORMATS, read_table, write_table
 
@@ -46,8 +47,6 @@ WIDTHS: Final = {"conv": (32,)}  # of the hidden layers, by default; channels of
 DEFAULT_WIDTHS: Final = (256, 64)
 DEFAULT_COMPONENTS: Final = range(1, 33)
 LARGEST_FULL: Final = 64  # latents of more dimensions get diagonal covariances by default
-NUMBERS_AT_ONCE: Final = 2**22
-ROWS_AT_ONCE: Final = 1024
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,18 @@ class TrainingJob:
             raise ValueError("--patience looks at the validation loss, and --validation 0 leaves none")
 
 
+@contextmanager
+def _lack_of_memory() -> Iterator[None]:
+    """torch's RuntimeErrors for want of memory as MemoryErrors."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
+        raise MemoryError(str(error).splitlines()[0].rpartition("Allocator: ")[2]) from error
+
+
+@_lack_of_memory()
 def run_training(job: TrainingJob, progress: bool) -> dict[str, Any]:
     """Train, save, fit the mixture of the latents, draw; returns what to report."""
     _use_files_for_pictures()
@@ -135,6 +146,7 @@ def run_training(job: TrainingJob, progress: bool) -> dict[str, Any]:
     }
 
 
+@_lack_of_memory()
 def run_generation(
     model: Path, output: Path, n: int, *, seed: int, prior: str, shape: tuple[int, ...] | None
 ) -> dict[str, Any]:
@@ -242,7 +254,9 @@ def _train(job: TrainingJob, model: LatentModel, data: Any, held_out: Any, progr
     """One training, or the three steps of a mixture VAE; each goes on with --resume."""
     how: dict[str, Any] = {name: getattr(job, name) for name in ("batch_size", "learning_rate", "seed", "precision")}
     how |= {"validation": held_out, "resume": job.resume, "progress": progress}
-    if isinstance(model, MixtureVAE) and not (job.resume and (job.output / CHECKPOINT).exists()):
+    if job.resume and (job.output / CHECKPOINT).exists():
+        _check_pretraining(job)
+    elif isinstance(model, MixtureVAE):
         model.pretraining = True
         train(model, data, epochs=job.pretrain or job.epochs, folder=job.output / PRETRAINING, **how)
         model.pretraining = False
@@ -250,11 +264,21 @@ def _train(job: TrainingJob, model: LatentModel, data: Any, held_out: Any, progr
     return train(model, data, epochs=job.epochs, patience=job.patience, folder=job.output, **how)
 
 
+def _check_pretraining(job: TrainingJob) -> None:
+    """ValueError if what is to go on had another pre-training than is asked for."""
+    if job.pretrain is None:
+        return
+    epochs = History.read(job.output / PRETRAINING / LOSSES).epochs
+    if epochs != job.pretrain:
+        raise ValueError(f"{job.output}: had {epochs} epochs of pre-training, and --pretrain is {job.pretrain}")
+
+
 def _mixture(job: TrainingJob, model: LatentModel, data: Any) -> LatentMixtureSampler:
     small = math.prod(model.latent_shape) <= LARGEST_FULL
     covariance = job.covariance or ("full" if small else "diag")
     components = DEFAULT_COMPONENTS if job.components is None else job.components
-    return LatentMixtureSampler(components, covariance, random_state=job.seed).fit(model, data)
+    sampler = LatentMixtureSampler(components, covariance, random_state=job.seed, n_threads=job.threads)
+    return sampler.fit(model, data)
 
 
 def _draw(folder: Path, model: LatentModel, x: torch.Tensor, shape: tuple[int, ...], history: History) -> None:

@@ -377,7 +377,8 @@ def train_ae(
     ] = "autoencoder",
     latent: Annotated[int, typer.Option(min=1, help="Dimensions of the latents; of conv their channels.")] = 16,
     widths: Annotated[
-        str | None, typer.Option(metavar="W,...", help="Of hidden layers, from the data to the latents; 256,64.")
+        str | None,
+        typer.Option(metavar="W,...", help="Of hidden layers, from the data to the latents; 256,64, or 32 of conv."),
     ] = None,
     activation: Annotated[
         Literal["relu", "elu", "gelu", "silu", "softplus", "tanh", "sigmoid", "identity"] | None,
@@ -437,7 +438,10 @@ def train_ae(
     ] = "32",
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in the folder; or begin.")] = False,
-    threads: Threads = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="All processors by default; sums of another number may differ in rounding."),
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

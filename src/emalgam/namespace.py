@@ -24,8 +24,11 @@ def namespace(array: Any) -> Any:
 
 
 def to_host(array: Any) -> np.ndarray:
-    """`array` as a NumPy array; waits for the device if it lies on one."""
-    return array.detach().cpu().numpy() if is_tensor(array) else array
+    """`array` as a NumPy array; waits for the device if it lies on one. bfloat16, unknown to NumPy, becomes float32."""
+    if not is_tensor(array):
+        return array
+    values = array.detach().cpu()
+    return (values.float() if values.dtype == sys.modules["torch"].bfloat16 else values).numpy()
 
 
 def beside(array: np.ndarray, other: Any) -> Any:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset, default_collate
 
 from emalgam.tables import DEFLATE_RATIO, reading
+from emalgam.validation import check_integer
 
 IDX_TYPES: Final = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 GZIP_MAGIC: Final = b"\x1f\x8b"
@@ -221,7 +222,7 @@ def as_dataset(data: Any, model: nn.Module, *, scale: float | None = None) -> In
         indexed = Items(data, dtype, scale)
     else:
         values = _real(data)
-        _check_scale(values.dtype, _is_integer(values), scale)
+        _check_scale(values.dtype, is_integer(values), scale)
         indexed = Rows(values, dtype, scale)
     if len(indexed) == 0:
         raise ValueError("data have no rows; expected at least one")
@@ -232,7 +233,12 @@ def _real(data: Any) -> np.ndarray | Tensor:
     """An array of real numbers that torch can take, or a tensor of them; one axis at least."""
     if isinstance(data, str | os.PathLike):
         raise TypeError(f"data is the name {os.fspath(data)!r}; load it first: np.load, or emalgam.nn.load_idx")
-    values = data.detach() if isinstance(data, Tensor) else np.asarray(data)
+    try:
+        values = data.detach() if isinstance(data, Tensor) else np.asarray(data)
+    except ValueError as error:  # parts of different shapes
+        raise TypeError(
+            f"data is a {type(data).__name__} that is no array; give the data without labels, and batches as a loader"
+        ) from error
     if isinstance(values, np.ndarray):
         real = values.dtype.kind in "fiub" and values.dtype.itemsize <= 8
     else:
@@ -244,7 +250,7 @@ def _real(data: Any) -> np.ndarray | Tensor:
     return values
 
 
-def _is_integer(values: np.ndarray | Tensor) -> bool:
+def is_integer(values: np.ndarray | Tensor) -> bool:
     if isinstance(values, Tensor):
         return not values.is_floating_point() and values.dtype != torch.bool
     return values.dtype.kind in "iu"
@@ -279,7 +285,7 @@ def as_batch(batch: Any, dtype: torch.dtype, scale: float | None = None) -> Tens
         raise TypeError(
             f"a batch of data is a {type(values).__name__}; expected a tensor, or a tuple whose first element is one"
         )
-    _check_scale(values.dtype, _is_integer(values), scale)
+    _check_scale(values.dtype, is_integer(values), scale)
     values = values.to(dtype)
     return values if scale is None else values * scale
 
@@ -356,6 +362,7 @@ def as_loader(
     >>> [len(x) for x in as_loader(np.zeros((10, 64)), Autoencoder((64, 2)), batch_size=4)]
     [4, 4, 2]
     """
+    check_integer("batch_size", batch_size, 1)
     if is_loader(data):
         return _Converted(
             DataLoader(data, batch_size) if isinstance(data, IterableDataset) else data, dtype_of(model), scale

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from emalgam.namespace import to_host
+from emalgam.nn.data import ROWS_AT_ONCE, is_integer
 from emalgam.nn.model import LatentModel
-
-ROWS_AT_ONCE: Final = 1024
+from emalgam.validation import check_integer
 
 
 @contextmanager
@@ -35,7 +35,8 @@ def evaluating(model: nn.Module) -> Iterator[torch.device]:
 def encode(model: LatentModel, x: Any, *, rows_at_once: int = ROWS_AT_ONCE) -> np.ndarray:
     """The latents, (N, *latent_shape), of data, an array or a tensor; ValueError if they are not data of the model.
 
-    Of all functions here: the result is on the host, in the model's dtype but at least float32.
+    Of all functions here: the result is on the host, in the model's dtype but at least float32; integers are a
+    TypeError, as nobody has said how to scale them.
     """
     return _in_pieces(model, model.encode, x, rows_at_once)
 
@@ -51,18 +52,21 @@ def reconstruct(model: LatentModel, x: Any, *, rows_at_once: int = ROWS_AT_ONCE)
 
 
 def _in_pieces(model: LatentModel, function: Callable[[Tensor], Tensor], rows: Any, rows_at_once: int) -> np.ndarray:
+    check_integer("rows_at_once", rows_at_once, 1)
     pieces = [rows[start : start + rows_at_once] for start in range(0, max(len(rows), 1), rows_at_once)]
     with evaluating(model):
         return np.concatenate([on_host(function(as_input(model, piece))) for piece in pieces])
 
 
 def on_host(values: Tensor) -> np.ndarray:
-    """NumPy has no bfloat16, and kernels read float32 and float64."""
+    """Kernels read float32 and float64."""
     return to_host(values if values.dtype == torch.float64 else values.float())
 
 
 def as_input(model: nn.Module, x: Any) -> Tensor:
-    """An array or tensor as a tensor beside the model, in its dtype."""
+    """An array or tensor as a tensor beside the model, in its dtype; TypeError for integers."""
     own = next(model.parameters())
     values = x if isinstance(x, Tensor) else torch.from_numpy(np.array(x))  # a copy: it may be read-only
+    if is_integer(values):
+        raise TypeError(f"data have dtype {values.dtype}; scale them first: x / 255 for images of bytes")
     return values.to(own.device, own.dtype)

@@ -140,7 +140,8 @@ class LatentMixtureSampler:
         model : LatentModel
             Trained; it is used in evaluation mode, without gradients, and left as it was.
         data : array, tensor, dataset or loader
-            As `emalgam.nn.as_loader` takes them; labels are ignored.
+            As `emalgam.nn.as_loader` takes them; labels are ignored. The mixture depends on their order, as a start
+            chooses rows: a loader that shuffles gives another one each time.
         scale : float, optional
             What to multiply with, such as 1 / 255 for images of bytes.
         rows_at_once : int
@@ -249,6 +250,7 @@ class LatentMixtureSampler:
         """
         if self.model is None:
             raise ValueError("there is no model to decode with; set .model, or call fit(model, data)")
+        check_integer("rows_at_once", rows_at_once, 1)
         z, labels = self.sample_latents(n, random_state)
         with evaluating(self.model):
             return torch.cat([self.model.decode(rows) for rows in z.split(rows_at_once)]), labels

@@ -10,8 +10,9 @@ import signal
 import threading
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,6 +55,7 @@ def run(model: nn.Module, data: Data, settings: Settings, identity: Mapping[str,
     if recorder.history.epochs == 0:
         raise ValueError("the loader gave no batches; expected at least one")
     recorder.restore_best(model)
+    model.zero_grad()  # the last step's gradients take as much memory as the weights
     return recorder.history
 
 
@@ -61,10 +63,10 @@ def _trainer(recorder: Recorder, settings: Settings, checkpoints: Checkpoints) -
     callbacks: list[Any] = [recorder]
     if settings.progress and Console(stderr=True).is_terminal:
         callbacks.append(RichProgressBar(leave=True, console_kwargs={"stderr": True}))
-    one = settings.devices in ("auto", "cpu", 1)
+    one = settings.devices in ("auto", "cpu", 1) or (isinstance(settings.devices, list) and len(settings.devices) == 1)
     return pl.Trainer(
         accelerator="cpu" if settings.devices == "cpu" else "auto",
-        devices=1 if one else settings.devices,
+        devices=1 if settings.devices in ("auto", "cpu") else settings.devices,
         strategy="auto" if one else "ddp_find_unused_parameters_true",  # a pre-training uses some of them
         precision=settings.precision,
         max_epochs=settings.epochs,
@@ -97,17 +99,20 @@ class Module(pl.LightningModule):
 
     def train_dataloader(self) -> Any:
         self.restored = True  # lightning asks for data when it has loaded the checkpoint
-        return self._loader(self.data.training, _derived(self.settings.seed, ORDER))
+        return self._loader(self.data.training, shuffled=True)
 
     def val_dataloader(self) -> Any:
-        return self._loader(self.data.validation, None)
+        return self._loader(self.data.validation, shuffled=False)
 
-    def _loader(self, data: Any, seed: int | None) -> Any:
-        if not isinstance(data, Indexed):
-            return data
+    def _loader(self, data: Any, *, shuffled: bool) -> Any:
         rank, processes = self.trainer.global_rank, self.trainer.world_size
+        if not isinstance(data, Indexed):
+            if processes > 1:  # lightning gives each its rows, in an order that follows from the epoch
+                return data
+            return Repeatable(data, lambda: _derived(self.settings.seed, ORDER, self.current_epoch if shuffled else 0))
         if not isinstance(self.data.training, Indexed):  # lightning shares all rows among processes then, see _trainer
             rank, processes = 0, 1
+        seed = _derived(self.settings.seed, ORDER) if shuffled else None
         return loader_of(data, Batches(len(data), self.settings.batch_size, seed, rank, processes))
 
     def on_train_epoch_start(self) -> None:
@@ -127,7 +132,7 @@ class Module(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """A finite loss may have a gradient that is not: that of a square root at 0."""
-        if self.settings.precision == "16-mixed":  # which leaves such steps out, and goes on with a smaller scale
+        if self.trainer.precision == "16-mixed":  # which leaves such steps out, and goes on with a smaller scale
             return
         weights = [(name, weight) for name, weight in self.model.named_parameters() if weight.grad is not None]
         # the largest absolute value: one transfer from a GPU, and no square that overflows
@@ -150,8 +155,9 @@ class Module(pl.LightningModule):
             raise ValueError(
                 f"losses of {type(self.model).__name__} gives {', '.join(losses)}; expected 'loss' among them"
             )
+        _check_scalars(losses)
         # all of them at once, as each transfer from a GPU waits for it
-        numbers = torch.stack([loss.detach().to(torch.float64) for loss in losses.values()]).tolist()
+        numbers = torch.stack([_widened(loss) for loss in losses.values()]).tolist()
         values = dict(zip(losses, numbers, strict=True))
         name = first_not_finite(values)
         if name is not None:
@@ -170,11 +176,51 @@ class Module(pl.LightningModule):
         self.log_dict({name: value for name, value in found.items() if name not in shown}, sync_dist=True)
 
 
+def _check_scalars(losses: Mapping[str, Tensor]) -> None:
+    for name, loss in losses.items():
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else None
+        if shape != ():
+            given = f"a {type(loss).__name__}" if shape is None else f"a tensor of shape {shape}"
+            raise TypeError(f"losses gives {name!r} as {given}; expected tensors (): means over the data")
+
+
+def _widened(loss: Tensor) -> Tensor:
+    """Without a graph, in float32 at least; not in float64, which some devices lack."""
+    return loss.detach().to(torch.promote_types(loss.dtype, torch.float32))
+
+
 def _stopped(name: str, value: float, where: str) -> FloatingPointError:
     return FloatingPointError(
         f"{name} is {value} in {where}; training has stopped, with the weights before this step: "
         "try a smaller learning_rate, or look at the data"
     )
+
+
+class Repeatable:
+    """Someone's loader, which takes the seed of its order and of its workers from us: it draws them as it begins."""
+
+    def __init__(self, loader: Any, seed: Callable[[], int]) -> None:
+        self.loader, self.seed = loader, seed
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.seed())
+            batches = iter(self.loader)
+            first = list(islice(batches, 1))
+        yield from chain(first, batches)
+
+    @property
+    def sampler(self) -> Any:
+        """Where lightning looks for a `set_epoch` to call."""
+        return getattr(self.loader, "sampler", None)
+
+    @property
+    def batch_sampler(self) -> Any:
+        """The same."""
+        return getattr(self.loader, "batch_sampler", None)
 
 
 class Means:
@@ -226,10 +272,13 @@ class Recorder(Checkpoint):
         for name, value in self.module.means.items():
             self.losses.setdefault(name, []).append(value)
         if self.settings.patience is not None and self.history.best_epoch == self.history.epochs:
-            weights = self.module.model.state_dict()
-            self.best_weights = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
+            self._keep_weights()
         self._save(trainer)
         self._stop_if_lost(trainer)
+
+    def _keep_weights(self) -> None:
+        weights = self.module.model.state_dict()
+        self.best_weights = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
 
     def _save(self, trainer: pl.Trainer) -> None:
         if self.settings.folder is None or self.settings.checkpoint is None:
@@ -257,16 +306,24 @@ class Recorder(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.losses = {name: values.tolist() for name, values in History(state_dict["losses"]).items()}
-        self.best_weights = state_dict["best_weights"]
+        # without patience nobody would renew them
+        self.best_weights = None if self.settings.patience is None else state_dict["best_weights"]
         epochs = self.history.epochs
         if epochs > self.settings.epochs:
             raise ModelFileError(f"{self.settings.checkpoint}: has {epochs} epochs already; give epochs >= {epochs}")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """After a checkpoint was loaded: the table may be older than it, and the training may have stopped."""
-        if self.losses:
-            self._write_losses(trainer)
-            self._stop_if_lost(trainer)
+        if not self.losses:
+            return
+        best = self.history.best_epoch
+        if self.settings.patience is not None and self.best_weights is None:
+            if best < self.history.epochs:
+                problem = f"has not the weights of epoch {best}, the best so far, as it was written without patience"
+                raise ModelFileError(f"{self.settings.checkpoint}: {problem}; go on without it")
+            self._keep_weights()
+        self._write_losses(trainer)
+        self._stop_if_lost(trainer)
 
 
 class Checkpoints(CheckpointIO):
@@ -360,9 +417,8 @@ def _quietly() -> Iterator[None]:
 
 @contextmanager
 def _own_random_numbers() -> Iterator[None]:
-    """Leaves torch's random numbers as they were."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
+    """Leaves torch's random numbers as they were, on all devices: `torch.manual_seed` seeds them all."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         yield
 
 

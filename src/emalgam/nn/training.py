@@ -20,13 +20,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from emalgam.files import replacing
 from emalgam.model_file import ModelFileError, fail
 from emalgam.nn.data import Indexed, Part, as_dataset, check_data, is_loader
-from emalgam.validation import check_integer, check_number
+from emalgam.tables import reading
+from emalgam.validation import check_integer, check_positive
 
 CHECKPOINT: Final = "checkpoint.ckpt"
 LOSSES: Final = "losses.csv"
@@ -92,17 +94,12 @@ class History(Mapping[str, np.ndarray]):
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> History:
-        """What `write` wrote; ValueError naming the file if it is something else."""
-        with open(path, newline="", encoding="utf-8") as file:
+        """What `write` wrote; ValueError naming the file if it is missing, or something else."""
+        with reading(Path(path)), open(path, newline="", encoding="utf-8") as file:
             head, *rows = list(csv.reader(file)) or [[]]
-        if head[:1] != ["epoch"] or any(len(row) != len(head) for row in rows):
-            raise ValueError(
-                f"{os.fspath(path)}: is no table of losses; expected a column epoch, then one for each loss"
-            )
-        try:
+            if head[:1] != ["epoch"] or any(len(row) != len(head) for row in rows):
+                raise ValueError("is no table of losses; expected a column epoch, then one for each loss")
             columns = np.array(rows, np.float64).reshape(len(rows), len(head)).T
-        except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}: {error}") from error
         return cls(dict(zip(head[1:], columns[1:], strict=True)))
 
 
@@ -123,13 +120,11 @@ class Settings:
     loggers: tuple[Any, ...]
 
     def __post_init__(self) -> None:
-        check_integer("epochs", self.epochs, 1)
-        check_integer("batch_size", self.batch_size, 1)
-        check_integer("seed", self.seed, 0)
-        if self.patience is not None:
-            check_integer("patience", self.patience, 1)
-        if not check_number("learning_rate", self.learning_rate) > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate!r}; expected a positive number")
+        numbers: dict[str, float] = {"learning_rate": check_positive("learning_rate", self.learning_rate)}
+        least = {"epochs": 1, "batch_size": 1, "seed": 0} | ({} if self.patience is None else {"patience": 1})
+        numbers |= {name: check_integer(name, getattr(self, name), bound) for name, bound in least.items()}
+        for name, number in numbers.items():
+            object.__setattr__(self, name, number)  # NumPy's numbers are none for JSON
         if self.resume and self.folder is None:
             raise ValueError("resume=True needs the folder that the training to go on with was given")
 
@@ -210,7 +205,8 @@ def train(
 
     The order of the data and the random numbers of every epoch (noise, reparameterisation, dropout) follow from the
     seed and the number of the epoch alone: the same seed on the same machine gives the same weights, and what was
-    interrupted goes on to them. Random numbers elsewhere in the program are left as they were.
+    interrupted goes on to them. (With another number of torch's threads sums may differ in rounding.) Random numbers
+    elsewhere in the program are left as they were.
 
     Parameters
     ----------
@@ -219,8 +215,9 @@ def train(
         minimised, all are recorded. It is trained in place, and left in evaluation mode on the device it was on.
     data : (N, *data_shape) array or tensor, dataset, or loader
         Labels are ignored. Arrays may be memory maps, and of any floating-point dtype; integers need
-        `emalgam.nn.as_dataset` with a scale. A loader gives the batches and their order itself, and a training that
-        is to resume to the same weights needs one whose order does not change.
+        `emalgam.nn.as_dataset` with a scale. A loader gives the batches and their order itself; if it draws them by
+        torch's random numbers, they follow from the seed and the epoch too. (With ``persistent_workers`` they depend
+        on earlier epochs of the same process, so that a training that is resumed has another order.)
     epochs : int
         How often to go through the data; with `resume`, in all.
     batch_size : int
@@ -236,13 +233,14 @@ def train(
         if need be. Nothing is written elsewhere.
     resume : bool
         Go on from the checkpoint in `folder` if there is one. It has to be of the same data, architecture and
-        settings; `epochs`, `patience` and `devices` may differ.
+        settings; `epochs`, `patience` and `devices` may differ. Without `patience` the weights of the best epoch are
+        not kept, and it cannot be given afterwards unless the last epoch was the best.
     patience : int, optional
         Stop when the validation loss has not fallen for so many epochs; the model then has the weights of its best
         epoch, also if it never comes to that.
     precision : str
         lightning's: "32", "bf16-mixed", "16-mixed", ... "32" leaves a float64 model as it is; "64" and "bf16-true" turn
-        the model into one of that dtype, which it stays.
+        the model into one of that dtype, which it stays. "16-true" is refused: float16 has no room for Adam.
     devices : "auto", "cpu", int or list of int
         "auto" is one device: a GPU if there is one. Several are lightning's, which runs the calling script once for
         each (distributed data parallel): write it with ``if __name__ == "__main__"``.
@@ -306,6 +304,8 @@ def train(
     if find_spec("lightning") is None:
         raise ImportError("emalgam.nn.train needs lightning, which is not installed: pip install emalgam[torch]")
     _check_precision(model, settings.precision)
+    if settings.precision in ("64", "64-true"):
+        model.double()  # before the data are prepared, which get the dtype of the model
     prepared = Data.prepare(model, data, validation, settings)
     _make_folder(settings)
     from emalgam.nn.loop import run
@@ -314,14 +314,17 @@ def train(
 
 
 def _check_precision(model: nn.Module, precision: str) -> None:
-    """Words instead of torch's, for the one part that is not there in 16 bits."""
-    if (
-        precision in ("bf16-true", "16-true")
-        and getattr(getattr(model, "prior", None), "covariance_type", "") == "full"
-    ):
+    """Words instead of NaN, and of torch's, for what is not there in 16 bits."""
+    trained = {weight.dtype for weight in model.parameters() if weight.requires_grad}
+    if precision == "16-true" or torch.float16 in trained:
+        raise ValueError(
+            "Adam divides by 0 in float16, which rounds its squared gradients and its 1e-8 to 0; "
+            'train in float32 with precision="16-mixed", or in bfloat16'
+        )
+    if precision == "bf16-true" and getattr(getattr(model, "prior", None), "covariance_type", "") == "full":
         raise ValueError(
             f"precision={precision!r} with covariance_type='full': torch solves no triangular systems in 16 bits; "
-            f"take {precision.replace('true', 'mixed')!r}, or covariance_type='diag'"
+            "take 'bf16-mixed', or covariance_type='diag'"
         )
 
 

@@ -187,7 +187,7 @@ def bic_curve(
     return ax, values
 
 
-def losses(history: Any, ax: Axes | None = None, *, names: Iterable[str] = ("loss",)) -> Axes:
+def losses(history: Any, ax: Axes | None = None, *, names: str | Iterable[str] = ("loss",)) -> Axes:
     """The losses after each epoch of a training, those of the validation data dashed; the lowest of these is marked.
 
     Parameters
@@ -197,7 +197,7 @@ def losses(history: Any, ax: Axes | None = None, *, names: Iterable[str] = ("los
         ``validation_`` and the name.
     ax : matplotlib Axes, optional
         Where to draw; a new figure by default.
-    names : iterable of str
+    names : str or iterable of str
         Which to draw, such as ("reconstruction", "kl") of a VAE.
 
     Returns
@@ -209,7 +209,7 @@ def losses(history: Any, ax: Axes | None = None, *, names: Iterable[str] = ("los
     ImportError
         If matplotlib is not installed.
     ValueError
-        If the history has no such losses, or no epoch.
+        If the history has no such losses, or no epoch, or `names` is empty.
 
     Examples
     --------
@@ -217,19 +217,23 @@ def losses(history: Any, ax: Axes | None = None, *, names: Iterable[str] = ("los
     >>> matplotlib.use("Agg")
     >>> from emalgam import plot
     >>> ax = plot.losses({"loss": [3.0, 2.0, 1.5], "validation_loss": [3.1, 2.2, 2.4]})
-    >>> [line.get_label() for line in ax.lines[:2]], ax.texts[0].get_text()
-    (['loss', 'validation loss'], 'lowest 2.2, epoch 2')
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['loss', 'validation loss', 'lowest 2.2, epoch 2']
     """
     pyplot = pyplot_module()
-    curves = [(name, *_curves_of(history, name)) for name in names]
+    curves = [(name, *_curves_of(history, name)) for name in ((names,) if isinstance(names, str) else names)]
+    if not curves:
+        raise ValueError(f"names is empty; the history has {', '.join(map(repr, history))}")
     ax = pyplot.subplots(layout="constrained")[1] if ax is None else ax
     for color, (name, trained, validated) in zip(component_colors(len(curves)), curves, strict=True):
         label = name.replace("_", " ")
-        ax.plot(np.arange(1, len(trained) + 1), trained, color=color, linewidth=1.5, label=label)
+        marker = "o" if len(trained) == 1 else None  # no line has one end only
+        look = {"color": color, "linewidth": 1.5, "marker": marker}
+        ax.plot(np.arange(1, len(trained) + 1), trained, **look, label=label)
         if validated is None or np.isnan(validated).all():
             continue
         epochs = np.flatnonzero(~np.isnan(validated))  # it may be looked at every few epochs only
-        ax.plot(epochs + 1, validated[epochs], color=color, linewidth=1.5, linestyle="--", label=f"validation {label}")
+        ax.plot(epochs + 1, validated[epochs], **look, linestyle="--", label=f"validation {label}")
         if len(curves) == 1:
             _mark_lowest(ax, validated)
     ax.set(xlabel="epoch", ylabel=curves[0][0].replace("_", " ") if len(curves) == 1 else "loss")
@@ -251,8 +255,7 @@ def _curves_of(history: Any, name: str) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _mark_lowest(ax: Axes, values: np.ndarray) -> None:
+    """In the legend, as a text beside it would lie on the curves."""
     best = int(np.nanargmin(values))
-    ax.plot(best + 1, values[best], "o", color=OKABE_ITO[1], markersize=7)
     text = f"lowest {values[best]:.4g}, epoch {best + 1}".replace("-", "\N{MINUS SIGN}")
-    lowest = (best + 1, float(values[best]))  # below it runs the curve of the training data, at most
-    ax.annotate(text, lowest, xytext=(0, 10), textcoords="offset points", ha="right", color=INK)
+    ax.plot(best + 1, values[best], "o", color=OKABE_ITO[1], markersize=7, label=text)

@@ -45,7 +45,7 @@ def rgb(color: Any) -> tuple[float, float, float]:
 
 def write_at(ax: Axes, points: Iterable[tuple[float, float]], texts: Iterable[object]) -> None:
     """Texts at points, on white so that they can be read on any colour."""
-    backing = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
+    backing = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
     for (horizontal, vertical), text in zip(points, texts, strict=True):
         ax.text(horizontal, vertical, str(text), ha="center", va="center", fontsize="small", color=INK, bbox=backing)
 
@@ -54,7 +54,7 @@ def whole_numbers(ax: Axes) -> None:
     """Ticks of the horizontal axis at whole numbers only: there is no half an iteration."""
     from matplotlib.ticker import MaxNLocator
 
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def tidy(ax: Axes) -> None:

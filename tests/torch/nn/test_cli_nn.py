@@ -179,6 +179,8 @@ def test_a_mixture_vae_is_pretrained_and_draws_from_its_prior(
     longer[longer.index("--latent") + 1] = 2
     resumed = report(capsys, "train-ae", folder / "flat.npy", "-o", tmp_path / "run", *longer, "--resume")
     assert resumed["epochs"] == 3
+    text = fault(capsys, "train-ae", folder / "flat.npy", "-o", tmp_path / "run", *options, "--pretrain", 9, "--resume")
+    assert text == f"{tmp_path / 'run'}: had 3 epochs of pre-training, and --pretrain is 9"
     text = fault(capsys, "generate", tmp_path / "run", "--prior", "mixture", "-o", tmp_path / "x.png")
     assert "sampler is missing: the model was saved without one" in text
 
@@ -196,6 +198,20 @@ def test_options_of_models_reach_them(folder: Path, tmp_path: Path, capsys: pyte
     conv = ("--model", "conv", "--shape", "8,8", "--widths", 4, "--latent", 1, "-k", 1)
     found = configuration("flat.npy", *conv, "--tied", "--upsample", "nearest", "--activation", "elu")
     assert (found["tied"], found["upsample"], found["activation"]) == (True, "nearest", "elu")
+
+
+def test_threads_are_those_of_the_mixture_too(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit, found = LatentMixtureSampler.fit, []
+
+    def watched(self: LatentMixtureSampler, *arguments: Any, **options: Any) -> LatentMixtureSampler:
+        found.append(self.n_threads)
+        return fit(self, *arguments, **options)
+
+    monkeypatch.setattr(LatentMixtureSampler, "fit", watched)
+    report(capsys, "train-ae", folder / "flat.npy", "-o", tmp_path, "--latent", 2, *QUICK)
+    assert found == [1]
 
 
 def test_a_mixture_vae_in_float64(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -303,6 +319,11 @@ def test_bad_input_says_what_is_wrong(folder: Path, tmp_path: Path, capsys: pyte
         ((images, "--model", "vae", "--scale", 1e30, "--learning-rate", 1e30), "in epoch 1, step"),
         ((flat, "--validation", images), "holds uint8 numbers"),
         ((flat, "--validation", 0.001), "of 240 rows leaves"),
+        # 2^50 bytes, more than addresses reach
+        (
+            (flat, "--widths", "1,16777216,16777216"),
+            "out of memory: can't allocate memory: you tried to allocate 11258",
+        ),
     ]
     for number, (arguments, message) in enumerate(wrong):
         assert message in fault(capsys, "train-ae", *arguments, "-o", out / str(number), *QUICK), arguments

@@ -168,6 +168,12 @@ def test_integers_times_the_scale(dtype: str, tensor: bool) -> None:
         as_dataset(images, model())
 
 
+def test_lists_of_images() -> None:
+    images = [X[:2], X[2:4]]
+    assert torch.equal(everything(images), torch.from_numpy(np.stack(images)).float())
+    assert torch.equal(everything([torch.from_numpy(image) for image in images]), everything(images))
+
+
 def test_booleans_are_zero_and_one() -> None:
     assert torch.equal(everything(X > 0), torch.from_numpy((X > 0).astype(np.float32)))
 
@@ -234,6 +240,8 @@ def test_a_dataset_is_itself() -> None:
         ("mnist.idx", TypeError, r"data is the name 'mnist\.idx'; load it first: np\.load, or emalgam\.nn\.load_idx"),
         (Path("x.npy"), TypeError, r"data is the name 'x\.npy'; load it first"),
         (Endless(), TypeError, "data is a Endless, whose rows have no numbers"),
+        ((X, np.zeros(10)), TypeError, "data is a tuple that is no array; give the data without labels, and batches"),
+        ([torch.ones(5, 4), torch.ones(3, 4)], TypeError, "data is a list that is no array"),
     ],
 )
 def test_what_are_no_data(data: Any, error: type[Exception], text: str) -> None:
@@ -245,6 +253,12 @@ def test_what_are_no_data(data: Any, error: type[Exception], text: str) -> None:
 def test_scales_that_make_no_sense(scale: float) -> None:
     with pytest.raises(ValueError, match=r"scale is .*; expected a finite number other than 0"):
         as_dataset(X, model(), scale=scale)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5])
+def test_batches_of_no_rows(batch_size: float) -> None:
+    with pytest.raises(ValueError, match=rf"batch_size is {batch_size}; expected an integer >= 1"):
+        as_loader(X, model(), batch_size=batch_size)  # type: ignore[arg-type]
 
 
 def test_batches_that_are_none() -> None:

@@ -315,8 +315,11 @@ def test_bad_arguments_say_what_is_expected(model: Scaled, x: np.ndarray) -> Non
         LatentMixtureSampler(5).fit(model, x[:2])
     with pytest.raises(ValueError, match="rows_at_once is 0"):
         sampler.fit(model, x, rows_at_once=0)
+    fitted = LatentMixtureSampler(1).fit(model, x)
     with pytest.raises(ValueError, match="n_samples is 0; expected an integer >= 1"):
-        LatentMixtureSampler(1).fit(model, x).sample(0)
+        fitted.sample(0)
+    with pytest.raises(ValueError, match="rows_at_once is 0; expected an integer >= 1"):
+        fitted.sample(3, rows_at_once=0)
 
 
 # ---- arrays through a model
@@ -335,3 +338,12 @@ def test_arrays_through_a_model(dtype: torch.dtype) -> None:
     np.testing.assert_allclose(z, expected, rtol=0.05 if dtype == torch.bfloat16 else 1e-6, atol=1e-6)
     np.testing.assert_allclose(decode(model, z), reconstruct(model, x), rtol=1e-6, atol=1e-6)
     assert encode(model, x[:0]).shape == (0, 2)
+
+
+def test_arrays_that_a_model_cannot_take() -> None:
+    model, images = Autoencoder((4, 2)), np.zeros((3, 4), np.uint8)
+    for function in (encode, reconstruct):
+        with pytest.raises(TypeError, match=r"data have dtype torch\.uint8; scale them first: x / 255"):
+            function(model, images)
+    with pytest.raises(ValueError, match=r"rows_at_once is -1; expected an integer >= 1"):
+        encode(model, images / 255, rows_at_once=-1)

@@ -55,15 +55,16 @@ def cell(sheet: np.ndarray, row: int, column: int, size: int, gap: int) -> np.nd
 # ---- sheets of images
 
 
-@pytest.mark.parametrize("form", ["flat", "images", "one channel", "tensor with a gradient", "shape"])
+@pytest.mark.parametrize("form", ["flat", "images", "one channel", "tensor with a gradient", "bfloat16", "shape"])
 def test_reconstructions_are_two_rows_of_ten(form: str) -> None:
-    x = np.random.default_rng(0).random((12, 64))
+    x = np.random.default_rng(0).integers(0, 129, (12, 64)) / 128  # bfloat16 has eight bits
     y = x[::-1].copy()
     shape = (8, 8) if form == "shape" else None
     given = {
         "flat": (x, y),
         "images": (x.reshape(-1, 8, 8), y.reshape(-1, 8, 8)),
         "one channel": (x.reshape(-1, 1, 8, 8), y.reshape(-1, 1, 8, 8)),
+        "bfloat16": (torch.tensor(x).bfloat16(), torch.tensor(y).bfloat16()),
         "tensor with a gradient": (torch.tensor(x, requires_grad=True), torch.tensor(y)),
         "shape": (x.reshape(-1, 4, 16), y.reshape(-1, 4, 16)),
     }[form]
@@ -211,6 +212,10 @@ def test_pictures_leave_the_model_in_its_mode() -> None:
 # ---- losses
 
 
+def legend_of(ax: Axes) -> list[str]:
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
 def test_losses_over_epochs() -> None:
     history = {"loss": [3.0, 2.0, 1.0, 0.5], "validation_loss": [3.5, np.nan, 2.0, 2.5], "kl": [0.0, 1.0, 2.0, 3.0]}
     ax = plot.losses(history)
@@ -220,12 +225,28 @@ def test_losses_over_epochs() -> None:
     assert validated.get_xdata().tolist() == [1, 3, 4]
     assert validated.get_ydata().tolist() == [3.5, 2.0, 2.5]
     assert (mark.get_xdata()[0], mark.get_ydata()[0]) == (3, 2.0)
-    assert [text.get_text() for text in ax.texts] == ["lowest 2, epoch 3"]
+    assert legend_of(ax) == ["loss", "validation loss", "lowest 2, epoch 3"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "loss")
     ax = plot.losses(history, names=("loss", "kl"))
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["loss", "validation loss", "kl"]
+    assert legend_of(ax) == ["loss", "validation loss", "kl"]
+    assert legend_of(plot.losses(history, names="kl")) == ["kl"]
     assert to_hex(ax.lines[0].get_color()) == to_hex(ax.lines[1].get_color()) != to_hex(ax.lines[2].get_color())
-    assert list(ax.texts) == []
+
+
+def test_losses_of_one_epoch_are_points() -> None:
+    ax = plot.losses({"loss": [1.0], "validation_loss": [1.1]})
+    assert [line.get_marker() for line in ax.lines] == ["o", "o", "o"]
+    ax.figure.canvas.draw()
+    assert [tick for tick in ax.get_xticks() if 0.9 < tick < 1.1] == [1.0]
+
+
+def test_names_of_classes_hide_no_more_than_they_have_to() -> None:
+    ax = plot.latent_scatter(np.zeros((2, 2)), ["a name of some length"] * 2)
+    ax.figure.canvas.draw()
+    text = ax.texts[0]
+    box, letters = text.get_bbox_patch().get_window_extent(), text.get_window_extent()
+    assert letters.width <= box.width < letters.width + letters.height
+    assert letters.height <= box.height < 2 * letters.height
 
 
 # ---- bad arguments
@@ -279,6 +300,8 @@ def test_bad_arguments_say_what_is_expected() -> None:
         plot.interpolation(model, x, x)
     with pytest.raises(ValueError, match="the history has no 'kl'; there are 'loss'"):
         plot.losses({"loss": [1.0]}, names=("kl",))
+    with pytest.raises(ValueError, match="names is empty; the history has 'loss'"):
+        plot.losses({"loss": [1.0]}, names=())
     with pytest.raises(ValueError, match=r"'loss' of the history has shape \(0,\)"):
         plot.losses({"loss": []})
     assert pyplot.get_fignums() == []  # nothing was begun

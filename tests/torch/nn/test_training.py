@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from emalgam import plot
@@ -126,6 +127,28 @@ def test_losses_are_means_over_rows() -> None:
     assert list(history) == ["loss", "norm", "validation_loss", "validation_norm"]
 
 
+def test_the_fraction_that_is_set_apart_follows_from_the_seed() -> None:
+    numbers = torch.arange(100.0)[:, None].expand(100, 6)
+
+    def parts(seed: int) -> tuple[list[float], list[float]]:
+        seen: dict[bool, list[float]] = {True: [], False: []}
+
+        class Watching(Reaching):
+            def losses(self, x: Tensor) -> dict[str, Tensor]:
+                seen[self.training] += x[:, 0].tolist()
+                return super().losses(x)
+
+        trained(Watching(), data=numbers, validation=0.3, seed=seed, epochs=1)
+        return sorted(seen[True]), sorted(seen[False])
+
+    learnt, apart = parts(0)
+    assert sorted(learnt + apart) == numbers[:, 0].tolist()
+    assert len(apart) == 30
+    assert apart[-1] - apart[0] > 60  # from all over the data: a block of them has 29
+    assert parts(0) == (learnt, apart)
+    assert parts(1)[1] != apart
+
+
 # ---- data of every kind
 
 
@@ -165,6 +188,47 @@ def test_memory_maps_of_bytes(tmp_path: Path) -> None:
     assert history["loss"][0] < 10
     with pytest.raises(TypeError, match="data have dtype uint8; say how to scale them"):
         train(model, mapped, epochs=2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loaders_that_shuffle_follow_from_the_seed(workers: int, tmp_path: Path) -> None:
+    def shuffled() -> DataLoader[Any]:
+        torch.seed()  # the rest of the program does as it likes
+        return DataLoader(TensorDataset(X), batch_size=50, shuffle=True, num_workers=workers)
+
+    options = {"validation": X, "learning_rate": 0.01}
+    expected = trained(data=shuffled(), **options)
+    assert same(expected, trained(data=shuffled(), **options))
+    assert not same(expected, trained(data=shuffled(), seed=1, **options))
+    trained(data=shuffled(), epochs=2, folder=tmp_path, **options)
+    assert same(expected, trained(data=shuffled(), folder=tmp_path, resume=True, **options))
+
+
+def test_loaders_that_shuffle_have_an_order_for_each_epoch() -> None:
+    seen: list[tuple[float, ...]] = []
+
+    class Watching(Reaching):
+        def losses(self, x: Tensor) -> dict[str, Tensor]:
+            seen.append(tuple(x[:, 0].tolist()))
+            return super().losses(x)
+
+    loader = DataLoader(TensorDataset(X), batch_size=200, shuffle=True)
+    trained(Watching(), data=loader, validation=None, epochs=3)
+    assert len(set(seen)) == 3
+    assert len({tuple(sorted(rows)) for rows in seen}) == 1
+
+
+class Numbered(torch.utils.data.SequentialSampler):
+    epochs: tuple[int, ...] = ()
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epochs = (*self.epochs, epoch)
+
+
+def test_samplers_of_loaders_are_told_the_epoch() -> None:
+    sampler = Numbered(TensorDataset(X))
+    trained(data=DataLoader(TensorDataset(X), batch_size=50, sampler=sampler), validation=None, epochs=3)
+    assert sampler.epochs == (0, 1, 2)
 
 
 def test_loaders_keep_their_order() -> None:
@@ -238,6 +302,42 @@ def test_other_precisions(precision: str, tolerance: float, dtype: torch.dtype) 
     assert {value.dtype for value in weights.values()} == {dtype}
 
 
+def test_float64_keeps_the_digits_of_the_data() -> None:
+    fine = X.double() + 1e-9
+    model = Reaching()
+    history = train(model, fine, epochs=1, learning_rate=1e-30, precision="64")
+    assert history["loss"][0] == pytest.approx(fine.square().sum(1).mean().item(), rel=1e-13)
+
+
+def test_float64_is_asked_of_no_device_for_a_model_in_float32() -> None:
+    """Apple's GPUs do not have it."""
+    found: list[Any] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = function(*args, **(kwargs or {}))
+            single = any(isinstance(x, Tensor) and x.dtype == torch.float32 for x in args)
+            if single and isinstance(out, Tensor) and out.dtype == torch.float64:
+                found.append(function)
+            return out
+
+    with Watch():
+        _, history = trained(Reaching())
+    assert history["loss"].dtype == np.float64
+    assert found == []
+
+
+def test_numbers_of_numpy_are_settings(tmp_path: Path) -> None:
+    options = {
+        "epochs": np.int64(4),
+        "batch_size": np.int32(50),
+        "learning_rate": np.float64(0.01),
+        "seed": np.uint8(0),
+    }
+    assert same(trained(), trained(folder=tmp_path, **options))
+    assert same(trained(), trained(folder=tmp_path, resume=True))
+
+
 def test_a_vae_trains() -> None:
     torch.manual_seed(0)
     _, history = trained(VAE(6, 2, (8,)), epochs=3)
@@ -250,7 +350,7 @@ def test_the_model_ends_in_evaluation_mode_where_it_was() -> None:
     trained(model)
     assert not model.training
     assert next(model.parameters()).device.type == "cpu"
-    assert next(model.parameters()).requires_grad
+    assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
 
 
 # ---- processes: they run side by side, as each takes seconds to import torch and lightning
@@ -528,6 +628,32 @@ def test_patience_keeps_the_best_weights(tmp_path: Path) -> None:
     assert same(more, trained(Straying(), patience=5, **options))
 
 
+def test_patience_that_comes_later(tmp_path: Path) -> None:
+    """The best weights have to be there: those of the last epoch are, others are not."""
+    options = {"learning_rate": 0.1, "batch_size": 200, "validation": X[:50], "folder": tmp_path, "resume": True}
+    whole = {**options, "folder": None, "resume": False, "patience": 3, "epochs": 20}
+    expected = trained(Straying(), **whole)
+    best = expected[1].best_epoch
+    trained(Straying(), epochs=best, **options)
+    before = (tmp_path / "checkpoint.ckpt").read_bytes()
+    assert same(expected, trained(Straying(), **options | {"patience": 3, "epochs": 20}))
+    (tmp_path / "checkpoint.ckpt").write_bytes(before)
+    trained(Straying(), epochs=best + 1, **options)
+    text = rf"checkpoint\.ckpt: has not the weights of epoch {best}, the best so far, .*; go on without it"
+    with pytest.raises(ModelFileError, match=text):
+        trained(Straying(), **options | {"patience": 3, "epochs": 20})
+
+
+def test_patience_that_was_given_up(tmp_path: Path) -> None:
+    """What is then the best is not kept, and an older one must not take its place."""
+    options = {"learning_rate": 0.1, "batch_size": 200, "validation": X[:50], "folder": tmp_path, "resume": True}
+    best = trained(Straying(), **options | {"folder": None, "resume": False, "epochs": 20})[1].best_epoch
+    trained(Straying(), **options | {"patience": 3, "epochs": best - 1})
+    trained(Straying(), **options | {"epochs": best + 1})
+    with pytest.raises(ModelFileError, match=f"has not the weights of epoch {best}"):
+        trained(Straying(), **options | {"patience": 9, "epochs": 20})
+
+
 def test_patience_that_is_not_needed() -> None:
     model = Straying()
     options = {"learning_rate": 0.1, "batch_size": 200, "validation": X[:50], "epochs": 6}
@@ -570,7 +696,9 @@ def test_losses_that_are_not_finite_stop(call: int, name: str, value: float, tex
     assert same(trained(reaching_as("Failing")), trained(Failing(0, name, 1.0), folder=tmp_path, resume=True))
 
 
-def test_gradients_that_are_not_finite_stop() -> None:
+@pytest.mark.filterwarnings("ignore:.*fp16 is not supported on CPU")
+@pytest.mark.parametrize("precision", ["32", "16-mixed"])  # the second is bfloat16 on a CPU, which scales no gradients
+def test_gradients_that_are_not_finite_stop(precision: str) -> None:
     class Cornered(Reaching):
         def losses(self, x: Tensor) -> dict[str, Tensor]:
             losses = super().losses(x)
@@ -580,7 +708,7 @@ def test_gradients_that_are_not_finite_stop() -> None:
     model = Cornered()
     text = "the gradient of center is nan in epoch 2, step 3; training has stopped, with the weights before this step"
     with pytest.raises(FloatingPointError, match=text):
-        trained(model)
+        trained(model, precision=precision)
     assert model.center.tolist() == [0.0] * 6
 
 
@@ -665,7 +793,7 @@ def test_data_that_the_model_refuses(data: Any, error: type[Exception], text: st
     [
         ({"epochs": 0}, ValueError, "epochs is 0; expected an integer >= 1"),
         ({"batch_size": 2.5}, ValueError, r"batch_size is 2\.5; expected an integer >= 1"),
-        ({"learning_rate": 0.0}, ValueError, r"learning_rate is 0\.0; expected a positive number"),
+        ({"learning_rate": 0.0}, ValueError, r"learning_rate is 0\.0; expected a finite number > 0"),
         ({"learning_rate": float("nan")}, ValueError, "learning_rate is nan; expected a finite number"),
         ({"seed": -1}, ValueError, "seed is -1; expected an integer >= 0"),
         ({"patience": 0}, ValueError, "patience is 0; expected an integer >= 1"),
@@ -676,6 +804,8 @@ def test_data_that_the_model_refuses(data: Any, error: type[Exception], text: st
         ({"validation": np.float32(2)}, ValueError, "validation is .*2.*; expected data, or a fraction"),
         ({"validation": 0.001}, ValueError, r"validation=0\.001 of 200 rows leaves 0 and 200"),
         ({"precision": "8"}, ValueError, "Precision '8' is invalid"),
+        ({"precision": "16-true"}, ValueError, "Adam divides by 0 in float16, .*; train in float32 with precision="),
+        ({"model": noisy().half()}, ValueError, "Adam divides by 0 in float16"),
         ({"model": nn.Linear(6, 6)}, TypeError, "model is a Linear without a method losses"),
     ],
 )
@@ -691,6 +821,22 @@ def test_losses_without_the_one_to_minimise() -> None:
 
     with pytest.raises(ValueError, match="losses of Nameless gives elbo; expected 'loss' among them"):
         trained(Nameless())
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda loss: loss.expand(3), r"losses gives 'loss' as a tensor of shape \(3,\); expected tensors \(\): means"),
+        (lambda loss: loss.item(), "losses gives 'loss' as a float; expected tensors"),
+    ],
+)
+def test_losses_that_are_no_scalars(change: Any, text: str) -> None:
+    class Odd(Reaching):
+        def losses(self, x: Tensor) -> dict[str, Tensor]:
+            return {"loss": change(super().losses(x)["loss"])}
+
+    with pytest.raises(TypeError, match=text):
+        trained(Odd())
 
 
 # ---- lightning as a guest
@@ -770,9 +916,13 @@ def test_histories_are_read_and_drawn(history: History, tmp_path: Path) -> None:
     assert line.get_ydata().tolist() == history["loss"].tolist()
 
 
-@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "epoch,loss\n1\n", "epoch,loss\n1,x\n"])
-def test_tables_that_are_no_history(text: str, tmp_path: Path) -> None:
-    (tmp_path / "losses.csv").write_text(text)
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"a,b\n1,2\n", b"epoch,loss\n1\n", b"epoch,loss\n1,x\n", b"\xff\xfe", b'epoch,"loss\n1,2' * 9999, None],
+)
+def test_tables_that_are_no_history(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "losses.csv").write_bytes(content)
     with pytest.raises(ValueError, match=r"losses\.csv: "):
         History.read(tmp_path / "losses.csv")
 
