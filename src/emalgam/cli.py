@@ -510,14 +510,6 @@ def generate(
     _print_report(report, as_json)
 
 
-def _autoencoder_commands() -> ModuleType:
-    """The module of both; ImportError saying what to install if torch is missing."""
-    importlib.import_module("emalgam.nn")  # says it
-    from emalgam import autoencoder_commands
-
-    return autoencoder_commands
-
-
 @app.command(epilog=EPILOG)
 def info(
     compile_kernels: Annotated[
@@ -621,6 +613,14 @@ def _fraction_or_path(text: str) -> float | Path:
     if not 0 <= value < 1:
         raise typer.BadParameter(f"{text} is no fraction, 0 <= fraction < 1", param_hint="--validation")
     return value
+
+
+def _autoencoder_commands() -> ModuleType:
+    """The module of both; ImportError saying what to install if torch is missing."""
+    importlib.import_module("emalgam.nn")  # says it
+    from emalgam import autoencoder_commands
+
+    return autoencoder_commands
 
 
 def _check_folder(path: Path | None) -> None:
