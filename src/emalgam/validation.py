@@ -246,7 +246,7 @@ def check_number(name: str, value: Any, least: float = 0.0) -> float:
 
 def check_positive(name: str, value: Any) -> float:
     """`value` as a finite float above zero."""
-    if check_number(name, value) == 0.0:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0.0 < float(value) < np.inf:
         raise ValueError(f"{name} is {value!r}; expected a finite number > 0")
     return float(value)
 

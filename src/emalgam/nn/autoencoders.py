@@ -20,7 +20,8 @@ from emalgam.nn.layers import (
     tied_dense,
     with_activations,
 )
-from emalgam.nn.model import LatentModel, standard_normal
+from emalgam.nn.model import LatentModel
+from emalgam.nn.tensors import standard_normal
 from emalgam.validation import check_choice, check_integer, check_number, check_positive
 
 OUTPUTS = ("identity", "sigmoid")

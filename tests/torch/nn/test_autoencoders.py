@@ -261,7 +261,7 @@ def test_no_prior(name: str) -> None:
         (torch.zeros(2, 3, 4), ValueError, r"x has shape \(2, 3, 4\); expected \(N, 12\); call x.reshape\(-1, 12\)"),
         (torch.zeros(2, 11), ValueError, r"x has shape \(2, 11\); expected \(N, 12\)$"),
         (torch.zeros(2, 12).double(), TypeError, r"dtype torch.float64, the model torch.float32; call x.to\(torch.f"),
-        (torch.zeros(2, 12, dtype=torch.uint8), TypeError, r"torch.uint8, .* scaled to what the model expects \(pix"),
+        (torch.zeros(2, 12, dtype=torch.uint8), TypeError, r".float32\), scaled as the data are \(pixels: / 255\)"),
         (torch.zeros(2, 12, device="meta"), ValueError, r"x lies on meta, the model on cpu; call x.to\('cpu'\)"),
         (torch.full((2, 12), 1.5), ValueError, r"x is 1.5 at \[0, 0\]; Autoencoder expects values in \[0, 1\]"),
         (torch.full((2, 12), math.nan), ValueError, r"x contains nan at \[0, 0\]; expected finite numbers"),
