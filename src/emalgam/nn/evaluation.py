@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from emalgam.namespace import to_host
 from emalgam.nn.model import LatentModel
+from emalgam.nn.tensors import at_least_float32
 
 ROWS_AT_ONCE: Final = 1024
 
@@ -57,8 +58,8 @@ def _in_pieces(model: LatentModel, function: Callable[[Tensor], Tensor], rows: A
 
 
 def on_host(values: Tensor) -> np.ndarray:
-    """NumPy has no bfloat16, and kernels read float32 and float64."""
-    return to_host(values if values.dtype == torch.float64 else values.float())
+    """Values as an array of float32 at least."""
+    return to_host(at_least_float32(values))
 
 
 def as_input(model: nn.Module, x: Any) -> Tensor:

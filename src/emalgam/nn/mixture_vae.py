@@ -203,6 +203,8 @@ class MixtureVAE(VAE):
         ------
         ValueError
             If the mixture, or the latents, do not fit to the model.
+        TypeError
+            If the source is none of these.
         """
         mixture = _mixture_of(source)
         if mixture is None:
@@ -239,6 +241,10 @@ class MixtureVAE(VAE):
         return model.fit(latents.detach().double().cpu().numpy()).mixture_
 
     def _encoded(self, batches: Iterable[Any]) -> Tensor:
+        if not isinstance(batches, Iterable):
+            raise TypeError(
+                f"source is a {type(batches).__name__}; expected a mixture, a fit, latents, or batches of x"
+            )
         with evaluating(self):
             inputs = (batch[0] if isinstance(batch, tuple | list) else batch for batch in batches)
             return torch.cat([self.encode(as_input(self, x)).cpu() for x in inputs])

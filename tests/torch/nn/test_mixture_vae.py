@@ -318,6 +318,11 @@ def test_what_is_no_prior(model: MixtureVAE, source: Any, words: str) -> None:
         model.initialize_prior(source)
 
 
+def test_what_is_no_source_at_all(model: MixtureVAE) -> None:
+    with pytest.raises(TypeError, match=r"source is a NoneType; expected a mixture, a fit, latents, or batches of x"):
+        model.initialize_prior(None)
+
+
 # ---- the rest of the contract
 
 
