@@ -226,6 +226,7 @@ def kl_to_mixture(
     ----------
     q_mean : (..., D)
     q_log_variance : (..., D), or None beside a q_scale_tril (..., D, D)
+        Both at once are ``*vae.posterior(x)``.
     prior : GaussianMixturePrior
     estimator : {"monte_carlo", "variational", "unscented"}
     n_samples : int, optional

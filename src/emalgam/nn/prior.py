@@ -25,6 +25,7 @@ from emalgam.stepwise import Running
 from emalgam.validation import check_choice, check_data, check_finite, check_integer, check_weight
 
 COVARIANCE_TYPES: Final = ("diag", "full")
+LEAST_VARIANCE: Final = 1e-6  # of a latent, that "auto" takes 1e-6 of
 
 
 class GaussianMixturePrior(nn.Module):
@@ -259,7 +260,8 @@ class GaussianMixturePrior(nn.Module):
         step : float
             0 < step ≤ 1; for minibatches smaller than one, and falling.
         reg_covar : float or "auto"
-            Added to the diagonal of every covariance; "auto" adds 1e-6 of each feature's variance under the prior.
+            Added to the diagonal of every covariance; "auto" adds 1e-6 of each feature's variance under the prior, and
+            1e-12 at least: a latent that is constant would otherwise lose the rest of its variance step by step.
 
         Returns
         -------
@@ -284,7 +286,7 @@ class GaussianMixturePrior(nn.Module):
         rows = check_data(latents.reshape(-1, *latents.shape[-1:]), n_features=self.n_features, name="z")
         check_finite(rows, name="z")
         omega = check_weight(None if weights is None else weights.detach().reshape(-1), len(rows))
-        running = Running.of(self.to_fit(), reg_covar)
+        running = Running.of(self.to_fit(), reg_covar, least_variance=LEAST_VARIANCE)
         moved, log_prob = running.step(
             rows, omega, backends.resolve("auto", rows), torch.get_num_threads(), float(step)
         )

@@ -298,6 +298,18 @@ def test_refresh_on_batches_fits_a_stream() -> None:
     assert prior.to_fit().log_prob(x).mean() == pytest.approx(fit.lower_bound, abs=0.02)
 
 
+@pytest.mark.parametrize("covariance_type", ["diag", "full"])
+def test_refreshing_on_constant_latents_ends_at_a_small_variance(covariance_type: str) -> None:
+    """As of a dead unit: every step would take the floor from the variance that the last one left."""
+    prior = GaussianMixturePrior(3, 2, covariance_type)
+    z = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 0.0])
+    for _ in range(60):
+        prior.refresh(z)
+    deviations = prior.log_deviations.exp().detach()
+    torch.testing.assert_close(deviations[:, 1], torch.full((3,), 1e-6), rtol=1e-3, atol=0)
+    assert prior.log_prob(z).isfinite().all()
+
+
 def test_refresh_refuses() -> None:
     prior = in_double(mixture())
     z = torch.randn(10, 2)
