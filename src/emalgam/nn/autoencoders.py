@@ -164,7 +164,7 @@ class LinearAutoencoder(Autoencoder):
         return {"n_features": self.widths[0], "n_latent": self.widths[1], "tied": self.tied}
 
     def subspace(self) -> Tensor:
-        """An orthonormal basis of what the decoder can make, less its offset: a column for each latent, as many as fit."""
+        """An orthonormal basis of what the decoder can make, less its offset, (n_features, n_latent or fewer)."""
         weight = self.encoder[0].weight.t() if self.tied else self.decoder[0].weight
         return torch.linalg.qr(weight.detach())[0]
 

@@ -230,8 +230,8 @@ def kl_to_mixture(
     prior : GaussianMixturePrior
     estimator : {"monte_carlo", "variational", "unscented"}
     n_samples : int, optional
-        S, of "monte_carlo" alone, where None is 1. Its memory is that of S · N rows, of "unscented" 2 D · N, of
-        "variational" N · K, or N · K · D beside a q_scale_tril.
+        S, of "monte_carlo" alone, where None is 1. Its memory is that of S · N rows, of "unscented" 2 D · N rows, of
+        "variational" N · K rows, or N · K matrices beside a q_scale_tril.
     generator : torch.Generator, optional
         Of "monte_carlo" alone; None is torch's own.
 
