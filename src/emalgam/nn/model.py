@@ -69,7 +69,8 @@ class LatentModel(nn.Module):
     def check(self, x: Tensor, *, first_row: int = 0) -> Tensor:
         """`x` if it can be learnt: of the right shape, dtype and device, finite, in [0, 1] if it has to be.
 
-        `first_row` is the number that errors give to the first row, for a piece of larger data.
+        `first_row` is the number that errors give to the first row, for a piece of larger data. While torch.compile
+        traces, nothing is known of the values, and they are not looked at.
 
         Raises
         ------
