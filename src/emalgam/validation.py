@@ -251,6 +251,13 @@ def check_positive(name: str, value: Any) -> float:
     return float(value)
 
 
+def check_flag(name: str, value: Any) -> bool:
+    """`value` as a bool: what is true in other ways, such as "no", is refused."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} is {value!r}; expected True or False")
+    return bool(value)
+
+
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     """`value` as one of `choices`."""
     if not isinstance(value, str) or value not in choices:

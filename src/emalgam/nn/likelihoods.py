@@ -17,7 +17,7 @@ from torch.nn import functional
 from emalgam.nn.model import check_values
 from emalgam.nn.tensors import at_least_float32, check_tensor, standard_normal
 from emalgam.packing import LOG_2_PI
-from emalgam.validation import check_choice, check_positive
+from emalgam.validation import check_choice, check_flag, check_positive
 
 NEAR_ZERO: Final = 0.5  # |h| below which log((exp(h) − 1) / h) is a series
 # B_2n / (2n (2n)!), n = 1, 2, …: log((exp(h) − 1) / h) = h/2 + Σ_n c_n h^2n; what is left out is < 1e-18 for |h| < ½
@@ -111,7 +111,7 @@ class Gaussian(Likelihood):
 
     def __init__(self, variance: float = 1.0, learned: bool = False) -> None:
         super().__init__()
-        self.initial_variance, self.learned = check_positive("variance", variance), learned
+        self.initial_variance, self.learned = check_positive("variance", variance), check_flag("learned", learned)
         log_variance = math.log(variance)
         self.log_variance: Any = nn.Parameter(torch.tensor(log_variance)) if learned else log_variance
 

@@ -293,6 +293,8 @@ def test_values_matter_only_where_they_are_learnt() -> None:
         (lambda: Autoencoder((12, 3), "swish"), r"activation is 'swish'; expected one of relu, elu, "),
         (lambda: Autoencoder((12, 3), output="tanh"), r"output is 'tanh'; expected one of identity, sigmoid"),
         (lambda: Autoencoder((12, 3), latent_activation="x"), r"activation is 'x'; expected one of relu, elu, "),
+        (lambda: Autoencoder((12, 3), tied="no"), r"tied is 'no'; expected True or False"),
+        (lambda: ConvAutoencoder(tied=1), r"tied is 1; expected True or False"),
         (lambda: Autoencoder((12, 3), denoising=-1.0), r"denoising is -1.0; expected a finite number >= 0"),
         (lambda: LinearAutoencoder(3, 0), r"n_latent is 0; expected an integer >= 1"),
         (lambda: ConvAutoencoder((28, 28)), r"data_shape is \(28, 28\); expected at least 3 positive integers"),

@@ -152,6 +152,8 @@ def test_wrong_arguments() -> None:
         Gaussian(0.0)
     with pytest.raises(ValueError, match="variance is -1; expected a finite number > 0"):
         Gaussian(-1)
+    with pytest.raises(ValueError, match="learned is 'no'; expected True or False"):
+        likelihood_of({"name": "gaussian", "learned": "no"})
     with pytest.raises(ValueError, match="likelihood 'bernoulli' has no option 'variance'; expected none"):
         likelihood_of({"name": "bernoulli", "variance": 1})
     with pytest.raises(ValueError, match="likelihood 'gaussian' has no option 'sigma'; expected variance or learned"):
