@@ -117,7 +117,7 @@ def test_the_elbo_does_not_exceed_the_importance_weighted_bound(likelihood: Any)
 
 def test_the_closed_kl_is_the_monte_carlo_one() -> None:
     """Within 4 standard errors of 20 000 samples, for each of 20 posteriors; and it is that of two Gaussians."""
-    posterior = Posterior(torch.randn(20, 3, generator=seeded(0)).double(), torch.randn(20, 3).double())
+    posterior = Posterior(*torch.randn(2, 20, 3, generator=seeded(0)).double())
     model = VAE(5, 3)
     closed = model.closed_kl(posterior)
     draws = model.monte_carlo_kl(posterior, posterior.sample(20_000, generator=seeded(1)))
@@ -184,7 +184,7 @@ def test_hidden_layers_count_where_they_are_wider(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_bound_in_pieces_keeps_no_graph_of_them_and_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x, noise = VAE(12, 2, (16,)), torch.rand(5, 12), torch.randn(20, 5, 2)
+    model, x, noise = VAE(12, 2, (16,)).double(), torch.rand(5, 12).double(), torch.randn(20, 5, 2).double()
     results = []
     for at_once in (100, 7):  # all samples at once, and three pieces
         monkeypatch.setattr(vae, "ELEMENTS_AT_ONCE", at_once * 5 * 16)
