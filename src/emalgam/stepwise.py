@@ -106,8 +106,18 @@ class Running:
         return replace(first, statistics=statistics / data.total_weight), fitted
 
     @classmethod
-    def of(cls, mixture: Mixture, reg_covar: float | str, kappa: float = KAPPA, t_0: float = T_0) -> Running:
-        """The state that goes on from a mixture: ŝ is what the statistics are in the mean over it, w_k E_k φ."""
+    def of(
+        cls,
+        mixture: Mixture,
+        reg_covar: float | str,
+        kappa: float = KAPPA,
+        t_0: float = T_0,
+        least_variance: float = 0.0,
+    ) -> Running:
+        """The state that goes on from a mixture: ŝ is what the statistics are in the mean over it, w_k E_k φ.
+
+        A feature that varies less under the mixture than `least_variance` counts as if it varied that much.
+        """
         covariance, frame = mixture.covariance, mixture.own_frame()
         components = mixture.components(frame)
         K, D = components.means.shape
@@ -120,7 +130,8 @@ class Running:
         statistics = np.hstack([weights * packed[covariance.feature_map], weights * means, weights])
         scatter = np.einsum("k,kij->ij", components.weights, second)
         mean = components.weights @ means
-        origin = _Origin(frame, np.diag(scatter) - mean**2, scatter if covariance.shared else None)
+        variance = np.maximum(np.diag(scatter) - mean**2, least_variance * frame.scale**2)
+        origin = _Origin(frame, variance, scatter if covariance.shared else None)
         return cls(covariance.name, origin, statistics, components, 0, reg_covar, kappa, t_0)
 
     @property

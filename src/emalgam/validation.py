@@ -246,9 +246,16 @@ def check_number(name: str, value: Any, least: float = 0.0) -> float:
 
 def check_positive(name: str, value: Any) -> float:
     """`value` as a finite float above zero."""
-    if check_number(name, value) == 0.0:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not 0.0 < float(value) < np.inf:
         raise ValueError(f"{name} is {value!r}; expected a finite number > 0")
     return float(value)
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """`value` as a bool: what is true in other ways, such as "no", is refused."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} is {value!r}; expected True or False")
+    return bool(value)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:

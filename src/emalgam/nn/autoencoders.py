@@ -20,8 +20,9 @@ from emalgam.nn.layers import (
     tied_dense,
     with_activations,
 )
-from emalgam.nn.model import LatentModel, standard_normal
-from emalgam.validation import check_choice, check_integer, check_number, check_positive
+from emalgam.nn.model import LatentModel
+from emalgam.nn.tensors import standard_normal
+from emalgam.validation import check_choice, check_flag, check_integer, check_number, check_positive
 
 OUTPUTS = ("identity", "sigmoid")
 UPSAMPLINGS = {"transposed": Transposed, "nearest": Upsampled}
@@ -101,7 +102,7 @@ class Autoencoder(Reconstructing):
     ) -> None:
         super().__init__()
         self.widths = check_sizes("widths", widths, 2)
-        self.activation, self.latent_activation, self.tied = activation, latent_activation, tied
+        self.activation, self.latent_activation, self.tied = activation, latent_activation, check_flag("tied", tied)
         self.output = check_choice("output", output, OUTPUTS)
         self.denoising = check_number("denoising", denoising)
         self.data_shape, self.latent_shape = self.widths[:1], self.widths[-1:]
@@ -163,7 +164,7 @@ class LinearAutoencoder(Autoencoder):
         return {"n_features": self.widths[0], "n_latent": self.widths[1], "tied": self.tied}
 
     def subspace(self) -> Tensor:
-        """An orthonormal basis of what the decoder can make, less its offset, (n_features, n_latent)."""
+        """An orthonormal basis of what the decoder can make, less its offset, (n_features, n_latent or fewer)."""
         weight = self.encoder[0].weight.t() if self.tied else self.decoder[0].weight
         return torch.linalg.qr(weight.detach())[0]
 
@@ -214,7 +215,7 @@ class ConvAutoencoder(Reconstructing):
             )
         self.activation, self.latent_activation = activation, latent_activation
         self.output, self.upsample = check_choice("output", output, OUTPUTS), upsample
-        self.tied, self.denoising = tied, check_number("denoising", denoising)
+        self.tied, self.denoising = check_flag("tied", tied), check_number("denoising", denoising)
         self.unit_interval = output == "sigmoid"
         self.encoder = ConvolutionalEncoder(
             (self.data_shape[0], *self.channels), self.data_shape[1:], activation, latent_activation

@@ -14,8 +14,14 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from emalgam.nn.model import standard_normal
 from emalgam.nn.prior import GaussianMixturePrior
+from emalgam.nn.tensors import (
+    at_least_float32,
+    check_alike,
+    check_tensor,
+    standard_normal,
+    without_autocast,
+)
 from emalgam.packing import LOG_2_PI
 from emalgam.validation import check_choice, check_integer
 
@@ -30,47 +36,41 @@ class Divergence(NamedTuple):
 
 
 class Normal(NamedTuple):
-    """N(mean, Σ) with Σ = diag(deviation²), or L Lᵀ for a `deviation` (..., D, D)."""
+    """N(mean, Σ), `spread` being log σ² (..., D) of a diagonal Σ, or L (..., D, D) with Σ = L Lᵀ."""
 
     mean: Tensor
-    deviation: Tensor
+    spread: Tensor
     full: bool
 
     @classmethod
     def of(cls, mean: Tensor, log_variance: Tensor | None, scale_tril: Tensor | None, name: str = "q") -> Normal:
-        """ValueError unless exactly one of the two is given, of the mean's shape; TypeError if one is no tensor."""
-        for argument, value in {"mean": mean, "log_variance": log_variance, "scale_tril": scale_tril}.items():
-            if value is not None and not (isinstance(value, Tensor) and value.ndim):
-                raise TypeError(
-                    f"{name}_{argument} is a {_kind(value)}; expected a torch tensor (..., D): torch.as_tensor"
-                )
-        given, D = {f"{name}_log_variance": log_variance, f"{name}_scale_tril": scale_tril}, mean.shape[-1]
-        if (log_variance is None) == (scale_tril is None):
-            number = "neither" if scale_tril is None else "both"
-            raise ValueError(f"{number} of {' and '.join(given)} given; expected one of them")
-        for argument, value in given.items():
-            wanted = (D,) if argument.endswith("log_variance") else (D, D)
-            if value is not None and tuple(value.shape[-len(wanted) :]) != wanted:
-                raise ValueError(
-                    f"{argument} has shape {tuple(value.shape)} beside {name}_mean of shape {tuple(mean.shape)}; "
-                    f"expected (..., {', '.join(map(str, wanted))})"
-                )
-        if scale_tril is not None:
-            return cls(mean, scale_tril.tril(), True)
-        assert log_variance is not None
-        return cls(mean, (0.5 * log_variance).exp(), False)
+        """Of what the user gave, in float32 at least; ValueError or TypeError for what does not go together."""
+        spreads = {f"{name}_log_variance": log_variance, f"{name}_scale_tril": scale_tril}
+        given = {argument: value for argument, value in spreads.items() if value is not None}
+        if len(given) != 1:
+            number = "both" if given else "neither"
+            raise ValueError(f"{number} of {' and '.join(spreads)} given; expected one of them")
+        location, (argument, spread), full = f"{name}_mean", *given.items(), scale_tril is not None
+        mean, spread = _real(location, mean), _real(argument, spread)
+        check_alike(**{location: mean, argument: spread})
+        _check_shapes((location, mean), (argument, spread), full)
+        return cls(mean, spread.tril() if full else spread, full)
 
     def broadcast(self) -> Normal:
         """The same with leading axes in full on both sides, where one of them was shared."""
         own = 2 if self.full else 1
-        shape = torch.broadcast_shapes(self.mean.shape[:-1], self.deviation.shape[:-own])
+        shape = torch.broadcast_shapes(self.mean.shape[:-1], self.spread.shape[:-own])
         mean = self.mean.expand(*shape, self.mean.shape[-1])
-        return Normal(mean, self.deviation.expand(*shape, *self.deviation.shape[-own:]), self.full)
+        return Normal(mean, self.spread.expand(*shape, *self.spread.shape[-own:]), self.full)
+
+    def beside_components(self) -> Normal:
+        """The same with an axis for components, (..., 1)."""
+        return Normal(self.mean[..., None, :], self.spread.unsqueeze(-3 if self.full else -2), self.full)
 
     @property
     def log_det(self) -> Tensor:
         """log |L| = ½ log |Σ|, (...)."""
-        return (self.deviation.diagonal(dim1=-2, dim2=-1) if self.full else self.deviation).log().sum(-1)
+        return self.spread.diagonal(dim1=-2, dim2=-1).log().sum(-1) if self.full else 0.5 * self.spread.sum(-1)
 
     @property
     def entropy(self) -> Tensor:
@@ -80,11 +80,39 @@ class Normal(NamedTuple):
     @property
     def factor(self) -> Tensor:
         """L, (..., D, D)."""
-        return self.deviation if self.full else self.deviation.diag_embed()
+        return self.spread if self.full else (0.5 * self.spread).exp().diag_embed()
 
     def steps(self, noise: Tensor) -> Tensor:
         """L ε for ε (..., D)."""
-        return (self.deviation @ noise[..., None])[..., 0] if self.full else self.deviation * noise
+        return (self.spread @ noise[..., None])[..., 0] if self.full else (0.5 * self.spread).exp() * noise
+
+
+def _real(name: str, given: Tensor) -> Tensor:
+    """A tensor (..., D) of floating point, in float32 at least; TypeError for anything else."""
+    if not check_tensor(name, given).ndim or not given.is_floating_point():
+        kind = f"tensor of {given.dtype}" if given.ndim else "tensor of one number"
+        raise TypeError(f"{name} is a {kind}; expected a torch tensor (..., D) of floating point")
+    return at_least_float32(given)
+
+
+def _check_shapes(mean: tuple[str, Tensor], spread: tuple[str, Tensor], full: bool) -> None:
+    """ValueError unless a covariance fits to its mean, and leading axes broadcast."""
+    shapes = tuple(mean[1].shape), tuple(spread[1].shape)
+    wanted = shapes[0][-1:] * (2 if full else 1)
+    if shapes[1][-len(wanted) :] != wanted or not _go_together(shapes[0][:-1], shapes[1][: -len(wanted)]):
+        raise ValueError(
+            f"{spread[0]} has shape {shapes[1]} beside {mean[0]} of shape {shapes[0]}; expected "
+            f"(..., {', '.join(map(str, wanted))}) with the same axes in front, or axes of length 1"
+        )
+
+
+def _go_together(*shapes: tuple[int, ...]) -> bool:
+    """Whether they broadcast."""
+    try:
+        torch.broadcast_shapes(*shapes)
+    except RuntimeError:
+        return False
+    return True
 
 
 def kl_gaussian(
@@ -96,7 +124,7 @@ def kl_gaussian(
     q_scale_tril: Tensor | None = None,
     p_scale_tril: Tensor | None = None,
 ) -> Tensor:
-    """KL(q ‖ p) of Gaussians in closed form.
+    """KL(q ‖ p) of Gaussians in closed form, in float32 at least, under autocast too.
 
     Parameters
     ----------
@@ -114,7 +142,9 @@ def kl_gaussian(
     Raises
     ------
     ValueError
-        If shapes do not go together, or a covariance is given twice or not at all.
+        If shapes or devices do not go together, or a covariance is given twice or not at all.
+    TypeError
+        If dtypes do not, or are not of floating point.
 
     References
     ----------
@@ -130,38 +160,45 @@ def kl_gaussian(
     """
     q = Normal.of(q_mean, q_log_variance, q_scale_tril)
     if p_mean is None and p_log_variance is None and p_scale_tril is None:
-        # ½ Σ (σ² + μ² − 1 − log σ²); for L its squares take the place of σ²
-        squares = q.deviation.square().sum((-2, -1) if q.full else -1)
-        return 0.5 * (squares + q_mean.square().sum(-1) - q_mean.shape[-1]) - q.log_det
+        with without_autocast(q_mean):
+            return _to_standard(q)
     if p_mean is None:
         raise ValueError("p_mean is missing beside p's covariance; expected both, or neither for the standard normal")
     p = Normal.of(p_mean, p_log_variance, p_scale_tril, "p")
-    if p.mean.shape[-1] != q.mean.shape[-1]:
+    check_alike(q_mean=q.mean, p_mean=p.mean)
+    shapes = tuple(q.mean.shape), tuple(p.mean.shape)
+    if shapes[0][-1] != shapes[1][-1] or not _go_together(*shapes):
         raise ValueError(
-            f"q_mean has shape {tuple(q.mean.shape)} and p_mean {tuple(p.mean.shape)}; "
-            "expected as many features in both"
+            f"q_mean has shape {shapes[0]} and p_mean {shapes[1]}; expected as many features in both, and the same "
+            "axes in front, or axes of length 1"
         )
-    return _closed_form(q, p)
+    with without_autocast(q_mean):
+        return _closed_form(q, p)
 
 
-def _kind(value: object) -> str:
-    return "tensor of one number" if isinstance(value, Tensor) else type(value).__name__
+def _to_standard(q: Normal) -> Tensor:
+    if q.full:
+        # ½ (‖L‖² + ‖μ‖² − D) − log |L|
+        return 0.5 * (q.spread.square().sum((-2, -1)) + q.mean.square().sum(-1) - q.mean.shape[-1]) - q.log_det
+    # ½ Σ (σ² − 1 − log σ² + μ²), each difference a small one where q is nearly the prior
+    return 0.5 * (q.spread.expm1() - q.spread + q.mean.square()).sum(-1)
 
 
 def _closed_form(q: Normal, p: Normal) -> Tensor:
     offset = q.mean - p.mean
     if not p.full and not q.full:
-        squares = ((q.deviation.square() + offset.square()) / p.deviation.square()).sum(-1)
-    else:
-        # ‖L_p⁻¹ L_q‖² + ‖L_p⁻¹ (μ_q − μ_p)‖²
-        identity = torch.eye(offset.shape[-1], dtype=offset.dtype, device=offset.device)
-        inverse = torch.linalg.solve_triangular(p.factor, identity, upper=False)
-        # not inverse @ offset[..., None], which would copy the matrix of a component for each row
-        squares = torch.einsum("...ij,...j->...i", inverse, offset).square().sum(-1)
-        if q.full:
-            squares = squares + (inverse @ q.deviation).square().sum((-2, -1))
-        else:  # a sum over rows first: no (D, D) matrix for each pair
-            squares = squares + (inverse.square().sum(-2) * q.deviation.square()).sum(-1)
+        # ½ Σ (σ_q²/σ_p² − 1 − log σ_q²/σ_p² + (μ_q − μ_p)²/σ_p²): neither variance by itself, which may underflow
+        log_ratio = q.spread - p.spread
+        return 0.5 * (log_ratio.expm1() - log_ratio + (offset / (0.5 * p.spread).exp()).square()).sum(-1)
+    # ‖L_p⁻¹ L_q‖² + ‖L_p⁻¹ (μ_q − μ_p)‖²
+    identity = torch.eye(offset.shape[-1], dtype=offset.dtype, device=offset.device)
+    inverse = torch.linalg.solve_triangular(p.factor, identity, upper=False)
+    # not inverse @ offset[..., None], which would copy the matrix of a component for each row
+    squares = torch.einsum("...ij,...j->...i", inverse, offset).square().sum(-1)
+    if q.full:
+        squares = squares + (inverse @ q.spread).square().sum((-2, -1))
+    else:  # a sum over rows first: no (D, D) matrix for each pair
+        squares = squares + (inverse.square().sum(-2) * q.spread.exp()).sum(-1)
     return 0.5 * (squares - offset.shape[-1]) + p.log_det - q.log_det
 
 
@@ -172,10 +209,10 @@ def kl_to_mixture(
     *,
     q_scale_tril: Tensor | None = None,
     estimator: str = "monte_carlo",
-    n_samples: int = 1,
+    n_samples: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Divergence:
-    """KL(q ‖ p) of Gaussians to a mixture, for which there is no closed form.
+    """KL(q ‖ p) of Gaussians to a mixture, for which there is no closed form; in float32 at least.
 
     ==============  =================================================  ===============================================
     estimator       value                                              what it is
@@ -189,13 +226,14 @@ def kl_to_mixture(
     ----------
     q_mean : (..., D)
     q_log_variance : (..., D), or None beside a q_scale_tril (..., D, D)
+        Both at once are ``*vae.posterior(x)``.
     prior : GaussianMixturePrior
     estimator : {"monte_carlo", "variational", "unscented"}
-    n_samples : int
-        S, of "monte_carlo"; its memory is that of S · N rows, of "unscented" 2 D · N, of "variational" N · K, or
-        N · K · D beside a q_scale_tril.
+    n_samples : int, optional
+        S, of "monte_carlo" alone, where None is 1. Its memory is that of S · N rows, of "unscented" 2 D · N rows, of
+        "variational" N · K rows, or N · K matrices beside a q_scale_tril.
     generator : torch.Generator, optional
-        Of "monte_carlo"; None is torch's own.
+        Of "monte_carlo" alone; None is torch's own.
 
     Returns
     -------
@@ -205,9 +243,9 @@ def kl_to_mixture(
     Raises
     ------
     ValueError
-        For shapes that do not go together, or an estimator that there is not.
+        For shapes or devices that do not go together, an estimator that there is not, or arguments of another one.
     TypeError
-        If q and the prior are of different dtypes.
+        If q and the prior are of different dtypes, or the prior is something else.
 
     References
     ----------
@@ -222,17 +260,20 @@ def kl_to_mixture(
     >>> torch.allclose(found, kl_gaussian(q_mean, q_log_variance, prior.means[0], torch.zeros(2)))
     True
     """
-    check_choice("estimator", estimator, ESTIMATORS)
-    q = Normal.of(q_mean, q_log_variance, q_scale_tril).broadcast()
-    if q_mean.shape[-1] != prior.n_features:
-        raise ValueError(f"q_mean has shape {tuple(q_mean.shape)}; the prior has {prior.n_features} features")
-    if q_mean.dtype != prior.means.dtype and not torch.is_autocast_enabled(q_mean.device.type):
+    samples = check_choice("estimator", estimator, ESTIMATORS) == "monte_carlo"
+    if not isinstance(prior, GaussianMixturePrior):
         raise TypeError(
-            f"q_mean has dtype {q_mean.dtype}, the prior {prior.means.dtype}; call prior.to({q_mean.dtype})"
+            f"prior is a {type(prior).__name__}; expected a GaussianMixturePrior: GaussianMixturePrior.from_fit(prior)"
         )
-    if estimator == "monte_carlo":
-        return _monte_carlo(q, prior, check_integer("n_samples", n_samples, 1), generator)
-    return Divergence(_variational(q, prior) if estimator == "variational" else _unscented(q, prior), None)
+    q = Normal.of(q_mean, q_log_variance, q_scale_tril).broadcast()
+    prior.check_rows("q_mean", q_mean)
+    if not samples and not (n_samples is None and generator is None):
+        raise ValueError(f"estimator {estimator!r} draws no samples; leave out n_samples and generator")
+    with without_autocast(q_mean):
+        if samples:
+            S = 1 if n_samples is None else check_integer("n_samples", n_samples, 1)
+            return _monte_carlo(q, prior, S, generator)
+        return Divergence(_variational(q, prior) if estimator == "variational" else _unscented(q, prior), None)
 
 
 def _monte_carlo(q: Normal, prior: GaussianMixturePrior, S: int, generator: torch.Generator | None) -> Divergence:
@@ -241,15 +282,27 @@ def _monte_carlo(q: Normal, prior: GaussianMixturePrior, S: int, generator: torc
     # log q(μ + L ε) = −½ ‖ε‖² − D/2 log 2π − log |L|
     log_q = -0.5 * (noise.square().sum(-1) + D * LOG_2_PI) - q.log_det
     terms = log_q - prior.log_prob(mean + q.steps(noise))
-    error = terms.std(0) / math.sqrt(S) if S > 1 else torch.full_like(terms[0], math.nan)
-    return Divergence(terms.mean(0), error.detach())
+    value = terms.mean(0)
+    squares = (terms - value).detach().square().sum(0)
+    return Divergence(value, (squares / (S * (S - 1))).sqrt() if S > 1 else torch.full_like(squares, math.nan))
 
 
 def _variational(q: Normal, prior: GaussianMixturePrior) -> Tensor:
-    # q (..., 1, D) beside the components (K, D)
-    alone = Normal(q.mean[..., None, :], q.deviation[..., None, :, :] if q.full else q.deviation[..., None, :], q.full)
-    each = _closed_form(alone, Normal(prior.means, prior.scale_tril, True))
-    return -(prior.log_weights.log_softmax(0) - each).logsumexp(-1)
+    return -log_shares(q, prior).logsumexp(-1)
+
+
+def components_of(prior: GaussianMixturePrior) -> Normal:
+    """N(μ_k, Σ_k) of the prior's components, (K, D)."""
+    spread = 2.0 * prior.log_deviations if prior.diagonal else prior.scale_tril
+    return Normal(at_least_float32(prior.means), spread, not prior.diagonal)
+
+
+def log_shares(q: Normal, prior: GaussianMixturePrior) -> Tensor:
+    """log w_k − KL(q ‖ p_k) for each component of the prior, (..., K)."""
+    with without_autocast(q.mean):
+        return at_least_float32(prior.log_weights).log_softmax(0) - _closed_form(
+            q.beside_components(), components_of(prior)
+        )
 
 
 def _unscented(q: Normal, prior: GaussianMixturePrior) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from emalgam.namespace import to_host
 from emalgam.nn.data import ROWS_AT_ONCE, is_integer
 from emalgam.nn.model import LatentModel
+from emalgam.nn.tensors import at_least_float32
 from emalgam.validation import check_integer
 
 
@@ -59,8 +60,8 @@ def _in_pieces(model: LatentModel, function: Callable[[Tensor], Tensor], rows: A
 
 
 def on_host(values: Tensor) -> np.ndarray:
-    """Kernels read float32 and float64."""
-    return to_host(values if values.dtype == torch.float64 else values.float())
+    """Values as an array of float32 at least."""
+    return to_host(at_least_float32(values))
 
 
 def as_input(model: nn.Module, x: Any) -> Tensor:

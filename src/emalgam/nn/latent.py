@@ -24,6 +24,7 @@ from emalgam.mixture import Mixture
 from emalgam.nn.data import ROWS_AT_ONCE, as_loader
 from emalgam.nn.evaluation import as_input, encode, evaluating
 from emalgam.nn.model import LatentModel
+from emalgam.nn.tensors import at_least_float32
 from emalgam.parts import observe
 from emalgam.stream import Stream, open_stream
 from emalgam.validation import check_choice, check_finite, check_integer
@@ -342,7 +343,9 @@ def _flat(z: Any) -> tuple[Any, tuple[int, ...]]:
     """Latents (N, *shape) as (N, D), and their shape; a stream as it is, and ()."""
     if isinstance(z, Stream):
         return z, ()
-    rows = z.detach() if isinstance(z, Tensor) else z if hasattr(z, "reshape") else np.asarray(z)
+    rows = at_least_float32(z.detach()) if isinstance(z, Tensor) else z if hasattr(z, "reshape") else np.asarray(z)
+    if rows.ndim == 0:
+        raise ValueError("z is a single number; expected latents (N, *latent_shape)")
     return rows.reshape(len(rows), math.prod(rows.shape[1:])), tuple(rows.shape[1:])
 
 

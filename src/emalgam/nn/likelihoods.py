@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from emalgam.nn.model import check_values, standard_normal
+from emalgam.nn.model import check_values
+from emalgam.nn.tensors import at_least_float32, check_tensor, standard_normal
 from emalgam.packing import LOG_2_PI
-from emalgam.validation import check_choice, check_positive
+from emalgam.validation import check_choice, check_flag, check_positive
 
 NEAR_ZERO: Final = 0.5  # |h| below which log((exp(h) − 1) / h) is a series
 # B_2n / (2n (2n)!), n = 1, 2, …: log((exp(h) − 1) / h) = h/2 + Σ_n c_n h^2n; what is left out is < 1e-18 for |h| < ½
@@ -57,15 +58,26 @@ class Likelihood(nn.Module):
         Raises
         ------
         ValueError
-            Naming the first value of x that is not finite, or outside [0, 1] for those who need it there.
+            Naming the first value of x that is not finite, or outside [0, 1] for those who need it there; and if the
+            shapes do not go together.
+        TypeError
+            If one is no tensor of floating point.
         """
+        for name, given in {"x": x, "output": output}.items():
+            if not check_tensor(name, given).is_floating_point():
+                raise TypeError(f"{name} has dtype {given.dtype}; expected a type of floating point: {name}.float()")
+        if output.shape[output.ndim - x.ndim :] != x.shape:
+            raise ValueError(
+                f"output has shape {tuple(output.shape)}; expected (..., {', '.join(map(str, x.shape))}) as x has"
+            )
         check_values(x, self.unit_interval, type(self).__name__)
         return self.log_density(x, output)
 
     def log_density(self, x: Tensor, output: Tensor) -> Tensor:
-        """`log_prob` for values that have been checked."""
+        """`log_prob` for values that have been checked; in float32 at least, as it is a sum of many."""
+        x = at_least_float32(x)
         each = self._elements(x, output.to(x.dtype))
-        return each.reshape(*each.shape[: each.ndim - x.ndim + 1], -1).sum(-1)
+        return each.flatten(each.ndim - x.ndim + 1).sum(-1)
 
     def _elements(self, x: Tensor, h: Tensor) -> Tensor:
         raise NotImplementedError
@@ -99,7 +111,7 @@ class Gaussian(Likelihood):
 
     def __init__(self, variance: float = 1.0, learned: bool = False) -> None:
         super().__init__()
-        self.initial_variance, self.learned = check_positive("variance", variance), learned
+        self.initial_variance, self.learned = check_positive("variance", variance), check_flag("learned", learned)
         log_variance = math.log(variance)
         self.log_variance: Any = nn.Parameter(torch.tensor(log_variance)) if learned else log_variance
 

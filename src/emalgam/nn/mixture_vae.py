@@ -14,72 +14,51 @@ import torch
 from torch import Tensor
 
 from emalgam.mixture import Mixture
-from emalgam.nn.divergence import kl_gaussian
+from emalgam.nn.divergence import Normal, components_of, log_shares
 from emalgam.nn.evaluation import as_input, evaluating
 from emalgam.nn.likelihoods import Likelihood
-from emalgam.nn.model import standard_normal
-from emalgam.nn.prior import GaussianMixturePrior
+from emalgam.nn.prior import COVARIANCE_TYPES, GaussianMixturePrior
+from emalgam.nn.tensors import standard_normal
 from emalgam.nn.vae import LOG_VARIANCES, VAE, Posterior
-from emalgam.validation import check_choice, check_integer, check_number
+from emalgam.validation import check_integer, check_number
 
-COVARIANCE_TYPES: Final = ("diag", "full")
+__all__ = ["COVARIANCE_TYPES", "LatentPrior", "MixtureVAE"]
+
 LOG_DEVIATIONS: Final = (0.5 * LOG_VARIANCES[0], 0.5 * LOG_VARIANCES[1])
 
 
 class LatentPrior(GaussianMixturePrior):
     """p(z) = Σ_c π_c N(z; μ_c, L_c L_cᵀ) with the diagonal of L clamped, so that no component collapses.
 
-    Parameters
-    ----------
-    n_components, n_features : int
-    covariance_type : {"diag", "full"}
-        "diag" reads nothing of L below its diagonal.
-    options
-        As for `GaussianMixturePrior`; `from_fit` takes them and the covariance type.
+    Parameters and `from_fit` are those of `GaussianMixturePrior`.
     """
-
-    def __init__(self, n_components: int, n_features: int, covariance_type: str = "diag", **options: Any) -> None:
-        super().__init__(n_components, n_features, **options)
-        self.covariance_type = check_choice("covariance_type", covariance_type, COVARIANCE_TYPES)
 
     @property
     def log_deviations(self) -> Tensor:
-        """The diagonal of log L, (K, D), clamped to half of what log-variances are clamped to.
+        """The logs of L's diagonal, (K, D), clamped to half of what log-variances are clamped to.
 
         The gradient goes through the clamp as if there were none: a component that left the range can come back.
         """
-        free = self.log_cholesky.diagonal(dim1=1, dim2=2)
+        free = self._logs()
         return free + (free.clamp(*LOG_DEVIATIONS) - free).detach()
 
-    @property
-    def scale_tril(self) -> Tensor:
-        """L, (K, D, D), lower triangular with a positive diagonal."""
-        diagonal = self.log_deviations.exp().diag_embed()
-        return diagonal if self.covariance_type == "diag" else diagonal + self.log_cholesky.tril(-1)
-
-    @torch.no_grad()
-    def set(self, mixture: Mixture) -> None:
-        """Make this prior equal to a mixture; a "diag" one keeps the variances of correlated features."""
-        if self.covariance_type == "diag":
-            K, D = mixture.means.shape
-            variances = np.einsum("kdd->kd", mixture.covariance.matrices(mixture.covariances, K, D))
-            mixture = Mixture(mixture.weights, mixture.means, variances, "diag")
-        super().set(mixture)
-        self.log_cholesky.diagonal(dim1=1, dim2=2).clamp_(*LOG_DEVIATIONS)  # where clamping would stop the gradient
+    def _log_cholesky_of(self, mixture: Mixture) -> np.ndarray:
+        """What `set` writes: components beyond the clamp begin at its end."""
+        log_cholesky = super()._log_cholesky_of(mixture)
+        diagonal = log_cholesky if self.diagonal else np.einsum("kdd->kd", log_cholesky)
+        np.clip(diagonal, *LOG_DEVIATIONS, out=diagonal)
+        return log_cholesky
 
     def log_shares(self, posterior: Posterior) -> Tensor:
         """log π_c − KL(q(z | x) ‖ N(μ_c, L_c L_cᵀ)), (N, K)."""
-        mean, log_variance = posterior.mean[..., None, :], posterior.log_variance[..., None, :]
-        if self.covariance_type == "diag":
-            divergences = kl_gaussian(mean, log_variance, self.means, 2.0 * self.log_deviations)
-        else:
-            divergences = kl_gaussian(mean, log_variance, self.means, p_scale_tril=self.scale_tril)
-        return self.log_weights.log_softmax(0) - divergences
+        return log_shares(Normal(*posterior, full=False), self)
 
     def sample_component(self, n: int, component: int, *, generator: torch.Generator | None = None) -> Tensor:
         """n draws of one component, (n, D)."""
-        mean, lower = self.means[component], self.scale_tril[component]
-        return mean + standard_normal(mean, (n, len(mean)), generator) @ lower.mT
+        components = components_of(self)
+        normal = Normal(components.mean[component], components.spread[component], components.full)
+        z = normal.mean + normal.steps(standard_normal(normal.mean, (n, self.n_features), generator))
+        return z.to(self.means.dtype)
 
 
 class MixtureVAE(VAE):
@@ -224,6 +203,8 @@ class MixtureVAE(VAE):
         ------
         ValueError
             If the mixture, or the latents, do not fit to the model.
+        TypeError
+            If the source is none of these.
         """
         mixture = _mixture_of(source)
         if mixture is None:
@@ -240,8 +221,8 @@ class MixtureVAE(VAE):
     def _set_posterior_variance(self, share: float, mixture: Mixture) -> None:
         """σ²_j = share · Σ_c π_c (Σ_c)_jj for every x: the part of the encoder's last layer that makes log σ²."""
         last, (n_latent,) = self.encoder[-2], self.latent_shape
-        matrices = mixture.covariance.matrices(mixture.covariances, *mixture.means.shape)
-        variance = torch.tensor(mixture.weights @ np.einsum("kdd->kd", matrices))
+        variances = mixture.covariance.diagonals(mixture.covariances, *mixture.means.shape)
+        variance = torch.tensor(mixture.weights @ variances)
         last.weight[n_latent:] = 0.0
         last.bias[n_latent:] = (share * variance).log().clamp(*LOG_VARIANCES)
 
@@ -260,6 +241,10 @@ class MixtureVAE(VAE):
         return model.fit(latents.detach().double().cpu().numpy()).mixture_
 
     def _encoded(self, batches: Iterable[Any]) -> Tensor:
+        if not isinstance(batches, Iterable):
+            raise TypeError(
+                f"source is a {type(batches).__name__}; expected a mixture, a fit, latents, or batches of x"
+            )
         with evaluating(self):
             inputs = (batch[0] if isinstance(batch, tuple | list) else batch for batch in batches)
             return torch.cat([self.encode(as_input(self, x)).cpu() for x in inputs])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from emalgam.nn.tensors import check_beside, check_tensor
 from emalgam.validation import first_index, in_words
 
 
@@ -69,7 +69,8 @@ class LatentModel(nn.Module):
     def check(self, x: Tensor, *, first_row: int = 0) -> Tensor:
         """`x` if it can be learnt: of the right shape, dtype and device, finite, in [0, 1] if it has to be.
 
-        `first_row` is the number that errors give to the first row, for a piece of larger data.
+        `first_row` is the number that errors give to the first row, for a piece of larger data. While torch.compile
+        traces, nothing is known of the values, and they are not looked at.
 
         Raises
         ------
@@ -90,34 +91,12 @@ class LatentModel(nn.Module):
         return self._check("z", z, self.latent_shape)
 
     def _check(self, name: str, given: Tensor, shape: tuple[int, ...]) -> Tensor:
-        if not isinstance(given, Tensor):
-            raise TypeError(
-                f"{name} is a {type(given).__name__}; expected a torch tensor, e.g. torch.as_tensor({name}, "
-                "dtype=torch.float32)"
-            )
-        if given.shape[1:] != shape or given.ndim != len(shape) + 1:
+        if check_tensor(name, given).shape[1:] != shape or given.ndim != len(shape) + 1:
             raise ValueError(
                 f"{name} has shape {tuple(given.shape)}; expected (N, {', '.join(map(str, shape))})"
                 f"{_how_to_reshape(name, given, shape)}"
             )
-        own = next(self.parameters())
-        if given.dtype != own.dtype and not torch.is_autocast_enabled(given.device.type):
-            scaled = "" if given.is_floating_point() else ", scaled to what the model expects (pixels: / 255)"
-            raise TypeError(
-                f"{name} has dtype {given.dtype}, the model {own.dtype}; call {name}.to({own.dtype}){scaled}"
-            )
-        if given.device != own.device:
-            raise ValueError(
-                f"{name} lies on {given.device}, the model on {own.device}; call {name}.to('{own.device}')"
-            )
-        return given
-
-
-def standard_normal(like: Tensor, shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
-    """ε ~ N(0, I) of a shape, with the dtype and on the device of `like`."""
-    how: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
-    # torch.compile has no graph for an argument generator=, None included, once sizes are symbols
-    return torch.randn(shape, **how) if generator is None else torch.randn(shape, generator=generator, **how)
+        return check_beside(name, given, next(self.parameters()), "model")
 
 
 def _how_to_reshape(name: str, given: Tensor, shape: tuple[int, ...]) -> str:

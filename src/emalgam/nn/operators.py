@@ -23,6 +23,7 @@ from torch.autograd import forward_ad
 
 from emalgam import arrays
 from emalgam.nn.gradients import Evaluation, ParameterGradients
+from emalgam.nn.tensors import check_alike, check_tensor
 
 DTYPES: Final = (torch.float32, torch.float64)
 # Parameters and results may cross to the host, which a captured graph of kernels would not repeat.
@@ -44,8 +45,8 @@ def mixture_log_prob(x: Tensor, weights: Tensor, means: Tensor, scale_tril: Tens
     Returns
     -------
     (...) of the type of x
-        In nats, as accurate as `emalgam.Mixture.log_prob`. NaN if a number is NaN, a weight negative or the diagonal of
-        a factor not positive.
+        In nats, as accurate as `emalgam.Mixture.log_prob`. NaN if a number is not finite, a weight negative or the
+        diagonal of a factor not positive.
 
     Raises
     ------
@@ -69,7 +70,8 @@ def mixture_log_prob(x: Tensor, weights: Tensor, means: Tensor, scale_tril: Tens
     >>> means.grad.tolist()
     [[0.5], [-0.5]]
     """
-    rows: Tensor = _log_prob(_rows(x), *_backward_only(x, weights, means, scale_tril))
+    _check_arguments(x=x, weights=weights, means=means, scale_tril=scale_tril)
+    rows: Tensor = _log_prob(_rows(x), weights, means, scale_tril)
     return rows.reshape(x.shape[:-1])
 
 
@@ -84,29 +86,29 @@ def mixture_responsibilities(x: Tensor, weights: Tensor, means: Tensor, scale_tr
             [0.5000, 0.5000],
             [0.5000, 0.5000]])
     """
-    rows: Tensor = _responsibilities(_rows(x), *_backward_only(x, weights, means, scale_tril))
+    _check_arguments(x=x, weights=weights, means=means, scale_tril=scale_tril)
+    rows: Tensor = _responsibilities(_rows(x), weights, means, scale_tril)
     return rows.reshape(*x.shape[:-1], weights.shape[0])
+
+
+def _check_arguments(**given: Tensor) -> None:
+    """Dense tensors without a tangent: torch takes operators that have no rule for forward mode as constants."""
+    for name, each in given.items():
+        check_tensor(name, each)
+        if each.layout != torch.strided:
+            raise TypeError(f"{name} is a tensor of layout {each.layout}; expected a dense one: {name}.to_dense()")
+        if not torch.compiler.is_compiling() and forward_ad.unpack_dual(each).tangent is not None:
+            raise NotImplementedError(
+                "emalgam's mixture operators have no derivatives in forward mode (jvp, jacfwd); "
+                "torch.autograd.grad has them backward"
+            )
 
 
 def _rows(x: Tensor) -> Tensor:
     """x as (N, D)."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x is a {type(x).__name__}; expected a torch tensor: torch.as_tensor(x)")
     if x.ndim == 0:
         raise ValueError("x is a single number; expected (..., features)")
     return x.reshape(-1, x.shape[-1])
-
-
-def _backward_only(x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
-    """The parameters. torch takes operators without a rule for forward mode as constants: zeros, and no error."""
-    if not torch.compiler.is_compiling():
-        for each in (x, *parameters):
-            if isinstance(each, Tensor) and forward_ad.unpack_dual(each).tangent is not None:
-                raise NotImplementedError(
-                    "emalgam's mixture operators have no derivatives in forward mode (jvp, jacfwd); "
-                    "torch.autograd.grad has them backward"
-                )
-    return parameters
 
 
 # ---- log-densities
@@ -234,12 +236,7 @@ def _check(x: Tensor, weights: Tensor, means: Tensor, scale_tril: Tensor) -> Non
             raise TypeError(
                 f"{name} has dtype {each.dtype}; expected float32 or float64: {name}.float(), or torch.autocast"
             )
-        if each.dtype != x.dtype:
-            raise TypeError(f"x has dtype {x.dtype} but {name} {each.dtype}; expected one type: {name}.to(x.dtype)")
-        if each.device != x.device:
-            raise ValueError(
-                f"x is on {x.device} but {name} on {each.device}; expected one device: {name}.to(x.device)"
-            )
+    check_alike(**given)
     K, D = weights.shape[-1] if weights.ndim else 0, x.shape[-1]
     for name, shape in {"weights": (K,), "means": (K, D), "scale_tril": (K, D, D)}.items():
         if tuple(given[name].shape) != shape or 0 in shape:

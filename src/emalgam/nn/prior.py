@@ -5,7 +5,7 @@ Letters: N rows, D features, K components.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import torch
@@ -13,12 +13,17 @@ from torch import Tensor, nn
 
 from emalgam import arrays, backends
 from emalgam.draws import LARGEST_SEED, sampler_of
+from emalgam.em import Settings
 from emalgam.gaussian import as_mixture
 from emalgam.mixture import Mixture, check_numbers
 from emalgam.namespace import to_host
 from emalgam.nn.operators import mixture_log_prob, mixture_responsibilities
+from emalgam.nn.tensors import at_least_float32, check_beside, check_generator, check_tensor
 from emalgam.stepwise import Running
-from emalgam.validation import check_data, check_finite, check_integer, check_weight
+from emalgam.validation import check_choice, check_data, check_finite, check_integer, check_weight
+
+COVARIANCE_TYPES: Final = ("diag", "full")
+LEAST_VARIANCE: Final = 1e-6  # of a latent, that "auto" takes 1e-6 of
 
 
 class GaussianMixturePrior(nn.Module):
@@ -28,16 +33,18 @@ class GaussianMixturePrior(nn.Module):
     ----------
     n_components, n_features : int
         K and D. Means begin as standard normal numbers from torch's generator, weights equal, covariances the identity.
-    dtype : float32 or float64, optional
-    device : optional
+    covariance_type : {"full", "diag"}
+    dtype, device : optional
+        Of 16 bits only what is kept: everything is computed in float32 at least.
 
     Attributes
     ----------
     log_weights : (K,) parameter
         w is their softmax.
     means : (K, D) parameter
-    log_cholesky : (K, D, D) parameter
-        L below the diagonal, log L on it; above it nothing is read. Every value is a valid covariance.
+    log_cholesky : (K, D, D) parameter, (K, D) for "diag"
+        L below the diagonal, log L on it; above it nothing is read. Of "diag" the logs alone. Every value is a valid
+        covariance.
 
     References
     ----------
@@ -56,14 +63,21 @@ class GaussianMixturePrior(nn.Module):
     """
 
     def __init__(
-        self, n_components: int, n_features: int, *, dtype: torch.dtype | None = None, device: Any = None
+        self,
+        n_components: int,
+        n_features: int,
+        covariance_type: str = "full",
+        *,
+        dtype: torch.dtype | None = None,
+        device: Any = None,
     ) -> None:
         super().__init__()
+        self.covariance_type = check_choice("covariance_type", covariance_type, COVARIANCE_TYPES)
         K, D = check_integer("n_components", n_components, 1), check_integer("n_features", n_features, 1)
         how: dict[str, Any] = {"dtype": dtype, "device": device}
         self.log_weights = nn.Parameter(torch.zeros(K, **how))
         self.means = nn.Parameter(torch.randn(K, D, **how))
-        self.log_cholesky = nn.Parameter(torch.zeros(K, D, D, **how))
+        self.log_cholesky = nn.Parameter(torch.zeros((K, D) if self.diagonal else (K, D, D), **how))
 
     @classmethod
     def from_fit(cls, fit: Any, **options: Any) -> Self:
@@ -72,9 +86,11 @@ class GaussianMixturePrior(nn.Module):
         Parameters
         ----------
         fit : Mixture, fitted GaussianMixture or LatentMixtureSampler, Fit, or Gaussian
-            Of any covariance type; the prior's covariances are full ones. A weight of zero becomes the smallest number.
+            Of any covariance type; a "diag" prior takes the variances only. A weight of zero becomes the smallest
+            number.
         options
-            The constructor's: dtype and device. The dtype is torch's default one, float32, as that of models is.
+            The constructor's: covariance type, dtype and device. The dtype is torch's default one, float32, as that of
+            models is.
 
         Raises
         ------
@@ -97,26 +113,34 @@ class GaussianMixturePrior(nn.Module):
                 f"the mixture has {K} components in {D} features and this prior {own[0]} in {own[1]}, which cannot "
                 "change; make another with GaussianMixturePrior.from_fit"
             )
-        lower = np.array(sampler_of(mixture).factors)
-        if lower.ndim == 2:
-            lower = lower[:, :, None] * np.eye(D)
-        diagonal = np.einsum("kdd->kd", lower)
-        diagonal[...] = np.log(diagonal)
         least = torch.finfo(self.log_weights.dtype).tiny
         for parameter, value in (
             (self.log_weights, np.log(np.maximum(mixture.weights, least))),
             (self.means, mixture.means),
-            (self.log_cholesky, np.tril(lower)),
+            (self.log_cholesky, self._log_cholesky_of(mixture)),
         ):
             parameter.copy_(torch.from_numpy(np.array(value)))
 
+    def _log_cholesky_of(self, mixture: Mixture) -> np.ndarray:
+        """`log_cholesky` of a mixture's covariances, of whichever type."""
+        factors = sampler_of(mixture).factors  # L, or its diagonal
+        if self.diagonal:  # σ_i² = Σ_j L_ij²
+            return np.log(factors if factors.ndim == 2 else np.linalg.norm(np.tril(factors), axis=2))
+        lower = np.tril(factors) if factors.ndim == 3 else factors[:, :, None] * np.eye(self.n_features)
+        diagonal = np.einsum("kdd->kd", lower)
+        diagonal[...] = np.log(diagonal)
+        return lower
+
     @torch.no_grad()
     def to_fit(self) -> Mixture:
-        """This prior as a value of full covariances, on the host; ValueError if a parameter is not finite."""
-        weights, means, lower = (
-            check_numbers(name, to_host(getattr(self, name).double())) for name in ("weights", "means", "scale_tril")
+        """This prior as a value, of its covariance type, on the host; ValueError if a parameter is not finite."""
+        weights, means, spread = (
+            check_numbers(name, to_host(getattr(self, name).double()))
+            for name in ("weights", "means", "log_deviations" if self.diagonal else "scale_tril")
         )
-        return Mixture.from_cholesky(weights, means, lower)
+        if self.diagonal:
+            return Mixture(weights / weights.sum(), means, np.exp(2.0 * spread), "diag")
+        return Mixture.from_cholesky(weights, means, spread)
 
     # ---- parameters as the formula has them
 
@@ -131,31 +155,59 @@ class GaussianMixturePrior(nn.Module):
         return int(self.means.shape[1])
 
     @property
+    def diagonal(self) -> bool:
+        """Whether covariances are diagonal."""
+        return self.covariance_type == "diag"
+
+    @property
     def weights(self) -> Tensor:
         """w, (K,), summing to one."""
-        return self.log_weights.softmax(0)
+        return at_least_float32(self.log_weights).softmax(0)
+
+    @property
+    def log_deviations(self) -> Tensor:
+        """The logs of L's diagonal, (K, D): log σ where covariances are diagonal."""
+        return self._logs()
+
+    def _logs(self) -> Tensor:
+        """The same as they are kept."""
+        own = at_least_float32(self.log_cholesky)
+        return own if self.diagonal else own.diagonal(dim1=1, dim2=2)
 
     @property
     def scale_tril(self) -> Tensor:
         """L, (K, D, D), lower triangular with a positive diagonal."""
-        return self.log_cholesky.tril(-1) + self.log_cholesky.diagonal(dim1=1, dim2=2).exp().diag_embed()
+        diagonal = self.log_deviations.exp().diag_embed()
+        return diagonal if self.diagonal else diagonal + at_least_float32(self.log_cholesky).tril(-1)
 
     def extra_repr(self) -> str:
-        return f"n_components={self.n_components}, n_features={self.n_features}"
+        sizes = f"n_components={self.n_components}, n_features={self.n_features}"
+        return f"{sizes}, covariance_type={self.covariance_type!r}"
 
     # ---- evaluation
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log p(z) in nats, (...) for z (..., D); differentiable in z and the parameters."""
-        return mixture_log_prob(z, self.weights, self.means, self.scale_tril)
+        return mixture_log_prob(*self._arguments(z))
 
     def responsibilities(self, z: Tensor) -> Tensor:
         """r_k(z), (..., K) for z (..., D); differentiable in z and the parameters."""
-        return mixture_responsibilities(z, self.weights, self.means, self.scale_tril)
+        return mixture_responsibilities(*self._arguments(z))
 
     def forward(self, z: Tensor) -> Tensor:
         """`log_prob`."""
         return self.log_prob(z)
+
+    def check_rows(self, name: str, z: Tensor) -> Tensor:
+        """`z` if it has this prior's features, dtype and device; TypeError or ValueError that names it."""
+        if check_tensor(name, z).shape[-1:] != self.means.shape[1:]:
+            raise ValueError(f"{name} has shape {tuple(z.shape)}; the prior has {self.n_features} features")
+        return check_beside(name, z, self.means, "prior")
+
+    def _arguments(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the operators take."""
+        rows, means = at_least_float32(self.check_rows("z", z)), at_least_float32(self.means)
+        return rows, self.weights, means, self.scale_tril
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -175,13 +227,13 @@ class GaussianMixturePrior(nn.Module):
         labels : (n,) int64
             The component of each row.
         """
-        where, N = arrays.read(self.means.detach()), check_integer("n", n, 1)
+        where, N = arrays.read(at_least_float32(self.means.detach())), check_integer("n", n, 1)
         z = arrays.empty((N, self.n_features), arrays.tile_dtype(where), where)
         labels = arrays.empty((N,), np.int64, where)
         kernels = backends.kernels(backends.resolve("auto", where), "sampling")
         sampler, seed = sampler_of(self.to_fit()), draw_seed(generator)
         kernels.sample_mixture(sampler, seed, 0, z, labels, n_threads=torch.get_num_threads())
-        return arrays.like(z, self.means), arrays.like(labels, self.means)
+        return arrays.like(z, self.means).to(self.means.dtype), arrays.like(labels, self.means)
 
     # ---- EM
 
@@ -203,7 +255,8 @@ class GaussianMixturePrior(nn.Module):
         step : float
             0 < step ≤ 1; for minibatches smaller than one, and falling.
         reg_covar : float or "auto"
-            Added to the diagonal of every covariance; "auto" adds 1e-6 of each feature's variance under the prior.
+            Added to the diagonal of every covariance; "auto" adds 1e-6 of each feature's variance under the prior, and
+            1e-12 at least: a latent that is constant would otherwise lose the rest of its variance step by step.
 
         Returns
         -------
@@ -214,6 +267,8 @@ class GaussianMixturePrior(nn.Module):
         ------
         ValueError
             For latents of a wrong shape, NaN or infinity in them or in the parameters, or a step that is not in (0, 1].
+        TypeError
+            If z is no tensor.
 
         References
         ----------
@@ -221,10 +276,12 @@ class GaussianMixturePrior(nn.Module):
         """
         if not 0 < step <= 1:
             raise ValueError(f"step is {step}; expected a number above 0, up to 1")
-        rows = check_data(z.detach().reshape(-1, z.shape[-1]), n_features=self.n_features, name="z")
+        Settings(reg_covar=reg_covar)  # says what is wrong with it
+        latents = at_least_float32(check_tensor("z", z).detach())
+        rows = check_data(latents.reshape(-1, *latents.shape[-1:]), n_features=self.n_features, name="z")
         check_finite(rows, name="z")
         omega = check_weight(None if weights is None else weights.detach().reshape(-1), len(rows))
-        running = Running.of(self.to_fit(), reg_covar)
+        running = Running.of(self.to_fit(), reg_covar, least_variance=LEAST_VARIANCE)
         moved, log_prob = running.step(
             rows, omega, backends.resolve("auto", rows), torch.get_num_threads(), float(step)
         )
@@ -234,5 +291,6 @@ class GaussianMixturePrior(nn.Module):
 
 def draw_seed(generator: torch.Generator | None) -> int:
     """A key for the sampling kernels from a torch generator."""
+    check_generator(generator)
     device = "cpu" if generator is None else generator.device
     return int(torch.randint(LARGEST_SEED // 4, (), generator=generator, device=device))

@@ -17,16 +17,18 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from emalgam.nn.divergence import kl_gaussian
 from emalgam.nn.layers import check_sizes, dense
 from emalgam.nn.likelihoods import Likelihood, likelihood_of
-from emalgam.nn.model import LatentModel, standard_normal
+from emalgam.nn.model import LatentModel
+from emalgam.nn.tensors import at_least_float32, standard_normal
 from emalgam.packing import LOG_2_PI
 from emalgam.validation import check_choice, check_integer, check_number
 
 LOG_VARIANCES: Final = (-12.0, 12.0)  # what exp, and squares over it, bear in float32 too; gradients vanish outside
-ELEMENTS_AT_ONCE: Final = 2**24  # of decoder outputs while log_likelihood runs
+ELEMENTS_AT_ONCE: Final = 2**24  # of the decoder's widest layer while log_likelihood runs
 DIVERGENCES: Final = ("closed", "monte_carlo")
 
 
@@ -43,8 +45,8 @@ class Posterior(NamedTuple):
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log q(z | x), (..., N) for z (..., N, n_latent)."""
-        square = (z - self.mean).square() / self.log_variance.exp()
-        return -0.5 * (square + self.log_variance + LOG_2_PI).sum(-1)
+        z, mean, log_variance = (at_least_float32(each) for each in (z, *self))
+        return -0.5 * ((z - mean).square() / log_variance.exp() + log_variance + LOG_2_PI).sum(-1)
 
 
 class VAE(LatentModel):
@@ -137,7 +139,7 @@ class VAE(LatentModel):
 
     def log_prior(self, z: Tensor) -> Tensor:
         """log p(z) = log N(z; 0, I), (...) for z (..., n_latent)."""
-        return -0.5 * (z.square() + LOG_2_PI).sum(-1)
+        return -0.5 * (at_least_float32(z).square() + LOG_2_PI).sum(-1)
 
     def sample_prior(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """z ~ p(z), (n, n_latent)."""
@@ -184,8 +186,9 @@ class VAE(LatentModel):
         """The importance-weighted bound of log p(x), (N,), in nats per datum.
 
         log 1/S Σ_s p(x | z_s) p(z_s) / q(z_s | x) with z_s ~ q(z | x). Its mean lies between the ELBO (S = 1) and
-        log p(x), and grows with S. Samples are decoded some at a time: under ``torch.no_grad()`` memory does not grow
-        with S, with gradients it does, as the graph of each sample is kept.
+        log p(x), and grows with S. It is differentiable. Samples are decoded some at a time, and once more each in the
+        backward pass, so that memory does not grow with S but for the latents themselves, and those not under
+        ``torch.no_grad()``.
 
         References
         ----------
@@ -193,10 +196,18 @@ class VAE(LatentModel):
         """
         n_samples = check_integer("n_samples", n_samples, 1)
         posterior = self.posterior(self.check(x))
-        at_once = max(ELEMENTS_AT_ONCE // max(x.numel(), 1), 1)
-        total = x.new_full(x.shape[:1], -math.inf)
+        widest = max(math.prod(self.data_shape), *self.widths, 1)
+        at_once = max(ELEMENTS_AT_ONCE // (widest * max(len(x), 1)), 1)
+        total = at_least_float32(x).new_full(x.shape[:1], -math.inf)
         for first in range(0, n_samples, at_once):
             z = posterior.sample(min(at_once, n_samples - first), generator=generator)
-            weight = self.likelihood.log_density(x, self.output(z)) - self.monte_carlo_kl(posterior, z)
-            total = torch.logaddexp(total, weight.logsumexp(0))
+            if at_once < n_samples and torch.is_grad_enabled():
+                log_weight = checkpoint(self._log_weight, x, posterior, z, use_reentrant=False)
+            else:
+                log_weight = self._log_weight(x, posterior, z)
+            total = torch.logaddexp(total, log_weight)
         return total - math.log(n_samples)
+
+    def _log_weight(self, x: Tensor, posterior: Posterior, z: Tensor) -> Tensor:
+        """log Σ_s p(x | z_s) p(z_s) / q(z_s | x), (N,), for z (S, N, n_latent)."""
+        return (self.likelihood.log_density(x, self.output(z)) - self.monte_carlo_kl(posterior, z)).logsumexp(0)

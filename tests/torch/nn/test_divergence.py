@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -56,6 +57,12 @@ def mixtures(arguments: dict[str, Tensor]) -> list[Gaussian]:
     return [Gaussian(mean, sigma) for mean, sigma in zip(means, covariances(arguments), strict=True)]
 
 
+def draws(estimator: str, n: int) -> dict[str, Any]:
+    """Arguments of the estimator that draws, the same each time."""
+    seeded = {"n_samples": n, "generator": torch.Generator().manual_seed(0)}
+    return seeded if estimator == "monte_carlo" else {}
+
+
 every_shape = pytest.mark.parametrize("full", [False, True])
 
 
@@ -95,6 +102,44 @@ def test_closed_form_has_gradients(full: bool) -> None:
     assert torch.autograd.gradcheck(of, values)
 
 
+@pytest.mark.parametrize("log_variance", [-2000.0, -300.0, -1e-6, 0.0, 1e-6, 60.0])
+def test_closed_form_of_extreme_variances(log_variance: float) -> None:
+    """½ Σ (σ² − 1 − log σ²) where exp underflows, and where σ² − 1 would lose its digits; of a ratio of them too."""
+    mean, log_variance_ = torch.zeros(1, 1), torch.full((1, 1), log_variance)
+    exact = float(0.5 * (mpmath.expm1(mpmath.mpf(log_variance_.item())) - mpmath.mpf(log_variance_.item())))
+    found = kl_gaussian(mean, log_variance_).item()
+    assert found == pytest.approx(exact, rel=1e-6, abs=1e-12)
+    shift = torch.tensor([-150.0])
+    assert kl_gaussian(mean, log_variance_, mean, torch.zeros(1)).item() == found
+    assert kl_gaussian(mean, log_variance_ + shift, mean, shift).item() == pytest.approx(exact, rel=1e-4, abs=1e-4)
+
+
+@every_shape
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_closed_form_of_16_bits_is_computed_in_float32(dtype: torch.dtype, full: bool) -> None:
+    q = {name: value.to(dtype) for name, value in posterior(full).items()}
+    p = {name.replace("q_", "p_"): value.to(dtype) for name, value in posterior(True, 1).items()}
+    found = kl_gaussian(**q, **p)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, kl_gaussian(**{name: value.float() for name, value in (q | p).items()}))
+
+
+@every_shape
+@pytest.mark.parametrize("estimator", ["monte_carlo", "variational", "unscented"])
+def test_autocast_changes_no_digit(full: bool, estimator: str) -> None:
+    q, p = {name: value.float() for name, value in posterior(full).items()}, prior().float()
+
+    def both() -> tuple[Tensor, Tensor]:
+        closed = kl_gaussian(**q, p_mean=p.means[0], p_scale_tril=p.scale_tril[0])
+        return closed, estimate(q, p, estimator=estimator, **draws(estimator, 3)).value
+
+    expected = both()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = both()
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 def test_closed_form_broadcasts() -> None:
     q, p = posterior(False), posterior(True, 1)
     found = kl_gaussian(
@@ -126,11 +171,36 @@ def test_what_does_not_fit_is_named() -> None:
         kl_to_mixture(mean.double(), mean.double(), prior(), n_samples=0)
     with pytest.raises(ValueError, match=r"q_mean has shape \(4, 3\) and p_mean \(1,\); expected as many features"):
         kl_gaussian(mean, mean, torch.zeros(1), torch.zeros(1))
+    with pytest.raises(ValueError, match=r"q_mean has shape \(4, 3\) and p_mean \(5, 3\); .* or axes of length 1"):
+        kl_gaussian(mean, mean, torch.zeros(5, 3), torch.zeros(3))
+    with pytest.raises(ValueError, match=r"q_log_variance has shape \(5, 3\) beside q_mean of shape \(4, 3\); .* axes"):
+        kl_gaussian(mean, torch.zeros(5, 3))
+    with pytest.raises(TypeError, match=r"q_mean is a tensor of torch.int64; .* of floating point"):
+        kl_gaussian(mean.long(), mean)
+    with pytest.raises(
+        TypeError, match=r"q_mean has dtype torch.float32 but q_log_variance torch.float64; expected one"
+    ):
+        kl_gaussian(mean, mean.double())
+    with pytest.raises(TypeError, match=r"q_mean has dtype torch.float32 but p_mean torch.float64; expected one type"):
+        kl_gaussian(mean, mean, mean.double(), mean.double())
+    with pytest.raises(ValueError, match=r"q_mean is on cpu but p_mean on meta; expected one device"):
+        kl_gaussian(mean, mean, mean.to("meta"), mean.to("meta"))
+    with pytest.raises(
+        TypeError, match=r"prior is a Mixture; expected a GaussianMixturePrior: GaussianMixturePrior.fro"
+    ):
+        kl_to_mixture(mean, mean, prior().to_fit())  # type: ignore[arg-type]
+    for given in ({"n_samples": 4}, {"generator": torch.Generator()}):
+        with pytest.raises(
+            ValueError, match=r"estimator 'unscented' draws no samples; leave out n_samples and generator"
+        ):
+            kl_to_mixture(mean.double(), mean.double(), prior(), estimator="unscented", **given)
     with pytest.raises(TypeError, match=r"q_mean is a list; expected a torch tensor"):
         kl_gaussian([0.0], [0.0])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"q_log_variance is a tensor of one number; expected a torch"):
         kl_gaussian(mean, torch.tensor(0.0))
-    with pytest.raises(TypeError, match=r"float32, the prior torch.float64; call prior.to\(torch.float32\)"):
+    with pytest.raises(
+        TypeError, match=r"float32, the prior torch.float64; call q_mean.to\(torch.float64\), or prior.to"
+    ):
         kl_to_mixture(mean, mean, prior())
     assert kl_to_mixture(mean, mean, prior().to(torch.float32)).value.dtype == torch.float32
 
@@ -146,7 +216,7 @@ def test_what_posteriors_share_is_as_if_written_out(full: bool, estimator: str) 
     for shared in q:
         given = q | {shared: q[shared][0]}
         found, each = (
-            estimate(q_, p, estimator=estimator, n_samples=3, generator=torch.Generator().manual_seed(0))
+            estimate(q_, p, estimator=estimator, **draws(estimator, 3))
             for q_ in (given, {name: given[name].expand_as(q[name]) for name in q})
         )
         assert found.value.shape == (N,)
@@ -221,8 +291,7 @@ def test_gradients(full: bool, estimator: str) -> None:
     def of(*arguments: Tensor) -> Tensor:
         values = dict(zip([name for name, _ in p.named_parameters()], arguments[:n_prior], strict=True))
         given = dict(zip(names, arguments[n_prior:], strict=True))
-        generator = torch.Generator().manual_seed(0)
-        call = Call(p, given, {"estimator": estimator, "n_samples": 2, "generator": generator})
+        call = Call(p, given, {"estimator": estimator, **draws(estimator, 2)})
         return torch.func.functional_call(call, {f"prior.{name}": value for name, value in values.items()}, ())
 
     arguments = [each.detach().clone().requires_grad_() for each in (*p.parameters(), *q.values())]

@@ -247,6 +247,11 @@ def test_latents_as_they_come_from_a_model(x: np.ndarray) -> None:
     listed = LatentMixtureSampler(3, random_state=0).fit_latents(x[:, :2].tolist())
     same = LatentMixtureSampler(3, random_state=0).fit_latents(x[:, :2].astype(np.float64))
     np.testing.assert_array_equal(listed.mixture.means, same.mixture.means)
+    few = torch.from_numpy(x[:, :2]).bfloat16()
+    rounded = LatentMixtureSampler(3, random_state=0).fit_latents(few)
+    np.testing.assert_array_equal(
+        rounded.mixture.means, LatentMixtureSampler(3, random_state=0).fit_latents(few.float()).mixture.means
+    )
 
 
 # ---- what is kept
@@ -297,6 +302,10 @@ def test_bad_arguments_say_what_is_expected(model: Scaled, x: np.ndarray) -> Non
         LatentMixtureSampler(covariance_type="round")
     with pytest.raises(ValueError, match="max_iter is -1"):
         LatentMixtureSampler(max_iter=-1)
+    with pytest.raises(ValueError, match=r"z is a single number; expected latents \(N, \*latent_shape\)"):
+        LatentMixtureSampler(1).fit_latents(torch.tensor(1.0))
+    with pytest.raises(ValueError, match="rows_at_once is 0; expected an integer >= 1"):
+        LatentMixtureSampler(1).fit(model, x).sample(3, rows_at_once=0)
     sampler = LatentMixtureSampler()
     for call in (sampler.state, lambda: sampler.sample_latents(3)):
         with pytest.raises(ValueError, match=r"has no mixture yet; call fit\(model, data\) first"):

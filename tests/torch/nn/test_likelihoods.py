@@ -150,11 +150,19 @@ def test_wrong_arguments() -> None:
         likelihood_of("poisson")
     with pytest.raises(ValueError, match=r"variance is 0.0; expected a finite number > 0"):
         Gaussian(0.0)
-    with pytest.raises(ValueError, match="variance is -1; expected a finite number >= 0"):
+    with pytest.raises(ValueError, match="variance is -1; expected a finite number > 0"):
         Gaussian(-1)
+    with pytest.raises(ValueError, match="learned is 'no'; expected True or False"):
+        likelihood_of({"name": "gaussian", "learned": "no"})
     with pytest.raises(ValueError, match="likelihood 'bernoulli' has no option 'variance'; expected none"):
         likelihood_of({"name": "bernoulli", "variance": 1})
     with pytest.raises(ValueError, match="likelihood 'gaussian' has no option 'sigma'; expected variance or learned"):
         likelihood_of({"name": "gaussian", "sigma": 1})
+    with pytest.raises(TypeError, match=r"x is a ndarray; expected a torch tensor"):
+        Gaussian().log_prob(np.zeros((2, 3)), torch.zeros(2, 3))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"x has dtype torch.int64; expected a type of floating point: x.float\(\)"):
+        Bernoulli().log_prob(torch.ones(2, 3, dtype=torch.int64), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"output has shape \(2, 1\); expected \(\.\.\., 2, 3\) as x has"):
+        Bernoulli().log_prob(torch.ones(2, 3), torch.zeros(2, 1))
     with pytest.raises(ValueError, match="x contains nan"):
         Gaussian().log_prob(torch.full((1, 1), math.nan), torch.zeros(1, 1))

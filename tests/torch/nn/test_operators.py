@@ -86,6 +86,29 @@ def test_log_prob_is_scipys(shape: tuple[int, ...], dtype: str) -> None:
     np.testing.assert_allclose(r, special.softmax(logits, axis=-1), rtol=0, atol=bound)
 
 
+@every_operator
+def test_an_empty_batch_has_gradients_of_zero(operator: Operator) -> None:
+    arguments = parameters(0, 3, 4)
+    operator(*arguments).sum().backward()
+    assert [tuple(each.grad.shape) for each in arguments] == [(0, 3), (4,), (4, 3), (4, 3, 3)]
+    assert not any(each.grad.any() for each in arguments)
+
+
+@every_operator
+def test_views_are_read_as_they_lie(operator: Operator) -> None:
+    """Transposed, reversed, strided and expanded tensors, and gradients like that."""
+    x, weights, means, lower = (each.detach() for each in parameters(6, 2, 3))
+    views = (
+        x.t().contiguous().t(),
+        torch.stack([weights, weights], 1)[:, 0],
+        means.flip(0).flip(0),
+        lower.mT.contiguous().mT,
+    )
+    torch.testing.assert_close(operator(*views), operator(x, weights, means, lower), rtol=0, atol=0)
+    one = operator(x[:1], weights, means, lower)
+    torch.testing.assert_close(operator(x[:1].expand(5, 2), weights, means, lower), one.expand(5, *one.shape[1:]))
+
+
 def test_upper_triangle_is_not_read() -> None:
     x, weights, means, lower = (each.detach() for each in parameters(5, 3, 2))
     full = lower + torch.full_like(lower, 7.0).triu(1)
@@ -327,6 +350,14 @@ def test_what_does_not_fit_is_named(operator: Operator) -> None:
     x, weights, means, lower = (each.detach() for each in parameters(5, 2, 3))
     with pytest.raises(TypeError, match=r"x is a ndarray; expected a torch tensor"):
         operator(x.numpy(), weights, means, lower)
+    with pytest.raises(
+        TypeError, match=r"weights is a list; expected a torch tensor, e\.g\. torch\.as_tensor\(weights"
+    ):
+        operator(x, [0.5, 0.5, 0.5], means, lower)
+    with pytest.raises(
+        TypeError, match=r"x is a tensor of layout torch\.sparse_coo; expected a dense one: x\.to_dense"
+    ):
+        operator(x.to_sparse(), weights, means, lower)
     with pytest.raises(ValueError, match=r"x is a single number; expected \(\.\.\., features\)"):
         operator(torch.tensor(1.0), weights, means, lower)
     with pytest.raises(TypeError, match=r"x has dtype torch\.bfloat16; expected float32 or float64: x\.float\(\)"):

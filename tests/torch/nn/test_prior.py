@@ -78,6 +78,49 @@ def test_a_prior_is_of_the_type_of_models() -> None:
     assert prior.means.grad is not None
 
 
+@pytest.mark.parametrize("covariance_type", ["full", "tied", "diag", "spherical"])
+def test_diagonal_covariances(covariance_type: str) -> None:
+    """K · D numbers, the variances of any mixture, and a value of that type."""
+    given = mixture(covariance_type)
+    prior = GaussianMixturePrior.from_fit(given, covariance_type="diag", dtype=torch.float64)
+    assert prior.log_cholesky.shape == (3, 2)
+    variances = given.covariance.diagonals(given.covariances, 3, 2)
+    back = prior.to_fit()
+    assert back.covariance_type == "diag"
+    np.testing.assert_allclose(back.covariances, variances, rtol=1e-12)
+    x = 3 * np.random.default_rng(1).normal(size=(20, 2))
+    expected = Mixture(given.weights, given.means, variances, "diag").log_prob(x)
+    np.testing.assert_allclose(prior.log_prob(torch.tensor(x)).detach(), expected, rtol=1e-12)
+    z = prior.sample(20_000, torch.Generator().manual_seed(0))[0]
+    np.testing.assert_allclose(z.mean(0), given.weights @ given.means, atol=5 * float(z.std()) / 20_000**0.5)
+
+
+def test_a_diagonal_prior_is_refreshed_by_em_of_its_type() -> None:
+    x, _ = blobs(500, 2, 3)
+    start = mixture("diag")
+    prior = GaussianMixturePrior.from_fit(start, covariance_type="diag", dtype=torch.float64)
+    prior.refresh(torch.from_numpy(x), reg_covar=0.0)
+    same_mixture(prior.to_fit(), em_step(x, start).mixture, 1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("covariance_type", ["diag", "full"])
+def test_a_prior_of_16_bits_computes_in_float32(covariance_type: str, dtype: torch.dtype) -> None:
+    prior = GaussianMixturePrior.from_fit(mixture(), covariance_type=covariance_type, dtype=dtype)
+    rounded = GaussianMixturePrior(3, 2, covariance_type)
+    rounded.load_state_dict(prior.state_dict())
+    z = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = prior.log_prob(z)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, rounded.log_prob(z.float()))
+    found.sum().backward()
+    assert all(each.grad is not None and each.grad.isfinite().all() for each in prior.parameters())
+    own, theirs = (each.sample(5, torch.Generator().manual_seed(0))[0] for each in (prior, rounded))
+    assert own.dtype == dtype
+    torch.testing.assert_close(own, theirs.to(dtype))
+    assert prior.refresh(z, step=0.5) == pytest.approx(found.mean().item(), rel=1e-3)
+
+
 def test_weight_of_zero_stays_trainable() -> None:
     prior = in_double(Mixture([1.0, 0.0], [[0.0], [100.0]], [1.0, 1.0], "spherical"))
     prior.log_prob(torch.tensor([[0.0], [100.0]], dtype=torch.float64)).sum().backward()
@@ -105,10 +148,29 @@ def test_bad_sizes_and_values() -> None:
     prior = GaussianMixturePrior(3, 2)
     with pytest.raises(ValueError, match=r"the mixture has 3 components in 4 features and this prior 3 in 2"):
         prior.set(mixture(D=4))
+    with pytest.raises(ValueError, match=r"covariance_type is 'tied'; expected one of diag, full"):
+        GaussianMixturePrior(3, 2, "tied")
     with torch.no_grad():
         prior.means[1, 0] = float("nan")
     with pytest.raises(ValueError, match=r"means contains NaN at \[1, 0\]"):
         prior.to_fit()
+
+
+def test_latents_that_do_not_fit_are_named() -> None:
+    prior = GaussianMixturePrior(3, 2)
+    for method in (prior, prior.log_prob, prior.responsibilities):
+        with pytest.raises(TypeError, match=r"z is a ndarray; expected a torch tensor"):
+            method(np.zeros((4, 2)))
+        with pytest.raises(ValueError, match=r"z has shape \(4, 3\); the prior has 2 features"):
+            method(torch.zeros(4, 3))
+        with pytest.raises(
+            TypeError, match=r"z has dtype torch.float64, the prior torch.float32; .* or prior.to\(torc"
+        ):
+            method(torch.zeros(4, 2).double())
+        with pytest.raises(ValueError, match=r"z lies on meta, the prior on cpu; call z.to\('cpu'\), or prior.to"):
+            method(torch.zeros(4, 2, device="meta"))
+    with pytest.raises(TypeError, match=r"generator is 0; expected a torch.Generator: torch.Generator\(\).manual_se"):
+        prior.sample(3, 0)  # type: ignore[arg-type]
 
 
 # ---- as a module
@@ -123,7 +185,7 @@ def test_state_dict_round_trip() -> None:
     other.load_state_dict(torch.load(file, weights_only=True))
     z = torch.randn(5, 2, dtype=torch.float64)
     assert torch.equal(other(z), prior(z))
-    assert repr(prior) == "GaussianMixturePrior(n_components=3, n_features=2)"
+    assert repr(prior) == "GaussianMixturePrior(n_components=3, n_features=2, covariance_type='full')"
 
 
 def test_trains_by_gradients() -> None:
@@ -190,8 +252,9 @@ def em_step(x: np.ndarray, start: Mixture, weight: Any = None) -> emalgam.Fit:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", emalgam.ConvergenceWarning)
         return emalgam.fit(
-            x, start.n_components, sample_weight=weight, weights_init=start.weights, means_init=start.means,
-            precisions_init=start.precisions, max_iter=1, reg_covar=0.0,
+            x, start.n_components, covariance_type=start.covariance_type, sample_weight=weight,
+            weights_init=start.weights, means_init=start.means, precisions_init=start.precisions, max_iter=1,
+            reg_covar=0.0,
         )  # fmt: skip
 
 
@@ -235,11 +298,27 @@ def test_refresh_on_batches_fits_a_stream() -> None:
     assert prior.to_fit().log_prob(x).mean() == pytest.approx(fit.lower_bound, abs=0.02)
 
 
+@pytest.mark.parametrize("covariance_type", ["diag", "full"])
+def test_refreshing_on_constant_latents_ends_at_a_small_variance(covariance_type: str) -> None:
+    """As of a dead unit: every step would take the floor from the variance that the last one left."""
+    prior = GaussianMixturePrior(3, 2, covariance_type)
+    z = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 0.0])
+    for _ in range(60):
+        prior.refresh(z)
+    deviations = prior.log_deviations.exp().detach()
+    torch.testing.assert_close(deviations[:, 1], torch.full((3,), 1e-6), rtol=1e-3, atol=0)
+    assert prior.log_prob(z).isfinite().all()
+
+
 def test_refresh_refuses() -> None:
     prior = in_double(mixture())
     z = torch.randn(10, 2)
     with pytest.raises(ValueError, match=r"step is 0; expected a number above 0, up to 1"):
         prior.refresh(z, step=0)
+    with pytest.raises(TypeError, match=r"z is a ndarray; expected a torch tensor"):
+        prior.refresh(z.numpy())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"reg_covar \(unless it is 'auto'\) is -1"):
+        prior.refresh(z, reg_covar=-1)
     with pytest.raises(ValueError, match=r"z has 3 features; the mixture has 2"):
         prior.refresh(torch.randn(10, 3))
     with pytest.raises(ValueError, match=r"sample_weight is -1\.0 at row 0; expected weights >= 0"):

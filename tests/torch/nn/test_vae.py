@@ -117,7 +117,7 @@ def test_the_elbo_does_not_exceed_the_importance_weighted_bound(likelihood: Any)
 
 def test_the_closed_kl_is_the_monte_carlo_one() -> None:
     """Within 4 standard errors of 20 000 samples, for each of 20 posteriors; and it is that of two Gaussians."""
-    posterior = Posterior(torch.randn(20, 3, generator=seeded(0)).double(), torch.randn(20, 3).double())
+    posterior = Posterior(*torch.randn(2, 20, 3, generator=seeded(0)).double())
     model = VAE(5, 3)
     closed = model.closed_kl(posterior)
     draws = model.monte_carlo_kl(posterior, posterior.sample(20_000, generator=seeded(1)))
@@ -168,6 +168,43 @@ def test_samples_are_decoded_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
     model.decoder.register_forward_hook(watch)
     np.testing.assert_allclose(model.log_likelihood(x, n_samples=7).detach(), exact, rtol=1e-11)
     assert largest == 2 * x.numel()
+
+
+def test_hidden_layers_count_where_they_are_wider(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, largest = VAE(3, 2, (50,)), 0
+    monkeypatch.setattr(vae, "ELEMENTS_AT_ONCE", 4 * 10 * 50)
+
+    def watch(_: Any, __: Any, output: Tensor) -> None:
+        nonlocal largest
+        largest = max(largest, output.numel())
+
+    model.decoder[0].register_forward_hook(watch)
+    model.log_likelihood(torch.rand(10, 3), n_samples=9)
+    assert largest == 4 * 10 * 50
+
+
+def test_the_bound_in_pieces_keeps_no_graph_of_them_and_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, noise = VAE(12, 2, (16,)).double(), torch.rand(5, 12).double(), torch.randn(20, 5, 2).double()
+    results = []
+    for at_once in (100, 7):  # all samples at once, and three pieces
+        monkeypatch.setattr(vae, "ELEMENTS_AT_ONCE", at_once * 5 * 16)
+        pieces = iter(noise.split(at_once))
+        monkeypatch.setattr(vae, "standard_normal", lambda *_, left=pieces: next(left))
+        saved = 0
+
+        def count(each: Tensor) -> Tensor:
+            nonlocal saved
+            saved += each.numel()
+            return each
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda each: each):
+            bound = model.log_likelihood(x, n_samples=20)
+        results.append((bound, torch.autograd.grad(bound.sum(), list(model.parameters())), saved))
+    (whole, gradients, of_whole), (in_pieces, same, of_pieces) = results
+    torch.testing.assert_close(in_pieces, whole)
+    for one, other in zip(same, gradients, strict=True):
+        torch.testing.assert_close(one, other)
+    assert of_pieces < of_whole / 4
 
 
 def test_training_raises_the_bound_in_both_ways() -> None:
@@ -228,6 +265,25 @@ def test_under_autocast_the_bound_is_float32() -> None:
         torch.testing.assert_close(value, expected[name], rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS, ids=str)
+def test_the_bounds_of_a_model_of_16_bits_are_float32(likelihood: Any, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model, x = VAE(12, 2, (8,), likelihood, kl="monte_carlo").to(dtype), torch.rand(50, 12).to(dtype)
+    losses = model.losses(x, generator=seeded(0))
+    assert {each.dtype for each in losses.values()} == {torch.float32}
+    losses["loss"].backward()
+    assert all(torch.isfinite(each.grad).all() for each in model.parameters())
+    assert model.log_likelihood(x).dtype == torch.float32
+    assert model.generate(2).dtype == model(x).dtype == dtype
+
+
+def test_no_data_have_no_bounds() -> None:
+    model, x = VAE((3, 4), 2, (8,)), torch.zeros(0, 3, 4)
+    for method in (model.elbo, model.log_likelihood):
+        assert method(x).shape == (0,)
+
+
 @pytest.mark.parametrize(
     ("x", "error", "words"),
     [
@@ -265,3 +321,5 @@ def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:
         model.generate(0)
     with pytest.raises(ValueError, match="n_samples is 0; expected an integer >= 1"):
         model.log_likelihood(torch.zeros(2, 12), n_samples=0)
+    with pytest.raises(TypeError, match=r"generator is 0; expected a torch.Generator: torch.Generator\(\).manual_seed"):
+        model.generate(3, generator=0)  # type: ignore[arg-type]
