@@ -314,17 +314,12 @@ def train(
 
 
 def _check_precision(model: nn.Module, precision: str) -> None:
-    """Words instead of NaN, and of torch's, for what is not there in 16 bits."""
+    """Words instead of NaN."""
     trained = {weight.dtype for weight in model.parameters() if weight.requires_grad}
     if precision == "16-true" or torch.float16 in trained:
         raise ValueError(
             "Adam divides by 0 in float16, which rounds its squared gradients and its 1e-8 to 0; "
             'train in float32 with precision="16-mixed", or in bfloat16'
-        )
-    if precision == "bf16-true" and getattr(getattr(model, "prior", None), "covariance_type", "") == "full":
-        raise ValueError(
-            f"precision={precision!r} with covariance_type='full': torch solves no triangular systems in 16 bits; "
-            "take 'bf16-mixed', or covariance_type='diag'"
         )
 
 
