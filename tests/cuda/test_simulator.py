@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from numba import cuda, types
 
+from emalgam_kernels.numba_cuda import batch_memory
+from emalgam_kernels.numba_cuda.batch_memory import begin_tile
+from emalgam_kernels.numba_cuda.device import Kernel, flat
 from tests.conftest import SIMULATED
 
 pytestmark = pytest.mark.skipif(not SIMULATED, reason="only the simulator can be asked in which order threads run")
@@ -117,6 +121,18 @@ def test_the_same_threads_of_python_serve_every_launch() -> None:
     assert threading.active_count() == before
     assert (out == 4 * BLOCKS).all()
     assert_all_rest()
+
+
+def test_functions_of_other_modules_know_the_thread() -> None:
+    size = SimpleNamespace(D=1, T=BLOCKS * THREADS, P=4)
+
+    def kernel(tile: Any) -> None:
+        begin_tile(tile, size)
+
+    tile = np.full(size.P * size.T, np.nan)
+    Kernel("toy", "float64", kernel, (flat(types.float64),), THREADS).launch(1, THREADS, tile)
+    np.testing.assert_array_equal(tile.reshape(size.P, size.T).T, [[np.nan, 1, 0, 0]] * size.T)
+    assert batch_memory.cuda is cuda, "the simulator's stays"
 
 
 def test_arguments_may_share_memory() -> None:

@@ -1,7 +1,11 @@
-"""Many fits at once, compiled by Numba on first use: blocks of problems through the steps of batch_tiles.py.
+"""Many fits at once, compiled by Numba on first use: whole problems, a block of them on a thread.
 
 The functions are specified in `emalgam_kernels.reference.batch`. Two jitted functions serve them, whatever the types
 and strides of x, and are kept on disk.
+
+`batch_memory` says what a thread has of a problem. `batch_frame` finds the frame that it is fitted in, `batch_seeding`
+makes a start, `batch_expectation` and `batch_maximization` are the steps of EM, both with the matrices of
+`batch_matrices`, and `batch_fit` runs them and keeps the best; `batch_prediction` takes mixtures as they are.
 """
 
 from __future__ import annotations
@@ -16,21 +20,21 @@ import numpy as np
 from emalgam_kernels import batch, philox, polynomials, scalars
 from emalgam_kernels.batch import Mixtures, Outcomes, Problems, Settings, parameter_count
 from emalgam_kernels.blocks import CACHE_LINE, FLOP_PER_EXPONENTIAL, carve, cuts, for_each_block, tile_dtype
-from emalgam_kernels.numba_cpu import batch_tiles, draws, tiles
-from emalgam_kernels.numba_cpu.batch_tiles import (
-    OUTER,
-    Components,
-    Frame,
-    Rules,
-    Samples,
-    Scratch,
-    Tiles,
-    Work,
-    adopt,
-    fit_problem,
-    predict_problem,
-    store,
+from emalgam_kernels.numba_cpu import (
+    batch_expectation,
+    batch_fit,
+    batch_frame,
+    batch_matrices,
+    batch_maximization,
+    batch_memory,
+    batch_prediction,
+    batch_seeding,
+    draws,
+    tiles,
 )
+from emalgam_kernels.numba_cpu.batch_fit import fit_problem, store
+from emalgam_kernels.numba_cpu.batch_memory import OUTER, Components, Frame, Rules, Samples, Scratch, Tiles, Work
+from emalgam_kernels.numba_cpu.batch_prediction import adopt, predict_problem
 from emalgam_kernels.numba_cpu.compilation import compile_function
 from emalgam_kernels.numba_cpu.tiles import (
     COMPONENTS_AT_ONCE,
@@ -141,7 +145,17 @@ _FUNCTIONS: Final[dict[str, Callable[[str], Callable[..., None]]]] = {
     "fit_many": _fit_function,
     "predict_many": _predict_function,
 }
-_SOURCES: Final = batch_tiles, tiles, draws, scalars, polynomials, batch, philox
+_STEPS: Final = (
+    batch_memory,
+    batch_matrices,
+    batch_frame,
+    batch_seeding,
+    batch_expectation,
+    batch_maximization,
+    batch_fit,
+    batch_prediction,
+)
+_SOURCES: Final = *_STEPS, tiles, draws, scalars, polynomials, batch, philox
 _compiled: dict[str, Callable[..., None]] = {}
 _compiling = threading.Lock()
 

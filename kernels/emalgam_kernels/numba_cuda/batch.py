@@ -1,4 +1,4 @@
-"""Many fits at once on a GPU: the host's side of batch_kernels.py.
+"""Many fits at once on a GPU: the host's side of `batch_kernels`.
 
 The functions are specified in `emalgam_kernels.reference.batch`. Samples on the device (then `order` and
 `sample_weight` may be there or on the host) are used where they lie, on torch's current stream. NumPy samples cross the
@@ -23,19 +23,16 @@ import torch
 
 from emalgam_kernels.batch import Mixtures, Outcomes, Problems, Settings
 from emalgam_kernels.numba_cuda import batch_kernels, staging
-from emalgam_kernels.numba_cuda.batch_kernels import (
-    BLOCKS,
+from emalgam_kernels.numba_cuda.batch_kernels import BLOCKS, THREADS, fit_kernel, predict_kernel
+from emalgam_kernels.numba_cuda.batch_memory import (
     CHUNK,
     LANES,
     OF_A_FEATURE,
     OF_A_TASK,
     SUMS_AT_ONCE,
-    THREADS,
     Places,
     Size,
-    fit_kernel,
     integers_of,
-    predict_kernel,
 )
 from emalgam_kernels.numba_cuda.device import (
     SHARED_BYTES,

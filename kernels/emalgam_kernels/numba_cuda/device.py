@@ -9,11 +9,12 @@ All kernels take flat C-contiguous arrays and integers, so that one signature se
 from __future__ import annotations
 
 import ctypes
+import inspect
 import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from operator import attrgetter
@@ -81,6 +82,41 @@ def _fma(a: Any, b: Any, c: Any) -> Any:
 fma: Final = _fma_of_the_simulator() if SIMULATED else inlined(_fma)
 
 
+def _for_the_simulator(kernel: Callable[..., None]) -> Callable[..., None]:
+    """The kernel such that functions of other modules that it calls see the same `cuda`.
+
+    The simulator replaces `cuda` in the module of the function that it runs: in that of `thread`, which is this one.
+    """
+    users = _users_of_cuda(kernel)
+    if not set(users) - {kernel.__module__}:
+        return kernel
+    from numba.cuda.simulator.kernelapi import swapped_cuda_module
+
+    def thread(*arguments: Any) -> None:
+        with ExitStack() as swaps:
+            for function in users.values():
+                swaps.enter_context(swapped_cuda_module(function, cuda))
+            kernel(*arguments)
+
+    return thread
+
+
+def _users_of_cuda(kernel: Callable[..., None]) -> dict[str, Callable[..., None]]:
+    """Of all that a kernel calls, and of itself, a function of each module in which some say `cuda`."""
+    users: dict[str, Callable[..., None]] = {}
+    seen, waiting = {kernel}, [kernel]
+    while waiting:
+        function = waiting.pop()
+        names = inspect.getclosurevars(function)
+        if names.globals.get("cuda") is cuda:
+            users[function.__module__] = function
+        named = (*names.globals.values(), *names.nonlocals.values())
+        new = {each for each in named if inspect.isfunction(each)} - seen
+        waiting += new
+        seen |= new
+    return users
+
+
 _launching: Final = threading.Lock() if SIMULATED else nullcontext()  # the simulator runs one kernel at a time
 
 
@@ -117,7 +153,7 @@ class Kernel:
 
     @cached_property
     def _simulated(self) -> Any:
-        return cuda.jit(self.function)
+        return cuda.jit(_for_the_simulator(self.function))
 
     @cached_property
     def _library(self) -> Any:
