@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pyarrow as arrow
 import pytest
 from pyarrow import parquet
@@ -139,6 +140,16 @@ def test_numbers_of_every_type(dtype: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(
         emalgam.load_fits(tmp_path / "out.parquet").means[:, 0], x.reshape(2, 20, D).astype(float).mean(axis=1)
     )
+
+
+@pytest.mark.parametrize("name", [None, "row"])
+def test_a_row_index_of_pandas_is_no_feature(name: str | None, tmp_path: Path) -> None:
+    table = rows_of([20, 30])
+    frame = table.to_pandas().set_index(pandas.Index([7, *range(49)], name=name))
+    written = arrow.Table.from_pandas(frame)
+    assert written.num_columns == 1 + table.num_columns
+    fit(written, tmp_path, features=None)
+    assert_same(emalgam.load_fits(tmp_path / "out.parquet"), in_memory(table))
 
 
 def test_missing_weights_are_a_status(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from emalgam.tables import numbers_of, open_parquet, pyarrow_module, reading
+from emalgam.tables import numbers_of, open_parquet, pyarrow_module, reading, without_row_index
 
 ROWS_AT_ONCE: Final = 2**16
 
@@ -76,8 +76,8 @@ class GroupedTable:
     by : str
         The labels: integers, numbers, text, booleans, dates or times.
     features : sequence of str, optional
-        Columns of numbers, all but `by` and `weights` by default. The data are float32 if all of them are, else
-        float64. A missing value is NaN.
+        Columns of numbers, all but `by`, `weights` and a row index of pandas by default. The data are float32 if all of
+        them are, else float64. A missing value is NaN.
     weights : str, optional
 
     Raises
@@ -99,10 +99,10 @@ class GroupedTable:
             raise ValueError(f"{self.path}: is a folder; expected one Parquet file")
         with reading(self.path):
             self.file = open_parquet(self.path)
-            names = self.file.schema_arrow.names
-            others = tuple(name for name in names if name not in (by, weights))
+            schema = self.file.schema_arrow
+            others = tuple(name for name in without_row_index(schema) if name not in (by, weights))
             self.features = others if features is None else tuple(features)
-            self._check_names(names)
+            self._check_names(schema.names)
             self._check_types()
             if self.n_samples == 0:
                 raise ValueError("holds no rows")
