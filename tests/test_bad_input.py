@@ -54,6 +54,27 @@ def test_not_finite_names_row_and_column(variant: Variant, value: float, name: s
             method(x, backend=variant.backend)
 
 
+def test_masked_values_are_not_read(variant: Variant) -> None:
+    """What lies under a mask is no data; an array that could have a mask, and has none, is."""
+    x, hidden = clusters(variant.dtype), np.arange(600) == 7
+    masked = np.ma.array(x, mask=np.repeat(hidden[:, None], 3, axis=1))
+    message = r"x is a masked array with 3 values masked .*give x\.data"
+    with pytest.raises(ValueError, match=message):
+        fit(masked, variant)
+    model = fit(np.ma.array(x), variant).mixture
+    np.testing.assert_array_equal(model.means, fit(x, variant).mixture.means)
+    with pytest.raises(ValueError, match=message):
+        model.log_prob(masked)
+    with pytest.raises(ValueError, match="X is a masked array with 3 values masked"):
+        emalgam.GaussianMixture(3).fit(masked)
+    with pytest.raises(ValueError, match="sample_weight is a masked array with 1 values masked"):
+        fit(x, variant, sample_weight=np.ma.array(np.ones(600), mask=hidden))
+    with pytest.raises(ValueError, match="groups is a masked array with 1 values masked"):
+        emalgam.fit_many(x, 1, groups=np.ma.array(np.zeros(600), mask=hidden))
+    with pytest.raises(ValueError, match="chunk 0 is a masked array with 3 values masked"):
+        emalgam.open_stream([masked])
+
+
 def test_large_finite_numbers_are_not_mistaken_for_inf(variant: Variant) -> None:
     """Their sum overflows; they are still finite."""
     x = clusters(variant.dtype) * np.asarray(np.finfo(variant.dtype).max / 32, variant.dtype)

@@ -53,9 +53,16 @@ def to_numpy(x: Any, name: str = "x") -> np.ndarray:
     Raises
     ------
     ValueError
-        If it is ragged, a tensor that NumPy cannot view (one that requires a gradient, bfloat16), or a collection of
-        Dask's, which need not fit in memory.
+        If it is ragged, a tensor that NumPy cannot view (one that requires a gradient, bfloat16), a collection of
+        Dask's, which need not fit in memory, or an array with values that are masked.
     """
+    if isinstance(x, np.ma.MaskedArray):
+        if np.ma.is_masked(x):
+            raise ValueError(
+                f"{name} is a masked array with {np.ma.count_masked(x)} values masked (missing values are not "
+                f"supported); leave out their rows, or give {name}.data, which holds what is under the mask"
+            )
+        return x.data
     if isinstance(x, np.ndarray):
         return x
     if on_dask(x):
