@@ -91,10 +91,10 @@ class Source:
         sizes = [len(part) for part in parts]
         weight = None
         if sample_weight is not None:
-            if len(sample_weight) != len(parts):
-                raise ValueError(
-                    f"sample_weight has length {len(sample_weight)}; expected a list of {len(parts)} arrays (N_b,)"
-                )
+            length = len(sample_weight) if np.iterable(sample_weight) else None
+            if length != len(parts):
+                found = f"is {sample_weight!r}" if length is None else f"has length {length}"
+                raise ValueError(f"sample_weight {found}; expected a list of {len(parts)} arrays (N_b,)")
             each = zip(sample_weight, sizes, strict=True)
             weights = [_weights_of(one, (size,), f"sample_weight[{b}]") for b, (one, size) in enumerate(each)]
             weight = np.concatenate(weights)
@@ -218,9 +218,12 @@ def _offsets(offsets: Any, n_samples: int) -> np.ndarray:
 def _grouped(groups: Any, n_samples: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """The labels in ascending order, where each begins, and the rows in that order (None: they are)."""
     zoned = getattr(getattr(groups, "dtype", None), "tz", None) is not None
-    labels = np.asarray(groups, dtype="datetime64[ns]") if zoned else np.asarray(groups)
+    labels = np.asarray(groups, dtype="datetime64[ns]") if zoned else arrays.to_numpy(groups, "groups")
     if labels.shape != (n_samples,):
         raise ValueError(f"groups has shape {labels.shape}; expected one label per row: ({n_samples},)")
+    text = {"U": str, "S": bytes}.get(labels.dtype.kind, object)
+    if isinstance(groups, list | tuple) and not all(isinstance(label, text) for label in groups):
+        check_labels(np.array(groups, dtype=object))  # NumPy has made text of numbers and NaN among text
     check_labels(labels)
     ascending = n_samples == 0 or bool((labels[1:] >= labels[:-1]).all())
     order = None if ascending else np.argsort(labels, kind="stable")
