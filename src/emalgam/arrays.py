@@ -57,9 +57,10 @@ def to_numpy(x: Any, name: str = "x") -> np.ndarray:
         Dask's, which need not fit in memory, or an array with values that are masked.
     """
     if isinstance(x, np.ma.MaskedArray):
-        if np.ma.is_masked(x):
+        masked = int(np.ma.getmaskarray(x).sum())
+        if masked:
             raise ValueError(
-                f"{name} is a masked array with {np.ma.count_masked(x)} values masked (missing values are not "
+                f"{name} is a masked array with {masked} values masked (missing values are not "
                 f"supported); leave out their rows, or give {name}.data, which holds what is under the mask"
             )
         return x.data

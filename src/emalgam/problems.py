@@ -91,10 +91,10 @@ class Source:
         sizes = [len(part) for part in parts]
         weight = None
         if sample_weight is not None:
-            length = len(sample_weight) if np.iterable(sample_weight) else None
-            if length != len(parts):
-                found = f"is {sample_weight!r}" if length is None else f"has length {length}"
-                raise ValueError(f"sample_weight {found}; expected a list of {len(parts)} arrays (N_b,)")
+            alone = not np.iterable(sample_weight)
+            if alone or len(sample_weight) != len(parts):
+                given = f"is {sample_weight!r}" if alone else f"has length {len(sample_weight)}"
+                raise ValueError(f"sample_weight {given}; expected a list of {len(parts)} arrays (N_b,)")
             each = zip(sample_weight, sizes, strict=True)
             weights = [_weights_of(one, (size,), f"sample_weight[{b}]") for b, (one, size) in enumerate(each)]
             weight = np.concatenate(weights)
