@@ -152,6 +152,18 @@ def test_a_row_index_of_pandas_is_no_feature(name: str | None, tmp_path: Path) -
     assert_same(emalgam.load_fits(tmp_path / "out.parquet"), in_memory(table))
 
 
+def test_the_output_may_be_a_link(tmp_path: Path) -> None:
+    """To another disk, say: the shards have to lie there too, for one of them takes its name."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out.parquet").symlink_to(tmp_path / "disk" / "fits.parquet")
+    job = {"by": "id", "features": None, "weights": None, "n_components": range(1, 2), "settings": {}}
+    parts = Job(table=tmp_path / "table.parquet", output=tmp_path / "out.parquet", **job).parts
+    assert parts == tmp_path / "disk" / "fits.parquet.parts"
+    fit(rows_of([20, 30]), tmp_path)
+    assert len(emalgam.load_fits(tmp_path / "disk" / "fits.parquet")) == 2
+    assert (tmp_path / "out.parquet").is_symlink()
+
+
 def test_missing_weights_are_a_status(tmp_path: Path) -> None:
     table = rows_of([20, 20]).append_column("w", arrow.array([1.0] * 39 + [None]))
     assert fit(table, tmp_path, weights="w").statuses == {0: 1, 5: 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -397,3 +398,23 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         save_model(mixture_of("full"), tmp_path / "absent" / "model.safetensors")
     with pytest.raises(IsADirectoryError, match="is a folder; name a file to write"):
         save_model(mixture_of("full"), tmp_path)
+
+
+def test_a_pipe_is_not_replaced(path: Path) -> None:
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="is not a regular file; name a file to write"):
+        save_model(mixture_of("full"), path)
+    assert path.is_fifo()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_a_link_points_to_is_replaced(there: bool, path: Path, tmp_path: Path) -> None:
+    target = tmp_path / "elsewhere" / "other.safetensors"
+    target.parent.mkdir()
+    if there:
+        target.write_bytes(b"old")
+    path.symlink_to(target)
+    save_model(mixture_of("full"), path)
+    assert path.is_symlink()
+    assert load_model(target).n_components == K
+    assert [each.name for each in target.parent.iterdir()] == [target.name]
