@@ -142,6 +142,14 @@ def test_numbers_of_every_type(dtype: str, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_zero_has_one_sign(dtype: str, tmp_path: Path) -> None:
+    labels = np.tile([-0.0, 1.5, 0.0, 1.5], 10).astype(dtype)
+    table = rows_of([40]).set_column(0, "id", arrow.array(labels))
+    fit(table, tmp_path)
+    assert_same(emalgam.load_fits(tmp_path / "out.parquet"), in_memory(table))
+
+
 @pytest.mark.parametrize("name", [None, "row"])
 def test_a_row_index_of_pandas_is_no_feature(name: str | None, tmp_path: Path) -> None:
     table = rows_of([20, 30])

@@ -224,6 +224,8 @@ class GroupedTable:
         if missing.any():
             row = first + int(missing.argmax())
             raise ValueError(f"{self.path}: column {self.by!r} has no label in row {row}; expected one in each row")
+        if arrow.types.is_floating(column.type):
+            column = arrow.array(column.to_numpy() + 0)  # −0 + 0 is 0, the same label
         encoded = column.dictionary_encode()
         return encoded.dictionary, encoded.indices.to_numpy()
 
@@ -239,6 +241,9 @@ def _keys(labels: Any) -> list[Any]:
 
 def _ranks(labels: Any) -> np.ndarray:
     """The place of each label among all in ascending order, (B,) int64."""
+    arrow = pyarrow_module("pyarrow")
+    if arrow.types.is_float16(labels.type):  # which Arrow does not sort
+        labels = labels.cast(arrow.float32())
     ascending = pyarrow_module("pyarrow.compute").array_sort_indices(labels).to_numpy()
     ranks = np.empty(len(labels), np.int64)
     ranks[ascending] = np.arange(len(labels))
