@@ -201,6 +201,28 @@ def test_parquet_of_lists_names_the_column(tmp_path: Path) -> None:
     )
 
 
+FULL_DISK = """
+import resource, sys
+import numpy as np
+from emalgam.tables import write_table
+write_table(sys.argv[1], np.zeros((10, 2)))
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    write_table(sys.argv[1], np.random.default_rng(0).normal(size=(10_000, 2)))
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_full_disk_is_an_error_that_names_the_file(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x{suffix}"
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout == f"[Errno 27] File too large: '{path}'\n"
+    np.testing.assert_array_equal(read_table(path), np.zeros((10, 2)))
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_missing_file_and_a_folder(suffix: str, tmp_path: Path) -> None:
     assert error_of(tmp_path / f"x{suffix}") == "there is no such file"

@@ -15,7 +15,8 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Final
+from types import SimpleNamespace
+from typing import IO, Any, BinaryIO, Final, cast
 
 import numpy as np
 
@@ -294,7 +295,8 @@ def pyarrow_module(module: str) -> Any:
 
 
 def _write_npy(file: BinaryIO, array: np.ndarray, name: str) -> None:
-    np.save(file, array, allow_pickle=False)
+    # Into a file itself NumPy would write with a function of C, whose error does not say that the disk is full.
+    np.save(cast(BinaryIO, SimpleNamespace(write=file.write)), array, allow_pickle=False)
 
 
 def _write_npz(file: BinaryIO, array: np.ndarray, name: str) -> None:
