@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import emalgam
@@ -73,6 +74,27 @@ def test_masked_values_are_not_read(variant: Variant) -> None:
         emalgam.fit_many(x, 1, groups=np.ma.array(np.zeros(600), mask=hidden))
     with pytest.raises(ValueError, match="chunk 0 is a masked array with 3 values masked"):
         emalgam.open_stream([masked])
+
+
+def test_nullable_columns_and_matrices_are_arrays() -> None:
+    x = clusters()
+    expected = emalgam.fit(x, 3, random_state=0).mixture
+    frame = pd.DataFrame(x, columns=["a", "b", "c"]).astype({"a": "Float64", "b": "Float64", "c": object})
+    for given in (frame, x.view(np.matrix), emalgam.open_stream([frame]), emalgam.open_stream(frame)):
+        found = emalgam.fit(given, 3, random_state=0).mixture
+        np.testing.assert_allclose(np.sort(found.means, axis=0), np.sort(expected.means, axis=0), rtol=1e-12)
+    weights = pd.Series(np.arange(600) % 3, dtype="Int64")
+    found = emalgam.fit(frame, 3, sample_weight=weights, random_state=0).mixture
+    expected = emalgam.fit(x, 3, sample_weight=weights.to_numpy(float), random_state=0).mixture
+    np.testing.assert_array_equal(found.means, expected.means)
+    frame.loc[7, "b"] = pd.NA
+    with pytest.raises(ValueError, match="x contains NaN at row 7, column 1"):
+        emalgam.fit(frame, 3)
+    weights[5] = pd.NA
+    with pytest.raises(ValueError, match="sample_weight contains nan at row 5"):
+        emalgam.fit(x, 3, sample_weight=weights)
+    with pytest.raises(ValueError, match="x has dtype object; expected real numbers"):
+        emalgam.fit(frame.assign(c="text"), 3)
 
 
 def test_large_finite_numbers_are_not_mistaken_for_inf(variant: Variant) -> None:

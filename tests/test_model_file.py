@@ -75,6 +75,18 @@ def test_what_was_saved_comes_back(covariance_type: str, path: Path) -> None:
     np.testing.assert_allclose(loaded.log_prob(x), mixture.log_prob(x), rtol=0, atol=1e-12)
 
 
+def test_what_holds_a_mixture_is_saved_too(path: Path) -> None:
+    x = np.random.default_rng(3).normal(size=(300, D))
+    fitted = emalgam.fit(x, K, random_state=0)
+    for model in (fitted, emalgam.GaussianMixture(K, random_state=0).fit(x)):
+        save_model(model, path)
+        np.testing.assert_array_equal(load_model(path).means, fitted.mixture.means)
+    save_model(emalgam.Gaussian([1.0], [[2.0]]), path)
+    assert load_model(path).covariances.tolist() == [[[2.0]]]
+    with pytest.raises(ValueError, match="mixture is a str; expected a Gaussian, Mixture or fitted GaussianMixture"):
+        save_model("model", path)
+
+
 @pytest.mark.parametrize("covariance_type", SHAPES)
 def test_a_fitted_mixture_comes_back(covariance_type: str, path: Path) -> None:
     x = np.random.default_rng(3).normal(size=(300, D)) * [1.0, 50.0] + 1000.0

@@ -7,7 +7,6 @@ joined and other types converted a slice at a time, arrays of float32 or float64
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -179,10 +178,7 @@ def _columns(X: Any, groups: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
 
 def _numbers(X: Any, name: str) -> np.ndarray:
     """X as an array of real numbers on the host; not copied, but for columns that mark missing values: NaN here."""
-    x = arrays.to_numpy(X, name)
-    if x.dtype == object and hasattr(X, "convert_dtypes"):
-        with suppress(TypeError, ValueError):  # of something else than numbers: said below
-            x = X.to_numpy(np.float64, na_value=np.nan)
+    x = arrays.to_numbers(X, name)
     if x.dtype.kind not in "fiub" or x.ndim < 2 or x.shape[-1] == 0:
         raise ValueError(f"{name} has shape {x.shape} and dtype {x.dtype}; {FORMS} of real numbers")
     return x
@@ -194,7 +190,7 @@ def _weights(sample_weight: Any, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def _weights_of(sample_weight: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
-    weight = arrays.to_numpy(sample_weight, name)
+    weight = arrays.to_numbers(sample_weight, name)
     if weight.shape != shape or weight.dtype.kind not in "fiub":
         raise ValueError(
             f"{name} has shape {weight.shape} and dtype {weight.dtype}; expected one number per sample: {shape}"

@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar, cast
 import numpy as np
 
 from emalgam import backends
-from emalgam.arrays import on_dask, to_numpy
+from emalgam.arrays import on_dask, to_numbers
 from emalgam.parts import Part, Parts, Share
 from emalgam.tables import number_columns, numbers_of, open_parquet, pyarrow_module, read_table, reading
 from emalgam.validation import check_data, check_integer
@@ -84,7 +84,7 @@ def open_stream(
     if columns is not None:
         raise ValueError("columns was given, which is for Parquet; leave it out")
     if hasattr(source, "shape"):
-        return ArrayStream(to_numpy(source), sample_weight, chunk_rows)
+        return ArrayStream(to_numbers(source), sample_weight, chunk_rows)
     if sample_weight is not None:
         raise ValueError("sample_weight was given beside an iterable; let it yield pairs of chunks and weights instead")
     return IterableStream(source, chunk_rows)
@@ -235,7 +235,7 @@ class ArrayStream(Stream):
     def __init__(self, x: np.ndarray, sample_weight: Any = None, chunk_rows: int | None = None) -> None:
         self.x = check_data(x)
         N = len(self.x)
-        self.weight = None if sample_weight is None else to_numpy(sample_weight, "sample_weight")
+        self.weight = None if sample_weight is None else to_numbers(sample_weight, "sample_weight")
         if self.weight is not None and self.weight.ndim == 0:
             self.weight = np.broadcast_to(self.weight, N)
         if self.weight is not None and self.weight.shape != (N,):
@@ -368,7 +368,7 @@ def checked_chunks(
             found, known = (", ".join(map(str, each)) for each in (names, columns or ()))
             raise ValueError(f"chunk {number} has columns {found}; those before it have {known}")
         columns = names or columns
-        x = to_numpy(x, f"chunk {number}")
+        x = to_numbers(x, f"chunk {number}")
         if x.ndim == 2 and len(x) == 0:
             continue
         x = check_data(x, name=f"chunk {number}")
@@ -376,7 +376,7 @@ def checked_chunks(
             raise ValueError(f"chunk {number} has {x.shape[1]} features; those before it have {n_features}")
         n_features = x.shape[1]
         if weight is not None:
-            weight = to_numpy(weight, f"the weights of chunk {number}")
+            weight = to_numbers(weight, f"the weights of chunk {number}")
             if weight.shape != (len(x),):
                 raise ValueError(f"the weights of chunk {number} have shape {weight.shape}; expected ({len(x)},)")
         if dtype == np.float32 and tile_dtype(x) != np.float32:
