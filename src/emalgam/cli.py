@@ -164,6 +164,7 @@ def fit(
 
     floor = _reg_covar(reg_covar)
     _check_folder(output, data, weights, checkpoint)
+    _check_folder(checkpoint, data, weights)
     with _data(data, _names(features), weights, weight_column, stream, dask, persist) as (x, sample_weight):
         saved = _checkpoint(checkpoint or _default_checkpoint(x, output), checkpoint_every, resume)
         start = time.perf_counter()
@@ -627,8 +628,11 @@ def _check_folder(path: Path | None, *others: Path | None) -> None:
     if not path.parent.is_dir():
         raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
     check_target(path)
-    if any(other is not None and path.resolve() == other.resolve() for other in others):
-        raise ValueError(f"{path} is named twice, and what is there would be lost; name another file to write")
+    for other in others:
+        if other is not None and path.resolve() == other.resolve():
+            raise ValueError(f"{path} is named twice, and what is there would be lost; name another file to write")
+        if other is not None and other.is_dir() and path.resolve().is_relative_to(other.resolve()):
+            raise ValueError(f"{path} would be taken for data, as it lies in {other}; write it into another folder")
 
 
 def _check_table(path: Path | None, *others: Path | None) -> None:
@@ -719,7 +723,6 @@ def _checkpoint(path: Path | None, seconds: float, resume: bool) -> Checkpoint |
         return None
     from emalgam.checkpoint import Checkpoint
 
-    _check_folder(path)
     return Checkpoint(path, seconds=seconds, resume=resume)
 
 
