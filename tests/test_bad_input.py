@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import emalgam
@@ -52,6 +53,48 @@ def test_not_finite_names_row_and_column(variant: Variant, value: float, name: s
     for method in (mixture.log_prob, mixture.responsibilities, mixture.predict):
         with pytest.raises(ValueError, match=message):
             method(x, backend=variant.backend)
+
+
+def test_masked_values_are_not_read(variant: Variant) -> None:
+    """What lies under a mask is no data; an array that could have a mask, and has none, is."""
+    x, hidden = clusters(variant.dtype), np.arange(600) == 7
+    masked = np.ma.array(x, mask=np.repeat(hidden[:, None], 3, axis=1))
+    message = r"x is a masked array with 3 values masked .*give x\.data"
+    with pytest.raises(ValueError, match=message):
+        fit(masked, variant)
+    model = fit(np.ma.array(x), variant).mixture
+    np.testing.assert_array_equal(model.means, fit(x, variant).mixture.means)
+    with pytest.raises(ValueError, match=message):
+        model.log_prob(masked)
+    with pytest.raises(ValueError, match="X is a masked array with 3 values masked"):
+        emalgam.GaussianMixture(3).fit(masked)
+    with pytest.raises(ValueError, match="sample_weight is a masked array with 1 values masked"):
+        fit(x, variant, sample_weight=np.ma.array(np.ones(600), mask=hidden))
+    with pytest.raises(ValueError, match="groups is a masked array with 1 values masked"):
+        emalgam.fit_many(x, 1, groups=np.ma.array(np.zeros(600), mask=hidden))
+    with pytest.raises(ValueError, match="chunk 0 is a masked array with 3 values masked"):
+        emalgam.open_stream([masked])
+
+
+def test_nullable_columns_and_matrices_are_arrays() -> None:
+    x = clusters()
+    expected = emalgam.fit(x, 3, random_state=0).mixture
+    frame = pd.DataFrame(x, columns=["a", "b", "c"]).astype({"a": "Float64", "b": "Float64", "c": object})
+    for given in (frame, x.view(np.matrix), emalgam.open_stream([frame]), emalgam.open_stream(frame)):
+        found = emalgam.fit(given, 3, random_state=0).mixture
+        np.testing.assert_allclose(np.sort(found.means, axis=0), np.sort(expected.means, axis=0), rtol=1e-12)
+    weights = pd.Series(np.arange(600) % 3, dtype="Int64")
+    found = emalgam.fit(frame, 3, sample_weight=weights, random_state=0).mixture
+    expected = emalgam.fit(x, 3, sample_weight=weights.to_numpy(float), random_state=0).mixture
+    np.testing.assert_array_equal(found.means, expected.means)
+    frame.loc[7, "b"] = pd.NA
+    with pytest.raises(ValueError, match="x contains NaN at row 7, column 1"):
+        emalgam.fit(frame, 3)
+    weights[5] = pd.NA
+    with pytest.raises(ValueError, match="sample_weight contains nan at row 5"):
+        emalgam.fit(x, 3, sample_weight=weights)
+    with pytest.raises(ValueError, match="x has dtype object; expected real numbers"):
+        emalgam.fit(frame.assign(c="text"), 3)
 
 
 def test_large_finite_numbers_are_not_mistaken_for_inf(variant: Variant) -> None:

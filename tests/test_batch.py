@@ -159,6 +159,12 @@ def test_parts_of_a_result() -> None:
     fits = fit(X)
     np.testing.assert_array_equal(fits[3:7].means, fits.means[3:7])
     np.testing.assert_array_equal(fits[fits.converged].score(X[fits.converged]), fits.score(X)[fits.converged])
+    np.testing.assert_array_equal(fits[np.array(3)].means_, fits[3].means_)
+    for wrong in ("g3", 1.5, (1, 2), np.array([[1, 2]]), [[1, 2]]):
+        with pytest.raises(
+            TypeError, match=r"expected an integer, a slice, or indices .*\(of a group: fits\.groups =="
+        ):
+            fits[wrong]
     with pytest.raises(IndexError, match="there is no problem 12; there are 12"):
         fits[12]
     assert repr(fits[:3]) == "<ManyFits of 3 mixtures, full, K <= 2, D = 2: 3 fine>"
@@ -364,6 +370,9 @@ def test_a_nan_weight_stays_in_its_problem() -> None:
         ({"X": np.zeros((4, 2)), "groups": np.array(["a", None, "b", "b"])}, "groups contains None at row 1"),
         ({"X": np.zeros((4, 2)), "groups": np.array([0, np.nan, 1, 1], object)}, "groups contains nan at row 1"),
         ({"X": np.zeros((4, 2)), "groups": np.array([0, "a", 1, 1], object)}, "groups has labels of types int, str"),
+        ({"X": np.zeros((4, 2)), "groups": [1, "1", 1, 1]}, "groups has labels of types int, str"),
+        ({"X": np.zeros((4, 2)), "groups": ("a", np.nan, "b", "b")}, "groups contains nan at row 1"),
+        ({"X": np.zeros((4, 2)), "groups": [b"a", "a", b"b", b"b"]}, "groups has labels of types bytes, str"),
         (
             {"X": np.zeros((4, 2)), "offsets": [0, 3]},
             "offsets go from 0 to 3; expected numbers that never fall, from 0",
@@ -377,6 +386,10 @@ def test_a_nan_weight_stays_in_its_problem() -> None:
         ({"X": np.zeros((2, 4, 2), complex)}, "X has shape (2, 4, 2) and dtype complex128"),
         ({"X": np.zeros((2, 4, 0))}, "X has shape (2, 4, 0)"),
         ({"X": [np.zeros((4, 2))] * 2, "sample_weight": [None, np.ones(4)]}, "sample_weight[0] has shape () and dtype"),
+        (
+            {"X": [np.zeros((4, 2))] * 2, "sample_weight": 2.5},
+            "sample_weight is 2.5; expected a list of 2 arrays (N_b,)",
+        ),
         (
             {"X": [np.zeros((4, 2))] * 2, "sample_weight": np.ones(8)},
             "sample_weight has length 8; expected a list of 2",

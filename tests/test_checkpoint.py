@@ -114,6 +114,9 @@ def test_end_removes_the_file(tmp_path: Path) -> None:
         ({"tol": 1e-3}, "is of a fit with tol 1e-07; this one has 0.001"),
         ({"random_state": 4}, "is of a fit with random_state"),
         ({"n_init": 3}, "is of a fit with n_init 1; this one has 3"),
+        ({"weights_init": [0.1, 0.2, 0.3, 0.4]}, "is of a fit with weights_init None; this one has '"),
+        ({"means_init": np.eye(4, 3)}, "is of a fit with means_init None; this one has '"),
+        ({"precisions_init": np.stack([np.eye(3)] * 4)}, "is of a fit with precisions_init None; this one has '"),
     ],
 )
 def test_other_data_and_settings_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -308,6 +309,31 @@ def test_a_collapsed_component_is_named(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.repeat([[0.0, 0.0], [1.0, 1.0]], 20, axis=0))
     message = error_of("fit", tmp_path / "x.npy", "-k", 2, "--on-degenerate", "error")
     assert "collapsed in iteration" in message
+
+
+def test_nothing_that_is_read_is_replaced(folder: Path, tmp_path: Path) -> None:
+    """Nor a file that was just written, nor a pipe or a device such as /dev/null, which root could replace."""
+    for name in ("x.npy", "model.safetensors"):
+        shutil.copy(folder / name, tmp_path / name)
+    x, model, link, pipe = (tmp_path / name for name in ("x.npy", "model.safetensors", "link.npy", "pipe.npy"))
+    link.symlink_to(x)
+    os.mkfifo(pipe)
+    before = {path.name: path.lstat().st_ino for path in tmp_path.iterdir()}
+    commands: list[list[object]] = [
+        ["fit", x, "-k", 2, "-o", x],
+        ["fit", x, "-k", 2, "-o", link],
+        ["fit", x, "-k", 2, "-o", tmp_path / "m", "--checkpoint", tmp_path / "m"],
+        ["fit", x, "-k", 2, "-o", tmp_path / "m", "--weights", tmp_path / "m"],
+        ["fit-many", x, "--by", "a", "-k", 1, "-o", x],
+        ["score", x, model, "--each", x],
+        ["predict", x, model, "-o", tmp_path / ".." / tmp_path.name / "x.npy"],
+        ["sample", model, "-o", tmp_path / "s.npy", "--labels", tmp_path / "s.npy"],
+    ]
+    for command in commands:
+        assert "is named twice, and what is there would be lost; name another" in error_of(*command)
+    for command in (["fit", x, "-k", 2, "-o", pipe], ["sample", model, "-o", pipe]):
+        assert "pipe.npy is not a regular file; name a file to write" in error_of(*command)
+    assert {path.name: path.lstat().st_ino for path in tmp_path.iterdir()} == before
 
 
 def test_outputs_are_checked_before_the_work(folder: Path, tmp_path: Path) -> None:

@@ -74,6 +74,20 @@ def test_features_are_chosen_and_ordered(folder: Path, tmp_path: Path) -> None:
     assert ".parquet files only" in error_of("fit", folder / "x.npy", "-k", 2, "--features", "x2")
 
 
+def test_nothing_is_written_among_the_data(folder: Path, tmp_path: Path) -> None:
+    """It would be read as data in the next run, such as one that resumes."""
+    parts = folder / "parts"
+    before = sorted(parts.iterdir())
+    commands: list[list[object]] = [
+        ["fit", parts, "-k", 2, "-o", parts / "model.safetensors"],
+        ["fit", parts, "-k", 2, "-o", tmp_path / "model.safetensors", "--checkpoint", parts / "state"],
+        ["predict", parts, tmp_path / "model.safetensors", "-o", parts / "labels.npy"],
+    ]
+    for command in commands:
+        assert f"would be taken for data, as it lies in {parts}; write it into another folder" in error_of(*command)
+    assert sorted(parts.iterdir()) == before
+
+
 def test_score_and_predict_read_folders(folder: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     run_json("fit", folder / "parts", *HOW, "-o", model)

@@ -100,6 +100,28 @@ def test_score_takes_weights() -> None:
     model, x = fitted()
     weight = np.random.default_rng(0).integers(0, 4, len(x))
     assert model.score(x, sample_weight=weight) == pytest.approx(model.score(np.repeat(x, weight, axis=0)))
+    assert model.score(x, sample_weight=2.0) == pytest.approx(model.score(x))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (-1.0, r"sample_weight is -1\.0 at row 3; expected weights >= 0"),
+        (np.nan, "sample_weight contains nan at row 3"),
+        (1j, "sample_weight has shape .* and dtype complex128"),
+    ],
+)
+def test_score_checks_weights_as_fit_does(value: complex, message: str) -> None:
+    model, x = fitted()
+    weight = np.ones(len(x), np.result_type(value, float))
+    weight[3] = value
+    for method in (model.fit, model.score):
+        with pytest.raises(ValueError, match=message):
+            method(x, sample_weight=weight)
+        with pytest.raises(ValueError, match="zero for every sample"):
+            method(x, sample_weight=np.zeros(len(x)))
+        with pytest.raises(ValueError, match=r"sample_weight has shape \(3,\)"):
+            method(x, sample_weight=np.ones(3))
 
 
 def test_pipeline_clone_search_and_pickle(variant: Variant) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pyarrow as arrow
 import pytest
 from pyarrow import parquet
@@ -139,6 +140,36 @@ def test_numbers_of_every_type(dtype: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(
         emalgam.load_fits(tmp_path / "out.parquet").means[:, 0], x.reshape(2, 20, D).astype(float).mean(axis=1)
     )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_zero_has_one_sign(dtype: str, tmp_path: Path) -> None:
+    labels = np.tile([-0.0, 1.5, 0.0, 1.5], 10).astype(dtype)
+    table = rows_of([40]).set_column(0, "id", arrow.array(labels))
+    fit(table, tmp_path)
+    assert_same(emalgam.load_fits(tmp_path / "out.parquet"), in_memory(table))
+
+
+@pytest.mark.parametrize("name", [None, "row"])
+def test_a_row_index_of_pandas_is_no_feature(name: str | None, tmp_path: Path) -> None:
+    table = rows_of([20, 30])
+    frame = table.to_pandas().set_index(pandas.Index([7, *range(49)], name=name))
+    written = arrow.Table.from_pandas(frame)
+    assert written.num_columns == 1 + table.num_columns
+    fit(written, tmp_path, features=None)
+    assert_same(emalgam.load_fits(tmp_path / "out.parquet"), in_memory(table))
+
+
+def test_the_output_may_be_a_link(tmp_path: Path) -> None:
+    """To another disk, say: the shards have to lie there too, for one of them takes its name."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out.parquet").symlink_to(tmp_path / "disk" / "fits.parquet")
+    job = {"by": "id", "features": None, "weights": None, "n_components": range(1, 2), "settings": {}}
+    parts = Job(table=tmp_path / "table.parquet", output=tmp_path / "out.parquet", **job).parts
+    assert parts == tmp_path / "disk" / "fits.parquet.parts"
+    fit(rows_of([20, 30]), tmp_path)
+    assert len(emalgam.load_fits(tmp_path / "disk" / "fits.parquet")) == 2
+    assert (tmp_path / "out.parquet").is_symlink()
 
 
 def test_missing_weights_are_a_status(tmp_path: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 
 import numpy as np
 import pytest
 
 from emalgam import GaussianMixture, Mixture
+from emalgam import mixture as mixtures
 from emalgam.covariance import COVARIANCES, invert_triangular
-from emalgam.guard import TOLERANCE, Cancellation, choose_evaluation
+from emalgam.guard import TOLERANCE, Cancellation, Evaluation, choose_evaluation
 from emalgam.packing import Components, Frame, power_of_two
 from tests import oracles
 from tests.conftest import COVARIANCE_TYPES, Variant
@@ -242,3 +244,30 @@ def test_stratified_draws_have_their_share_of_each_component() -> None:
     assert abs(np.count_nonzero(labels == 0) - 123) <= 1
     with pytest.raises(ValueError, match="draw is 'latin'; expected one of plain, antithetic, stratified"):
         mixture.sample(10, draw="latin")
+
+
+def test_what_depends_on_the_parameters_alone_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call with one row would mostly compute it; a pickled mixture does not take it along."""
+    chosen: list[tuple[str, str]] = []
+
+    def choose(algorithm: str, dtype: np.dtype, cancellation: Cancellation) -> Evaluation:
+        chosen.append((algorithm, str(dtype)))
+        return choose_evaluation(algorithm, dtype, cancellation)
+
+    monkeypatch.setattr(mixtures, "choose_evaluation", choose)
+    x = np.random.default_rng(0).normal(size=(5, 2))
+    ways = [("auto", "float64"), ("direct", "float64"), ("auto", "float32")]
+    expected = [
+        make("full", 2, 1.0, 1.0, 0.0).log_prob(x.astype(dtype), algorithm=algorithm) for algorithm, dtype in ways
+    ]
+    chosen.clear()
+    mixture = make("full", 2, 1.0, 1.0, 0.0)
+    size = len(pickle.dumps(mixture))
+    for (algorithm, dtype), log_prob in zip(ways, expected, strict=True):
+        for _ in range(3):
+            np.testing.assert_array_equal(mixture.log_prob(x.astype(dtype), algorithm=algorithm), log_prob)
+    mixture.predict(x.astype(np.float32))
+    assert chosen == ways
+    assert len(pickle.dumps(mixture)) == size
+    with pytest.raises(ValueError, match="algorithm is 'x'"):
+        mixture.log_prob(x, algorithm="x")

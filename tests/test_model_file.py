@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -72,6 +73,18 @@ def test_what_was_saved_comes_back(covariance_type: str, path: Path) -> None:
     np.testing.assert_allclose(loaded.weights, mixture.weights, rtol=4e-16)
     x = np.random.default_rng(1).normal(size=(20, D))
     np.testing.assert_allclose(loaded.log_prob(x), mixture.log_prob(x), rtol=0, atol=1e-12)
+
+
+def test_what_holds_a_mixture_is_saved_too(path: Path) -> None:
+    x = np.random.default_rng(3).normal(size=(300, D))
+    fitted = emalgam.fit(x, K, random_state=0)
+    for model in (fitted, emalgam.GaussianMixture(K, random_state=0).fit(x)):
+        save_model(model, path)
+        np.testing.assert_array_equal(load_model(path).means, fitted.mixture.means)
+    save_model(emalgam.Gaussian([1.0], [[2.0]]), path)
+    assert load_model(path).covariances.tolist() == [[[2.0]]]
+    with pytest.raises(ValueError, match="mixture is a str; expected a Gaussian, Mixture or fitted GaussianMixture"):
+        save_model("model", path)
 
 
 @pytest.mark.parametrize("covariance_type", SHAPES)
@@ -397,3 +410,23 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         save_model(mixture_of("full"), tmp_path / "absent" / "model.safetensors")
     with pytest.raises(IsADirectoryError, match="is a folder; name a file to write"):
         save_model(mixture_of("full"), tmp_path)
+
+
+def test_a_pipe_is_not_replaced(path: Path) -> None:
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="is not a regular file; name a file to write"):
+        save_model(mixture_of("full"), path)
+    assert path.is_fifo()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_a_link_points_to_is_replaced(there: bool, path: Path, tmp_path: Path) -> None:
+    target = tmp_path / "elsewhere" / "other.safetensors"
+    target.parent.mkdir()
+    if there:
+        target.write_bytes(b"old")
+    path.symlink_to(target)
+    save_model(mixture_of("full"), path)
+    assert path.is_symlink()
+    assert load_model(target).n_components == K
+    assert [each.name for each in target.parent.iterdir()] == [target.name]

@@ -186,3 +186,6 @@ def test_bad_batches() -> None:
     estimator.n_components = 3
     with pytest.raises(ValueError, match="n_components is 3; the batches before had 2"):
         estimator.partial_fit(x)
+    estimator.set_params(n_components=2, covariance_type="diag")
+    with pytest.raises(ValueError, match="covariance_type is 'diag'; the batches before had 'full'"):
+        estimator.partial_fit(x)

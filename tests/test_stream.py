@@ -168,6 +168,7 @@ def test_queries_row_by_row(source: Source, tmp_path: Path) -> None:
     np.testing.assert_allclose(estimator.predict_proba(stream), mixture.responsibilities(x), atol=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:X has feature names")  # scikit-learn's, as the fit is one of an array
 @every_source
 def test_scores_of_streams_are_weighted_by_their_weights(source: Source, tmp_path: Path) -> None:
     x, weight = rows(), weights()
@@ -396,6 +397,17 @@ def test_no_weight_and_too_few_rows() -> None:
         (list, {}, "the stream has no rows"),
         ([np.zeros((2, 3)), np.zeros((2, 4))], {}, "chunk 1 has 4 features; those before it have 3"),
         ([np.zeros((2, 3)), np.zeros(3)], {}, "chunk 1 has shape (3,)"),
+        (
+            [pd.DataFrame(np.zeros((2, 3)), columns=[*"abc"]), pd.DataFrame(np.zeros((2, 3)), columns=[*"acb"])],
+            {},
+            "chunk 1 has columns a, c, b; those before it have a, b, c",
+        ),
+        (
+            [np.zeros((2, 3), np.float32), np.full((2, 3), 1e300)],
+            {},
+            "chunk 1 has dtype float64 and the first one float32, to which it would be rounded",
+        ),
+        (itertools.repeat(iter([rows()])).__next__, {}, "the function gives the same iterator again"),
         ([(np.zeros((2, 3)), np.ones(3))], {}, "the weights of chunk 0 have shape (3,); expected (2,)"),
         ([np.zeros((2, 3))], {"sample_weight": np.ones(2)}, "sample_weight was given beside an iterable"),
         (
@@ -419,8 +431,37 @@ def test_bad_sources(source: Any, arguments: dict[str, Any], message: str) -> No
         emalgam.fit(emalgam.open_stream(source, **arguments), 2)
 
 
+def test_a_function_has_to_make_new_iterators_for_one_pass_too() -> None:
+    """Whoever looked at the first chunk has it: one pass over the rest would be short of it."""
+    once = iter([rows()[:700], rows()[700:]])
+    with pytest.raises(ValueError, match="the function gives the same iterator again"):
+        [*emalgam.open_stream(lambda: once).map(len)]
+
+
+def test_one_number_weighs_all_rows(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", rows())
+    fits = [
+        emalgam.fit(x, 2, sample_weight=2.0, random_state=0, max_iter=3, tol=1.0).mixture
+        for x in (np.load(tmp_path / "x.npy"), np.load(tmp_path / "x.npy", mmap_mode="r"))
+    ]
+    np.testing.assert_allclose(fits[0].means, fits[1].means, rtol=1e-12)
+
+
+def test_parquet_names_its_features(tmp_path: Path) -> None:
+    frame = pd.DataFrame(rows(), columns=["a", "b", "c"])
+    frame.to_parquet(tmp_path / "x.parquet")
+    frame[["c", "a", "b"]].to_parquet(tmp_path / "other.parquet")
+    model = emalgam.GaussianMixture(2, random_state=0).fit(tmp_path / "x.parquet")
+    assert model.feature_names_in_.tolist() == ["a", "b", "c"]
+    np.testing.assert_array_equal(model.predict(frame), model.predict(tmp_path / "x.parquet"))
+    with pytest.raises(ValueError, match="feature names should match"):
+        model.predict(tmp_path / "other.parquet")
+
+
 def test_bad_parquet(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
+    with pytest.raises(ValueError, match="holds no Parquet files"):
+        emalgam.open_stream(tmp_path)
     path.write_bytes(b"PAR1 this is no table")
     with pytest.raises(ValueError, match=r"x\.parquet"):
         emalgam.open_stream(path)

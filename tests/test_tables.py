@@ -11,12 +11,14 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pyarrow
 import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emalgam import open_stream
 from emalgam.tables import FORMATS, check_suffix, read_table, write_table
 
 SUFFIXES = tuple(FORMATS)
@@ -159,6 +161,32 @@ def test_parquet_takes_every_number_and_no_row_index(tmp_path: Path) -> None:
     np.testing.assert_equal(x, [[1, 0.5, 1, np.nan, np.nan], [2, 1.5, 0, 2, np.nan]])
 
 
+@pytest.mark.parametrize("name", [None, "id"])
+def test_parquet_of_pandas_without_its_row_index(name: str | None, tmp_path: Path) -> None:
+    frame = pandas.DataFrame({"a": [1.0, 2, 3], "b": [4.0, 5, 6]}, index=pandas.Index([7, 5, 3], name=name))
+    frame.to_parquet(tmp_path / "x.parquet")
+    np.testing.assert_array_equal(read_table(tmp_path / "x.parquet"), frame.to_numpy())
+    assert open_stream(tmp_path / "x.parquet").n_features == 2
+    asked = name or "__index_level_0__"
+    np.testing.assert_array_equal(read_table(tmp_path / "x.parquet", columns=[asked, "a"])[:, 0], [7, 5, 3])
+
+
+@pytest.mark.parametrize(
+    "metadata", [b"", b"{", b"[]", b'{"index_columns": 3}', b'{"index_columns": [["a"], {}]}', b"\xff"]
+)
+def test_parquet_whose_metadata_are_not_those_of_pandas(metadata: bytes, tmp_path: Path) -> None:
+    table = pyarrow.table({"a": [1.0], "b": [2.0]}).replace_schema_metadata({b"pandas": metadata})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    assert read_table(tmp_path / "x.parquet").tolist() == [[1.0, 2.0]]
+
+
+def test_columns_are_a_sequence_of_names(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"a": [1.0], "b": [2.0]}), tmp_path / "x.parquet")
+    for read in (read_table, open_stream):
+        with pytest.raises(ValueError, match=r"columns is 'ab'; expected a sequence of names: \['ab'\]"):
+            read(tmp_path / "x.parquet", columns="ab")
+
+
 def test_parquet_of_float32_stays_float32(tmp_path: Path) -> None:
     write_table(tmp_path / "x.parquet", np.eye(3, dtype=np.float32))
     assert read_table(tmp_path / "x.parquet").dtype == np.float32
@@ -171,6 +199,28 @@ def test_parquet_of_lists_names_the_column(tmp_path: Path) -> None:
         error_of(tmp_path / "x.parquet")
         == "column 'pixels' holds values of type list<element: int64>; expected numbers"
     )
+
+
+FULL_DISK = """
+import resource, sys
+import numpy as np
+from emalgam.tables import write_table
+write_table(sys.argv[1], np.zeros((10, 2)))
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    write_table(sys.argv[1], np.random.default_rng(0).normal(size=(10_000, 2)))
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_full_disk_is_an_error_that_names_the_file(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x{suffix}"
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout == f"[Errno 27] File too large: '{path}'\n"
+    np.testing.assert_array_equal(read_table(path), np.zeros((10, 2)))
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from typing import Any, Final
 
@@ -53,11 +53,19 @@ def to_numpy(x: Any, name: str = "x") -> np.ndarray:
     Raises
     ------
     ValueError
-        If it is ragged, a tensor that NumPy cannot view (one that requires a gradient, bfloat16), or a collection of
-        Dask's, which need not fit in memory.
+        If it is ragged, a tensor that NumPy cannot view (one that requires a gradient, bfloat16), a collection of
+        Dask's, which need not fit in memory, or an array with values that are masked.
     """
+    if isinstance(x, np.ma.MaskedArray):
+        masked = int(np.ma.getmaskarray(x).sum())
+        if masked:
+            raise ValueError(
+                f"{name} is a masked array with {masked} values masked (missing values are not "
+                f"supported); leave out their rows, or give {name}.data, which holds what is under the mask"
+            )
+        return x.data
     if isinstance(x, np.ndarray):
-        return x
+        return np.asarray(x) if isinstance(x, np.matrix) else x  # whose rows are matrices again
     if on_dask(x):
         raise ValueError(
             f"{name} is a dask {type(x).__name__}; expected an array in memory: {name}.compute(), or a function that "
@@ -70,6 +78,15 @@ def to_numpy(x: Any, name: str = "x") -> np.ndarray:
         raise ValueError(
             f"{name} is a {type(x).__name__} that cannot be read as an array ({error}); {remedy}"
         ) from None
+
+
+def to_numbers(x: Any, name: str = "x") -> np.ndarray:
+    """`to_numpy`, with NaN where columns of a data frame mark missing values."""
+    array = to_numpy(x, name)
+    if array.dtype == object and hasattr(x, "convert_dtypes"):
+        with suppress(TypeError, ValueError):  # of something else than numbers: who checks the type will say it
+            array = x.to_numpy(np.float64, na_value=np.nan)
+    return array
 
 
 def to_tensor(x: Any, name: str = "x") -> Any:
@@ -115,7 +132,7 @@ def _device_of(x: Any) -> str:
 
 def read(x: Any, name: str = "x") -> Any:
     """`x` as a tensor if it lies on a GPU, else as a NumPy array."""
-    return to_tensor(x, name) if on_gpu(x) else to_numpy(x, name)
+    return to_tensor(x, name) if on_gpu(x) else to_numbers(x, name)
 
 
 def kind(array: Any) -> str:

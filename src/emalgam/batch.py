@@ -247,8 +247,10 @@ class ManyFits:
             If problem i has no mixture, with the reason.
         IndexError
             If there is no problem i.
+        TypeError
+            If it is none of these.
         """
-        if isinstance(index, slice | np.ndarray | list):
+        if isinstance(index, slice) or (isinstance(index, np.ndarray | list) and np.ndim(index) == 1):
             parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
             parts |= {name: part[index] for name, part in parts.items() if isinstance(part, np.ndarray)}
             return ManyFits(**parts)
@@ -271,6 +273,11 @@ class ManyFits:
         return Mixture(self.weights[b, :K], self.means[b, :K], covariances, self.covariance_type)
 
     def _problem(self, index: int) -> int:
+        if not hasattr(index, "__index__") or np.ndim(index) > 0:
+            raise TypeError(
+                f"the index is {index!r}; expected an integer, a slice, or indices or truth values of one dimension "
+                "(of a group: fits.groups == label)"
+            )
         if not -len(self) <= index < len(self):
             raise IndexError(f"there is no problem {index}; there are {len(self)}")
         return index % len(self)

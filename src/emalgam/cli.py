@@ -37,6 +37,7 @@ import typer
 
 from emalgam import __version__
 from emalgam.backends import BackendUnavailable
+from emalgam.files import check_target
 from emalgam.tables import check_suffix, read_table, write_table
 
 if TYPE_CHECKING:
@@ -162,7 +163,8 @@ def fit(
     from emalgam.mixture import log_likelihood
 
     floor = _reg_covar(reg_covar)
-    _check_folder(output)
+    _check_folder(output, data, weights, checkpoint)
+    _check_folder(checkpoint, data, weights)
     with _data(data, _names(features), weights, weight_column, stream, dask, persist) as (x, sample_weight):
         saved = _checkpoint(checkpoint or _default_checkpoint(x, output), checkpoint_every, resume)
         start = time.perf_counter()
@@ -250,7 +252,7 @@ def fit_many(
         n_components=_component_range(components),
         settings=settings | {"reg_covar": _reg_covar(reg_covar), "random_state": seed, "backend": resolve(backend)},
     )
-    _check_folder(output)
+    _check_folder(output, table)
     start = time.perf_counter()
     summary = _fit_table(job, dask, resume=resume, n_threads=threads, progress=not quiet and sys.stderr.isatty())
     seconds = time.perf_counter() - start
@@ -272,7 +274,7 @@ def score(
     from emalgam.mixture import log_likelihood
     from emalgam.model_file import load_model
 
-    _check_table(each)
+    _check_table(each, data, model)
     mixture, (x, _) = load_model(model), _data_here(data)
     how: dict[str, Any] = {"backend": backend, "algorithm": algorithm, "n_threads": threads}
     if each is None:
@@ -299,7 +301,7 @@ def predict(
     """The component that each row of DATA most probably came from."""
     from emalgam.model_file import load_model
 
-    _check_table(output)
+    _check_table(output, data, model)
     mixture = load_model(model)
     assign = mixture.responsibilities if proba else mixture.predict
     assigned = assign(_data_here(data)[0], backend=backend, algorithm=algorithm, n_threads=threads)
@@ -327,8 +329,8 @@ def sample(
     """Draw rows from MODEL, in random order."""
     from emalgam.model_file import load_model
 
-    _check_table(output)
-    _check_table(labels)
+    _check_table(output, model)
+    _check_table(labels, model, output)
     x, drawn = load_model(model).sample(n_samples, seed, draw=draw, backend=backend, n_threads=threads)
     write_table(output, x)
     if labels is not None:
@@ -623,18 +625,24 @@ def _autoencoder_commands() -> ModuleType:
     return autoencoder_commands
 
 
-def _check_folder(path: Path | None) -> None:
-    """Say before the work, not after it, that a result could not be written."""
-    if path is not None and not path.parent.is_dir():
+def _check_folder(path: Path | None, *others: Path | None) -> None:
+    """Say before the work, not after it, that a result could not be written, or would replace one of `others`."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
         raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
-    if path is not None and path.is_dir():
-        raise ValueError(f"{path} is a folder; name a file to write")
+    check_target(path)
+    for other in others:
+        if other is not None and path.resolve() == other.resolve():
+            raise ValueError(f"{path} is named twice, and what is there would be lost; name another file to write")
+        if other is not None and other.is_dir() and path.resolve().is_relative_to(other.resolve()):
+            raise ValueError(f"{path} would be taken for data, as it lies in {other}; write it into another folder")
 
 
-def _check_table(path: Path | None) -> None:
+def _check_table(path: Path | None, *others: Path | None) -> None:
     if path is not None:
         check_suffix(path)
-        _check_folder(path)
+        _check_folder(path, *others)
 
 
 def _column(path: Path) -> np.ndarray:
@@ -719,7 +727,6 @@ def _checkpoint(path: Path | None, seconds: float, resume: bool) -> Checkpoint |
         return None
     from emalgam.checkpoint import Checkpoint
 
-    _check_folder(path)
     return Checkpoint(path, seconds=seconds, resume=resume)
 
 

@@ -297,7 +297,7 @@ def feature_columns(frame: Any, columns: Sequence[Any] | None, others: Sequence[
     """The columns of a data frame that are features; ValueError if one is absent, or does not hold numbers."""
     names = {str(name): name for name in frame.columns}
     schema = pyarrow_module("pyarrow").Schema.from_pandas(frame._meta, preserve_index=False)
-    wanted = None if columns is None else list(map(str, columns))
+    wanted = columns if columns is None or isinstance(columns, str) else list(map(str, columns))
     return [names[name] for name in number_columns(schema, wanted, list(map(str, others)), "the data frame")]
 
 

@@ -6,6 +6,7 @@ together, and the M-step is algebra on S. What is done when a component collapse
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -282,7 +283,7 @@ def fit_observations(data: Data, settings: Settings, start: Start | None = None)
         )
     check_precision(settings.precision, data)
     run = _RestartOnGpu if is_tensor(data.sample.x) else _Restart
-    state = _resumed(data, covariance, K, settings, rng)
+    state = _resumed(data, covariance, K, settings, rng, given)
     best = None if state is None or state.best is None else _fit_of(state.best, data, covariance)
     failures: list[str] = []
     # On a GPU no thread of ours competes with BLAS.
@@ -304,7 +305,9 @@ def fit_observations(data: Data, settings: Settings, start: Start | None = None)
     return best
 
 
-def _resumed(data: Data, covariance: Covariance, K: int, settings: Settings, rng: np.random.Generator) -> State | None:
+def _resumed(
+    data: Data, covariance: Covariance, K: int, settings: Settings, rng: np.random.Generator, given: Given
+) -> State | None:
     """What a checkpoint holds; None without one, or before the first."""
     if settings.checkpoint is None:
         return None
@@ -325,11 +328,19 @@ def _resumed(data: Data, covariance: Covariance, K: int, settings: Settings, rng
         "on_degenerate": settings.on_degenerate,
         "algorithm": settings.algorithm,
         "random_state": rng.bit_generator.state,
+        "weights_init": _digest(given.weights),
+        "means_init": _digest(given.means),
+        "precisions_init": _digest(given.precisions_cholesky),
     }
     state = settings.checkpoint.begin(identity, covariance.name)
     if state is not None:
         rng.bit_generator.state = state.rng
     return state
+
+
+def _digest(values: np.ndarray | None) -> str | None:
+    """What tells an array from others, in a few letters."""
+    return None if values is None else hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()[:16]
 
 
 def _fit_of(best: Best, data: Data, covariance: Covariance) -> Fit:

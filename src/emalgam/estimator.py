@@ -232,10 +232,9 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
             If `backend` cannot run here.
         """
         settings, fitted = self._settings(), hasattr(self, "mixture_")
-        if fitted and self.mixture_.n_components != settings.n_components:
-            raise ValueError(
-                f"n_components is {settings.n_components}; the batches before had {self.mixture_.n_components}"
-            )
+        for name in ("n_components", "covariance_type") if fitted else ():
+            if (before := getattr(self.mixture_, name)) != getattr(settings, name):
+                raise ValueError(f"{name} is {getattr(settings, name)!r}; the batches before had {before!r}")
         if isinstance(X, str | os.PathLike | Parts):
             raise ValueError(
                 f"X is a {type(X).__name__}, and partial_fit takes one batch in memory; emalgam.fit_stepwise takes "
@@ -304,7 +303,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
             return self._checked(X, rows_and_weights(X, None)[2], reset)
         if arrays.on_gpu(X):
             return X
-        X = arrays.to_numpy(X) if type(X).__module__.startswith("torch") else X
+        if isinstance(X, np.ma.MaskedArray) or type(X).__module__.startswith("torch"):
+            X = arrays.to_numpy(X, "X")
         return validate_data(self, X, reset=reset, dtype="numeric", order=None, ensure_all_finite=False)
 
     def _checked(self, X: Any, outline: Any, reset: bool) -> Any:
@@ -326,8 +326,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
             total, divisor = log_likelihood(self._mixture(), self._read(rows, reset=False), weight, **how)
             return total / divisor
         log_prob = to_host(self.score_samples(X))
-        weight = None if sample_weight is None else to_host(arrays.read(sample_weight, "sample_weight"))
-        return float(np.average(log_prob, weights=weight))
+        weight = check_weight(sample_weight, len(log_prob))
+        return float(np.average(log_prob, weights=None if weight is None else to_host(weight)))
 
     def predict(self, X: Any) -> Any:
         """The component with the largest responsibility for each row, (N,) int64."""

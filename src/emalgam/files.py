@@ -16,7 +16,8 @@ def replacing(
 ) -> Iterator[BinaryIO]:
     """A binary file for writing that takes the name `path` when the block ends, and is removed if the block raises.
 
-    It is written beside it and then renamed: a reader sees the old file or the new one, never half of one.
+    It is written beside it and then renamed: a reader sees the old file or the new one, never half of one. Of a link
+    the file that it points to is replaced.
 
     Parameters
     ----------
@@ -30,11 +31,11 @@ def replacing(
     Raises
     ------
     OSError
-        If the folder does not exist or cannot be written to, `path` is a folder, or the disk is full; it names a file.
+        If the folder does not exist or cannot be written to, `path` is a folder, a device or a pipe, or the disk is
+        full; it names a file.
     """
-    target = Path(path)
-    if target.is_dir():
-        raise IsADirectoryError(f"{target} is a folder; name a file to write")
+    target = target_of(path)
+    check_target(target)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target} cannot be written: there is no folder {target.parent}")
     temporary = Path(folder or target.parent) / f".{target.name}.{secrets.token_hex(4)}"
@@ -52,6 +53,19 @@ def replacing(
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = os.fspath(target)  # a write that fails does not say to which file
         raise
+
+
+def target_of(path: str | os.PathLike[str]) -> Path:
+    """The file that `path` names, or that the link there points to."""
+    return Path(path).resolve() if Path(path).is_symlink() else Path(path)
+
+
+def check_target(path: Path) -> None:
+    """OSError if there is something that must not be replaced: a folder, a device such as /dev/null, a pipe."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file to write")
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is not a regular file; name a file to write")
 
 
 def _keep_names(folder: Path) -> None:

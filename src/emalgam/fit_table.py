@@ -23,7 +23,7 @@ import numpy as np
 
 from emalgam import __version__
 from emalgam.batch import ManyFits, fit_many, shown
-from emalgam.files import replacing
+from emalgam.files import replacing, target_of
 from emalgam.fits_file import COLUMNS, join_fits, load_fits_metadata, save_fits, status_counts
 from emalgam.grouped_table import GroupedTable, Groups, Rows
 from emalgam.model_file import ModelFileError
@@ -73,7 +73,8 @@ class Job:
     @property
     def parts(self) -> Path:
         """The folder of the shards."""
-        return self.output.with_name(f"{self.output.name}.parts")
+        target = target_of(self.output)  # shards take its name at the end, which only works beside it
+        return target.with_name(f"{target.name}.parts")
 
     def open(self) -> GroupedTable:
         """The table; ValueError naming it if it cannot be read, or has not the columns."""

@@ -449,9 +449,11 @@ def as_full(gaussian: Gaussian) -> Gaussian:
 
 
 def as_mixture(name: str, value: Any) -> Mixture:
-    """A Gaussian, a mixture or a fitted estimator as a mixture; ValueError naming the argument for anything else."""
+    """A Gaussian, a mixture or what holds a fitted one as a mixture; ValueError naming the argument otherwise."""
     if isinstance(value, Mixture):
         return value
+    if isinstance(held := getattr(value, "mixture", None), Mixture):  # a Fit
+        return held
     if isinstance(value, Gaussian):
         if value.batch_shape:
             raise ValueError(f"{name} is a stack of {value.batch_shape} Gaussians; expected one")

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from emalgam.tables import numbers_of, open_parquet, pyarrow_module, reading
+from emalgam.tables import numbers_of, open_parquet, pyarrow_module, reading, without_row_index
 
 ROWS_AT_ONCE: Final = 2**16
 
@@ -76,8 +76,8 @@ class GroupedTable:
     by : str
         The labels: integers, numbers, text, booleans, dates or times.
     features : sequence of str, optional
-        Columns of numbers, all but `by` and `weights` by default. The data are float32 if all of them are, else
-        float64. A missing value is NaN.
+        Columns of numbers, all but `by`, `weights` and a row index of pandas by default. The data are float32 if all of
+        them are, else float64. A missing value is NaN.
     weights : str, optional
 
     Raises
@@ -99,10 +99,10 @@ class GroupedTable:
             raise ValueError(f"{self.path}: is a folder; expected one Parquet file")
         with reading(self.path):
             self.file = open_parquet(self.path)
-            names = self.file.schema_arrow.names
-            others = tuple(name for name in names if name not in (by, weights))
+            schema = self.file.schema_arrow
+            others = tuple(name for name in without_row_index(schema) if name not in (by, weights))
             self.features = others if features is None else tuple(features)
-            self._check_names(names)
+            self._check_names(schema.names)
             self._check_types()
             if self.n_samples == 0:
                 raise ValueError("holds no rows")
@@ -224,6 +224,8 @@ class GroupedTable:
         if missing.any():
             row = first + int(missing.argmax())
             raise ValueError(f"{self.path}: column {self.by!r} has no label in row {row}; expected one in each row")
+        if arrow.types.is_floating(column.type):
+            column = arrow.array(column.to_numpy() + 0)  # −0 + 0 is 0, the same label
         encoded = column.dictionary_encode()
         return encoded.dictionary, encoded.indices.to_numpy()
 
@@ -239,6 +241,9 @@ def _keys(labels: Any) -> list[Any]:
 
 def _ranks(labels: Any) -> np.ndarray:
     """The place of each label among all in ascending order, (B,) int64."""
+    arrow = pyarrow_module("pyarrow")
+    if arrow.types.is_float16(labels.type):  # which Arrow does not sort
+        labels = labels.cast(arrow.float32())
     ascending = pyarrow_module("pyarrow.compute").array_sort_indices(labels).to_numpy()
     ranks = np.empty(len(labels), np.int64)
     ranks[ascending] = np.arange(len(labels))

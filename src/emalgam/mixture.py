@@ -31,6 +31,7 @@ from emalgam.validation import (
     in_words,
     indefinite,
 )
+from emalgam_kernels import Parameters
 
 ROWS_AT_ONCE = 65536  # per thread: at least one block of rows
 ELEMENTS_AT_ONCE = 2**18
@@ -141,6 +142,9 @@ class Mixture(MixtureAlgebra):
         weights = check_weights(check_numbers("weights", self.weights, (K,)))
         covariances = check_numbers("covariances", self.covariances, covariance.shape(K, D))
         self._set(weights, means, covariances, factor_covariances(covariance, covariances))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickled arrays are writeable; a mixture's are not."""
@@ -253,6 +257,14 @@ class Mixture(MixtureAlgebra):
         """Schwarz's criterion of x, −2 Σ log p + parameters · log N, in nats; keywords as in `log_prob`."""
         total, n_samples = log_likelihood(self, x, **how)
         return -2.0 * total + self.n_parameters * float(np.log(n_samples))
+
+    def prepared(self, algorithm: str, dtype: np.dtype) -> Preparation:
+        """What queries of a type need. The last one is kept: it takes longer than the evaluation of a few rows."""
+        kept: tuple[Any, Preparation] | None = self.__dict__.get("_kept")
+        if kept is None or kept[0] != (algorithm, dtype):
+            kept = (algorithm, dtype), Preparation.of(self, algorithm, dtype)
+            object.__setattr__(self, "_kept", kept)
+        return kept[1]
 
     def _query(self, x: Any, backend: str, algorithm: str, n_threads: int | None) -> Query:
         name = backends.resolve(backend, x)
@@ -437,25 +449,56 @@ def factor_covariances(covariance: Covariance, covariances: np.ndarray) -> np.nd
         ) from None
 
 
+@dataclass(frozen=True, eq=False)
+class Preparation:
+    """What a call needs that depends on the mixture, the algorithm and the type of the data alone.
+
+    Attributes
+    ----------
+    frame : Frame
+    components : Components
+        In the frame.
+    parameters : Parameters
+        In the form that the guard has chosen.
+    constants : (K,) float64
+        log w_k N(μ_k; μ_k, Σ_k).
+    lowest : float
+        The log-density below which a row is evaluated again, directly.
+    """
+
+    frame: Frame
+    components: Components
+    parameters: Parameters
+    constants: np.ndarray
+    lowest: float
+
+    @classmethod
+    def of(cls, mixture: Mixture, algorithm: str, dtype: np.dtype) -> Preparation:
+        """ValueError if there is no such algorithm."""
+        check_choice("algorithm", algorithm, ALGORITHMS)
+        covariance, frame = mixture.covariance, mixture.own_frame()
+        components = mixture.components(frame)
+        cancellation = Cancellation.of(covariance, components)
+        how = choose_evaluation(algorithm, dtype, cancellation)
+        K, D = mixture.means.shape
+        log_det = covariance.log_det(components.precisions_cholesky, K, D)
+        constants = log_constants(components.log_weights, log_det, D, frame)
+        lowest = -np.inf
+        if algorithm == "auto" and how.algorithm == "packed":
+            lowest = float(constants.max()) - packed_reach(how.arithmetic, cancellation.own(), D)
+        return cls(frame, components, parameters_of(covariance, components, frame, how), constants, lowest)
+
+
 class Query:
     """One call on checked data: parameters and guard once, then the kernels, then the rows that need more care."""
 
     def __init__(self, mixture: Mixture, backend: str, data: Any, algorithm: str, n_threads: int | None) -> None:
-        check_choice("algorithm", algorithm, ALGORITHMS)
         self.backend, self.kernels = backend, backends.kernels(backend)
         self.data, self.n_threads = data, check_threads(n_threads)
-        self.covariance, self.frame = mixture.covariance, mixture.own_frame()
-        self.components = mixture.components(self.frame)
-        self.alive = mixture.weights > 0
-        cancellation = Cancellation.of(self.covariance, self.components)
-        how = choose_evaluation(algorithm, arrays.tile_dtype(data), cancellation)
-        self.parameters = parameters_of(self.covariance, self.components, self.frame, how)
-        K, D = mixture.means.shape
-        log_det = self.covariance.log_det(self.components.precisions_cholesky, K, D)
-        self.constants = log_constants(self.components.log_weights, log_det, D, self.frame)
-        self.lowest = -np.inf  # the log-density below which a row is evaluated again, directly
-        if algorithm == "auto" and how.algorithm == "packed":
-            self.lowest = float(self.constants.max()) - packed_reach(how.arithmetic, cancellation.own(), D)
+        self.covariance, self.alive = mixture.covariance, mixture.weights > 0
+        prepared = mixture.prepared(algorithm, arrays.tile_dtype(data))
+        self.frame, self.components, self.parameters = prepared.frame, prepared.components, prepared.parameters
+        self.constants, self.lowest = prepared.constants, prepared.lowest
 
     def of(self, data: Any, n_threads: int) -> Query:
         """The same call on other data of this type on this device."""

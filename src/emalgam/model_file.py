@@ -27,6 +27,7 @@ import numpy as np
 
 from emalgam.covariance import COVARIANCES
 from emalgam.files import replacing
+from emalgam.gaussian import as_mixture
 from emalgam.mixture import Mixture
 
 FORMAT: Final = "emalgam.mixture"
@@ -57,12 +58,12 @@ class ModelFileError(ValueError):
     """A model file that cannot be read or written; the message names the file and the field."""
 
 
-def save_model(mixture: Mixture, path: str | os.PathLike[str], *, metadata: Mapping[str, str] | None = None) -> None:
+def save_model(mixture: Any, path: str | os.PathLike[str], *, metadata: Mapping[str, str] | None = None) -> None:
     """Write a mixture as a safetensors file; an existing file is replaced, at once and whole.
 
     Parameters
     ----------
-    mixture : Mixture
+    mixture : Mixture, Gaussian, Fit or fitted GaussianMixture
         What to save: weights (K,), means (K, D) and covariances, all float64.
     path : path-like
         The file; its folder has to exist.
@@ -72,6 +73,8 @@ def save_model(mixture: Mixture, path: str | os.PathLike[str], *, metadata: Mapp
 
     Raises
     ------
+    ValueError
+        If there is no mixture to save.
     ModelFileError
         If what is saved could not be loaded again (a covariance overflows on data near 1e200, underflows near 1e-200,
         or is singular to working precision), or `metadata` is not as described.
@@ -90,6 +93,7 @@ def save_model(mixture: Mixture, path: str | os.PathLike[str], *, metadata: Mapp
     """
     from safetensors.numpy import save
 
+    mixture = as_mixture("mixture", mixture)
     tensors = {name: np.ascontiguousarray(getattr(mixture, name), np.float64) for name in TENSORS}
     for name, values in tensors.items():
         if not np.isfinite(values).all():

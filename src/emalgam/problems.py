@@ -7,7 +7,6 @@ joined and other types converted a slice at a time, arrays of float32 or float64
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -91,10 +90,10 @@ class Source:
         sizes = [len(part) for part in parts]
         weight = None
         if sample_weight is not None:
-            if len(sample_weight) != len(parts):
-                raise ValueError(
-                    f"sample_weight has length {len(sample_weight)}; expected a list of {len(parts)} arrays (N_b,)"
-                )
+            alone = not np.iterable(sample_weight)
+            if alone or len(sample_weight) != len(parts):
+                given = f"is {sample_weight!r}" if alone else f"has length {len(sample_weight)}"
+                raise ValueError(f"sample_weight {given}; expected a list of {len(parts)} arrays (N_b,)")
             each = zip(sample_weight, sizes, strict=True)
             weights = [_weights_of(one, (size,), f"sample_weight[{b}]") for b, (one, size) in enumerate(each)]
             weight = np.concatenate(weights)
@@ -179,10 +178,7 @@ def _columns(X: Any, groups: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
 
 def _numbers(X: Any, name: str) -> np.ndarray:
     """X as an array of real numbers on the host; not copied, but for columns that mark missing values: NaN here."""
-    x = arrays.to_numpy(X, name)
-    if x.dtype == object and hasattr(X, "convert_dtypes"):
-        with suppress(TypeError, ValueError):  # of something else than numbers: said below
-            x = X.to_numpy(np.float64, na_value=np.nan)
+    x = arrays.to_numbers(X, name)
     if x.dtype.kind not in "fiub" or x.ndim < 2 or x.shape[-1] == 0:
         raise ValueError(f"{name} has shape {x.shape} and dtype {x.dtype}; {FORMS} of real numbers")
     return x
@@ -194,7 +190,7 @@ def _weights(sample_weight: Any, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def _weights_of(sample_weight: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
-    weight = arrays.to_numpy(sample_weight, name)
+    weight = arrays.to_numbers(sample_weight, name)
     if weight.shape != shape or weight.dtype.kind not in "fiub":
         raise ValueError(
             f"{name} has shape {weight.shape} and dtype {weight.dtype}; expected one number per sample: {shape}"
@@ -218,9 +214,12 @@ def _offsets(offsets: Any, n_samples: int) -> np.ndarray:
 def _grouped(groups: Any, n_samples: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """The labels in ascending order, where each begins, and the rows in that order (None: they are)."""
     zoned = getattr(getattr(groups, "dtype", None), "tz", None) is not None
-    labels = np.asarray(groups, dtype="datetime64[ns]") if zoned else np.asarray(groups)
+    labels = np.asarray(groups, dtype="datetime64[ns]") if zoned else arrays.to_numpy(groups, "groups")
     if labels.shape != (n_samples,):
         raise ValueError(f"groups has shape {labels.shape}; expected one label per row: ({n_samples},)")
+    text = {"U": str, "S": bytes}.get(labels.dtype.kind, object)
+    if isinstance(groups, list | tuple) and not all(isinstance(label, text) for label in groups):
+        check_labels(np.array(groups, dtype=object))  # NumPy has made text of numbers and NaN among text
     check_labels(labels)
     ascending = n_samples == 0 or bool((labels[1:] >= labels[:-1]).all())
     order = None if ascending else np.argsort(labels, kind="stable")

@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar, cast
 import numpy as np
 
 from emalgam import backends
-from emalgam.arrays import on_dask, to_numpy
+from emalgam.arrays import on_dask, to_numbers
 from emalgam.parts import Part, Parts, Share
 from emalgam.tables import number_columns, numbers_of, open_parquet, pyarrow_module, read_table, reading
 from emalgam.validation import check_data, check_integer
@@ -84,7 +84,7 @@ def open_stream(
     if columns is not None:
         raise ValueError("columns was given, which is for Parquet; leave it out")
     if hasattr(source, "shape"):
-        return ArrayStream(to_numpy(source), sample_weight, chunk_rows)
+        return ArrayStream(to_numbers(source), sample_weight, chunk_rows)
     if sample_weight is not None:
         raise ValueError("sample_weight was given beside an iterable; let it yield pairs of chunks and weights instead")
     return IterableStream(source, chunk_rows)
@@ -214,7 +214,7 @@ class WatchedStream(Stream):
 
     def __init__(self, stream: Stream, seen: Callable[[int, int], None] = lambda number, rows: None) -> None:
         self.stream, self.seen = stream, seen
-        self.n_features, self.dtype = stream.n_features, stream.dtype
+        self.n_features, self.dtype, self.outline = stream.n_features, stream.dtype, stream.outline
         self.passes = self.rows = 0
 
     def chunks(self) -> Iterator[Chunk]:
@@ -234,9 +234,12 @@ class ArrayStream(Stream):
 
     def __init__(self, x: np.ndarray, sample_weight: Any = None, chunk_rows: int | None = None) -> None:
         self.x = check_data(x)
-        self.weight = None if sample_weight is None else to_numpy(sample_weight, "sample_weight")
-        if self.weight is not None and self.weight.shape != (len(x),):
-            raise ValueError(f"sample_weight has shape {self.weight.shape}; expected one number per row: ({len(x)},)")
+        N = len(self.x)
+        self.weight = None if sample_weight is None else to_numbers(sample_weight, "sample_weight")
+        if self.weight is not None and self.weight.ndim == 0:
+            self.weight = np.broadcast_to(self.weight, N)
+        if self.weight is not None and self.weight.shape != (N,):
+            raise ValueError(f"sample_weight has shape {self.weight.shape}; expected one number per row: ({N},)")
         self.n_features, self.dtype = self.x.shape[1], tile_dtype(self.x)
         self.rows = chunk_rows or max(ELEMENTS_OF_A_VIEW // self.n_features, 1)
 
@@ -280,9 +283,12 @@ class ParquetStream(Stream):
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
         self.files, schema = sorted(dataset.files), dataset.schema
+        if not self.files:
+            raise ValueError(f"{path}: holds no Parquet files")
         self.columns = number_columns(schema, columns, self._weights, str(path))
         self.n_features = len(self.columns)
         arrow = pyarrow_module("pyarrow")
+        self.outline = arrow.schema([schema.field(name) for name in self.columns]).empty_table()
         single = all(schema.field(name).type == arrow.float32() for name in self.columns)
         self.dtype = np.dtype(np.float32 if single else np.float64)
         self.rows = chunk_rows or max(ELEMENTS_OF_A_CHUNK // self.n_features, 1)
@@ -323,7 +329,9 @@ class IterableStream(Stream):
                 "every iteration; give a function that returns a new iterator, or use partial_fit, which needs one pass"
             )
         self.source = source
-        with closing(self._read()) as chunks:
+        iterator = self._iterator()
+        self.looked_at: Iterator[Any] | None = iterator
+        with closing(checked_chunks(iterator)) as chunks:
             first = next(chunks, None)
         if first is None:
             raise ValueError("the stream has no rows; expected at least one")
@@ -331,10 +339,18 @@ class IterableStream(Stream):
         self.rows = chunk_rows or max(ELEMENTS_OF_A_CHUNK // self.n_features, 1)
 
     def chunks(self) -> Iterator[Chunk]:
-        return rejoined(self._read(self.n_features, self.dtype), self.rows)
+        """ValueError if the function gives an iterator again whose first chunk has been taken."""
+        iterator, before = self._iterator(), self.looked_at
+        if iterator is before:
+            raise ValueError(
+                "the function gives the same iterator again, and chunks that were taken from it do not come back; give "
+                "a function that makes a new one in each call, or use fit_stepwise, which needs one pass"
+            )
+        self.looked_at = None  # it may hold a file open
+        return rejoined(checked_chunks(iterator, self.n_features, self.dtype), self.rows)
 
-    def _read(self, n_features: int | None = None, dtype: np.dtype | None = None) -> Generator[Chunk]:
-        return checked_chunks(self.source() if callable(self.source) else self.source, n_features, dtype)
+    def _iterator(self) -> Iterator[Any]:
+        return iter(self.source() if callable(self.source) else self.source)
 
 
 def checked_chunks(
@@ -342,11 +358,17 @@ def checked_chunks(
 ) -> Generator[Chunk]:
     """Chunks as somebody else made them, those that hold rows; of the width and, if it is given, the dtype wanted.
 
-    ValueError naming the chunk.
+    ValueError naming the chunk that is no array, or has other columns or more digits than those before it.
     """
+    columns = None
     for number, given in enumerate(chunks):
         x, weight = _rows_and_weight(given, number)
-        x = to_numpy(x, f"chunk {number}")
+        names = _names_of(x)
+        if names is not None and names != (columns or names):
+            found, known = (", ".join(map(str, each)) for each in (names, columns or ()))
+            raise ValueError(f"chunk {number} has columns {found}; those before it have {known}")
+        columns = names or columns
+        x = to_numbers(x, f"chunk {number}")
         if x.ndim == 2 and len(x) == 0:
             continue
         x = check_data(x, name=f"chunk {number}")
@@ -354,10 +376,20 @@ def checked_chunks(
             raise ValueError(f"chunk {number} has {x.shape[1]} features; those before it have {n_features}")
         n_features = x.shape[1]
         if weight is not None:
-            weight = to_numpy(weight, f"the weights of chunk {number}")
+            weight = to_numbers(weight, f"the weights of chunk {number}")
             if weight.shape != (len(x),):
                 raise ValueError(f"the weights of chunk {number} have shape {weight.shape}; expected ({len(x)},)")
+        if dtype == np.float32 and tile_dtype(x) != np.float32:
+            raise ValueError(
+                f"chunk {number} has dtype {x.dtype} and the first one float32, to which it would be rounded; give all "
+                "chunks one dtype"
+            )
         yield x if dtype is None else x.astype(dtype, copy=False), weight
+
+
+def _names_of(x: Any) -> list[Any] | None:
+    """The names of a data frame's columns; None of anything else."""
+    return [*x.columns] if hasattr(x, "columns") and hasattr(x, "to_numpy") else None
 
 
 def _is_chunk(x: Any) -> bool:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import csv
 import importlib
+import json
 import math
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, BinaryIO, Final
+from types import SimpleNamespace
+from typing import IO, Any, BinaryIO, Final, cast
 
 import numpy as np
 
@@ -25,7 +27,16 @@ DEFLATE_RATIO: Final = 1032  # a byte of a deflate stream stands for no more byt
 INDEX_COLUMN: Final = "__index_level_"  # where pandas keeps a row index in Parquet
 BUFFER_BYTES: Final = 2**20  # of each column's compressed data
 
-__all__ = ["check_suffix", "numbers_of", "open_parquet", "pyarrow_module", "read_table", "reading", "write_table"]
+__all__ = [
+    "check_suffix",
+    "numbers_of",
+    "open_parquet",
+    "pyarrow_module",
+    "read_table",
+    "reading",
+    "without_row_index",
+    "write_table",
+]
 
 
 def read_table(
@@ -38,7 +49,7 @@ def read_table(
     path : path-like
         ``.npy``: memory-mapped, so that only what is used gets read. ``.npz``: its only array, or the one called one of
         `names`. ``.csv``: comma-separated; the first line is a header if any of its fields is not a number.
-        ``.parquet``: every column but the row index of pandas.
+        ``.parquet``: every column but the row index of pandas, whatever its name.
     names : sequence of str
         The arrays of an ``.npz`` to look for if it holds several.
     columns : sequence of str, optional
@@ -196,8 +207,7 @@ def _read_parquet(path: Path, names: Sequence[str], columns: Sequence[str] | Non
         if columns is not None:
             wanted = number_columns(file.schema_arrow, columns, [])
             return numbers_of(file.read(columns=wanted).select(wanted), True)
-        columns = [name for name in file.schema_arrow.names if not name.startswith(INDEX_COLUMN)]
-        return numbers_of(file.read(columns=columns), True)
+        return numbers_of(file.read(columns=without_row_index(file.schema_arrow)), True)
 
 
 def open_parquet(path: str | os.PathLike[str]) -> Any:
@@ -231,6 +241,16 @@ def is_number_type(kind: Any) -> bool:
     return any(map(kind.__eq__, numbers))
 
 
+def without_row_index(schema: Any) -> list[str]:
+    """The columns of a pyarrow.Schema but for a row index of pandas, which says in the metadata where it is."""
+    try:
+        index = json.loads((schema.metadata or {})[b"pandas"])["index_columns"]
+        named = {name for name in index if isinstance(name, str)}  # a range of numbers is no column
+    except (ValueError, KeyError, TypeError):
+        named = set()
+    return [name for name in schema.names if name not in named and not name.startswith(INDEX_COLUMN)]
+
+
 def number_columns(
     schema: Any, wanted: Sequence[str] | None, others: Sequence[str], where: str | None = None
 ) -> list[str]:
@@ -239,11 +259,12 @@ def number_columns(
     ValueError, which begins with `where`, if a column is not there, or does not hold numbers.
     """
     beginning = "" if where is None else f"{where}: "
-    there = [name for name in schema.names if not name.startswith(INDEX_COLUMN)]
-    absent = [name for name in (*(wanted or ()), *others) if name not in there]
+    if isinstance(wanted, str):
+        raise ValueError(f"{beginning}columns is {wanted!r}; expected a sequence of names: [{wanted!r}]")
+    absent = [name for name in (*(wanted or ()), *others) if name not in schema.names]
     if absent:
-        raise ValueError(f"{beginning}has no column {absent[0]!r}; there are {', '.join(there)}")
-    columns = list(wanted) if wanted is not None else [name for name in there if name not in others]
+        raise ValueError(f"{beginning}has no column {absent[0]!r}; there are {', '.join(schema.names)}")
+    columns = list(wanted) if wanted is not None else [n for n in without_row_index(schema) if n not in others]
     for name in columns:
         if not is_number_type(schema.field(name).type):
             raise ValueError(
@@ -274,7 +295,8 @@ def pyarrow_module(module: str) -> Any:
 
 
 def _write_npy(file: BinaryIO, array: np.ndarray, name: str) -> None:
-    np.save(file, array, allow_pickle=False)
+    # Into a file itself NumPy would write with a function of C, whose error does not say that the disk is full.
+    np.save(cast(BinaryIO, SimpleNamespace(write=file.write)), array, allow_pickle=False)
 
 
 def _write_npz(file: BinaryIO, array: np.ndarray, name: str) -> None:

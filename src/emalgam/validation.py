@@ -107,7 +107,7 @@ def check_weight(sample_weight: Any, n_samples: int, first: int = 0, some: bool 
 
 def real_array(name: str, values: Any, expected: str = "real numbers (float, int or bool)") -> np.ndarray:
     """`values` as a NumPy array of real numbers, in whatever dtype; ValueError for anything else."""
-    array = arrays.to_numpy(values, name)
+    array = arrays.to_numbers(values, name)
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{name} has dtype {array.dtype}; expected {expected}")
     return array
