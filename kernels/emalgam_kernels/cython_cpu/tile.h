@@ -244,7 +244,10 @@ KERNEL void N_(statistic_tile)(const REAL *restrict r, Py_ssize_t K, const REAL 
      : width == 4               ? N_(statistic_block)(ROWS, 4, a, b, columns, stride, s, F)                         \
      : width == 2               ? N_(statistic_block)(ROWS, 2, a, b, columns, stride, s, F)                         \
                                 : N_(statistic_block)(ROWS, 1, a, b, columns, stride, s, F))
-            if (height == 3) BLOCK(3);
+            if (height == STATISTIC_ROWS) BLOCK(STATISTIC_ROWS);
+#if STATISTIC_ROWS > 3
+            else if (height == 3) BLOCK(3);
+#endif
             else if (height == 2) BLOCK(2);
             else BLOCK(1);
 #undef BLOCK
