@@ -60,7 +60,7 @@ typedef struct {
     Py_ssize_t F, entries, direct_F;             /* of packed statistics, of a covariance, of direct statistics */
     Py_ssize_t tiles, T, stride, features;       /* T columns of a tile; rows of Φ that one product takes */
     int map, matrices, kept;                     /* of packed statistics; Σ has off-diagonals; tiles are kept */
-    int loaded, framed, chosen;                  /* how far tiles have come: in memory, in their frame, seeds chosen */
+    int loaded, framed, expanded, chosen;        /* how far tiles are: in memory, in their frame, to Φ, seeds chosen */
     enum N_(form) form;                          /* of the pass; relative to which component: */
     Py_ssize_t reference;
     double total, log_scale, common;             /* Σ ω; Σ log scale; what LINEAR or RELATIVE leave out of Σ ω log p */
@@ -187,23 +187,31 @@ KERNEL void N_(apply_frame)(const N_(Fit) *f, const N_(Tile) *tile, int frame) {
     }
 }
 
-/* ‖z − seed‖² of one vector of samples, each feature in units of its deviation. */
-INLINE VEC N_(distance)(const N_(Fit) *f, const REAL *restrict z, const REAL *restrict seed) {
-    VEC sum = {0};
-    for (Py_ssize_t d = 0; d < f->D; ++d) {
-        const VEC difference = LOAD(z + d * f->stride) - seed[d];
-        sum += (difference * difference) * f->closeness[d];
-    }
-    return sum;
+/* ‖z − seed‖² of four vectors of samples, each feature in units of its deviation. */
+INLINE void N_(distances)(const N_(Fit) *f, const REAL *restrict z, const REAL *restrict seed, VEC *restrict sum) {
+    const REAL *closeness = f->closeness;
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) sum[v] = (VEC){0};
+    for (Py_ssize_t d = 0; d < f->D; ++d, z += f->stride)
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) {
+            const VEC difference = LOAD(z + v * LANES) - seed[d];
+            sum[v] += (difference * difference) * closeness[d];
+        }
 }
 
 /* Seed k may be nearer than those before it; of equals the first stays. */
 KERNEL void N_(approach)(const N_(Fit) *f, const N_(Tile) *tile, Py_ssize_t k) {
-    for (Py_ssize_t n = 0; n < tile->columns; n += LANES) {
-        const VEC found = N_(distance)(f, tile->z + n, f->seeds + k * f->D), nearest = LOAD(tile->nearest + n);
-        const IVEC nearer = k ? (IVEC)(found < nearest) : ~(IVEC){0};
-        STORE(tile->nearest + n, SELECT(nearer, found, nearest));
-        STORE(tile->label + n, SELECT(nearer, BROADCAST(k), LOAD(tile->label + n)));
+    for (Py_ssize_t n = 0; n < tile->columns; n += 4 * LANES) {
+        VEC found[4];
+        N_(distances)(f, tile->z + n, f->seeds + k * f->D, found);
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) {
+            REAL *nearest = tile->nearest + n + v * LANES, *label = tile->label + n + v * LANES;
+            const IVEC nearer = k ? (IVEC)(found[v] < LOAD(nearest)) : ~(IVEC){0};
+            STORE(nearest, SELECT(nearer, found[v], LOAD(nearest)));
+            STORE(label, SELECT(nearer, BROADCAST(k), LOAD(label)));
+        }
     }
 }
 
@@ -401,9 +409,14 @@ KERNEL void N_(draw)(N_(Fit) *f, Py_ssize_t count) {
 /* Σ ω min(nearest, distance to the candidate) of one tile. */
 KERNEL double N_(potential_of)(const N_(Fit) *f, const N_(Tile) *tile, const REAL *candidate) {
     VEC sum = {0};
-    for (Py_ssize_t n = 0; n < tile->columns; n += LANES) {
-        const VEC found = N_(distance)(f, tile->z + n, candidate), nearest = LOAD(tile->nearest + n);
-        sum += LOAD(tile->weight + n) * SELECT((IVEC)(found < nearest), found, nearest);
+    for (Py_ssize_t n = 0; n < tile->columns; n += 4 * LANES) {
+        VEC found[4];
+        N_(distances)(f, tile->z + n, candidate, found);
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) {
+            const VEC nearest = LOAD(tile->nearest + n + v * LANES);
+            sum += LOAD(tile->weight + n + v * LANES) * SELECT((IVEC)(found[v] < nearest), found[v], nearest);
+        }
     }
     double total = 0;
     for (Py_ssize_t l = 0; l < LANES; ++l) total += sum[l];
@@ -807,11 +820,12 @@ INLINE double N_(power_of_two)(double deviation) {
     return ldexp(1, exponent > 1021 ? -1021 : exponent < -1021 ? 1021 : -exponent);
 }
 
-/* S of one component with r = 1: Σ ω φ(z − mean), every entry of the covariance, or its diagonal. */
+/* S of one component with r = 1: Σ ω φ(z − mean), every entry of the covariance, or its diagonal. Where Φ is kept the
+ * mean is zero. */
 KERNEL void N_(moments_about)(N_(Fit) *f, int map, const REAL *mean) {
     Problem *p = &f->problem;
-    p->direct = p->K = 1;
-    p->map = map, p->F = N_(quadratic_count)(map, f->D) + f->D + 1;
+    p->direct = !(f->expanded && map == f->map);
+    p->K = 1, p->map = map, p->F = N_(quadratic_count)(map, f->D) + f->D + 1;
     p->mean = mean, p->statistics = f->statistics;
     memset(f->statistics, 0, p->F * sizeof(REAL));
     for (Py_ssize_t t = 0; t < f->tiles; ++t) {
@@ -908,6 +922,7 @@ KERNEL void N_(keep_features)(N_(Fit) *f) {
         N_(feature_tile)(f->map, tile.z, f->D, tile.columns, f->stride, f->F - 1, f->F,
                          tile.phi + (f->F - 1) * f->stride);
     }
+    f->expanded = f->kept;
 }
 
 /* Samples before any frame. */
@@ -924,9 +939,8 @@ KERNEL int N_(prepare)(N_(Fit) *f, Py_ssize_t fewest) {
     if (status != FINE) return status;
     N_(find_frame)(f);
     N_(find_floors)(f);
-    if (!N_(find_scatter)(f)) return NO_LIKELIHOOD;
     N_(keep_features)(f);
-    return FINE;
+    return N_(find_scatter)(f) ? FINE : NO_LIKELIHOOD;
 }
 
 /* ---- EM ---------------------------------------------------------------------------------------------------------- */
