@@ -537,7 +537,7 @@ KERNEL void N_(add_statistics)(N_(Fit) *f, const N_(Tile) *tile, const REAL *r) 
     if (p->direct)
         N_(direct_statistic_tile)(p, tile->z, r, tile->columns, f->stride, f->centred, f->weighted, f->square);
     else
-        N_(packed_statistic_tile)(p, tile->z, r, NULL, tile->columns, f->stride, f->features, f->kept, tile->phi);
+        N_(packed_statistic_tile)(p, tile->z, r, NULL, N_(rounded_up)(tile->rows, 1), f->stride, f->features, f->kept, tile->phi);
 }
 
 /* Whether exp of these logits can be added up as they are. */
@@ -607,12 +607,10 @@ KERNEL double N_(find_responsibilities)(N_(Fit) *f, const N_(Tile) *tile) {
 /* S_c = Σ ω φ − Σ_{k ≠ c} S_k, and the last component's from the place of c into its own. */
 KERNEL void N_(add_reference)(N_(Fit) *f) {
     const Py_ssize_t F = f->F;
-    REAL *own = f->statistics + f->reference * F, *last = f->statistics + (f->K - 1) * F;
-    for (Py_ssize_t i = 0; i < F; ++i) {
-        REAL rest = f->totals[i];
-        for (Py_ssize_t k = 0; k < f->K - 1; ++k) rest -= f->statistics[k * F + i];
-        last[i] = own[i], own[i] = rest;
-    }
+    REAL *S = f->statistics, *own = S + f->reference * F, *last = S + (f->K - 1) * F;
+    for (Py_ssize_t i = 0; i < F; ++i) last[i] = own[i], own[i] = f->totals[i];
+    for (Py_ssize_t k = 0; k < f->K; ++k)
+        for (Py_ssize_t i = 0; k != f->reference && i < F; ++i) own[i] -= S[k * F + i];
 }
 
 /* r_k ← ω where k is the nearest seed; relative to c, the last component is in the place of c. */

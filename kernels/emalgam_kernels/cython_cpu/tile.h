@@ -93,9 +93,10 @@ KERNEL void N_(pack_natural)(const double *natural, Py_ssize_t row_stride, Py_ss
                              Py_ssize_t F, REAL *restrict packed) {
     for (Py_ssize_t k = 0; k < K;) {
         const int rows = N_(block_rows)(K - k);
-        for (Py_ssize_t f = 0; f < F; ++f)
-            for (int i = 0; i < rows; ++i) *packed++ = (REAL)natural[(k + i) * row_stride + f * column_stride];
-        k += rows;
+        for (int i = 0; i < rows; ++i)
+            for (Py_ssize_t f = 0; f < F; ++f)
+                packed[f * rows + i] = (REAL)natural[(k + i) * row_stride + f * column_stride];
+        k += rows, packed += rows * F;
     }
 }
 
