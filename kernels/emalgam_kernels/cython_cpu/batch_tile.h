@@ -537,36 +537,40 @@ KERNEL void N_(add_statistics)(N_(Fit) *f, const N_(Tile) *tile, const REAL *r) 
     if (p->direct)
         N_(direct_statistic_tile)(p, tile->z, r, tile->columns, f->stride, f->centred, f->weighted, f->square);
     else
-        N_(packed_statistic_tile)(p, tile->z, r, NULL, N_(rounded_up)(tile->rows, 1), f->stride, f->features, f->kept, tile->phi);
+        N_(packed_statistic_tile)(p, tile->z, r, NULL, N_(rounded_up)(tile->rows, 1), f->stride, f->features, f->kept,
+                                  tile->phi);
 }
 
-/* Whether exp of these logits can be added up as they are. */
-KERNEL int N_(moderate)(const REAL *restrict logits, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t stride) {
+/* Whether relative_softmax suits the logits of a tile: all samples weigh the same, and exp can be added up as it is. */
+KERNEL int N_(moderate)(const N_(Fit) *f, const N_(Tile) *tile) {
     IVEC fine = ~(IVEC){0};
-    for (Py_ssize_t k = 0; k < rows; ++k)
-        for (Py_ssize_t n = 0; n < columns; n += LANES)
-            fine &= (IVEC)(LOAD(logits + k * stride + n) <= (REAL)MOST_EXPONENT);
+    if (f->form != N_(RELATIVE) || f->problem.weight) return 0;
+    for (Py_ssize_t k = 0; k < f->problem.K; ++k)
+        for (Py_ssize_t n = 0; n < tile->columns; n += LANES)
+            fine &= (IVEC)(LOAD(f->logits + k * f->stride + n) <= (REAL)MOST_EXPONENT);
     return N_(all_lanes)(fine);
 }
 
-/* L ← r_k = exp(L_k) / s for samples of weight one, zero for others, where s = 1 + Σ_k exp(L_k), and the sum of log s. Not
- * of so many logarithms: of one, of the product of what is left of each s without its exponent, 1 ≤ m < 2. */
-KERNEL double N_(relative_softmax)(REAL *restrict logits, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t stride,
-                                   const REAL *restrict weight) {
+/* With s = 1 + Σ_k exp(L_k), for samples of weight one (or zero): L ← r_k = exp(L_k) / s, or, with a place for it,
+ * −Σ_k r_k log r_k = log s − Σ_k r_k L_k is added to `entropy`. Returns the sum of log s. Not of so many logarithms: of
+ * one, of the product of what is left of each s without its exponent, 1 ≤ m < 2. */
+INLINE double N_(relative_softmax)(REAL *restrict logits, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t stride,
+                                   const REAL *restrict weight, double *restrict entropy) {
     const IVEC one = (IVEC)BROADCAST(1), mantissa = (IVEC){0} + (((INTEGER)1 << MANTISSA_BITS) - 1);
-    VEC product = BROADCAST(1);
+    VEC product = BROADCAST(1), expected = {0};
     IVEC exponent = {0};
     for (Py_ssize_t n = 0; n < columns; n += 4 * LANES) {
-        VEC sum[4];
+        VEC sum[4], moment[4];
 #pragma GCC unroll 4
-        for (int v = 0; v < 4; ++v) sum[v] = BROADCAST(1);
+        for (int v = 0; v < 4; ++v) sum[v] = BROADCAST(1), moment[v] = (VEC){0};
         for (Py_ssize_t k = 0; k < rows; ++k)
 #pragma GCC unroll 4
             for (int v = 0; v < 4; ++v) {
-                REAL *l = logits + k * stride + n + v * LANES;
-                const VEC e = N_(exp)(LOAD(l));
+                REAL *at = logits + k * stride + n + v * LANES;
+                const VEC l = LOAD(at), e = N_(exp)(l);
                 sum[v] += e;
-                STORE(l, e);
+                if (entropy) moment[v] += SELECT((IVEC)(e > (REAL)0), e * l, (VEC){0});
+                else STORE(at, e);
             }
 #pragma GCC unroll 4
         for (int v = 0; v < 4; ++v) {
@@ -575,8 +579,9 @@ KERNEL double N_(relative_softmax)(REAL *restrict logits, Py_ssize_t rows, Py_ss
             exponent += (s - one) >> MANTISSA_BITS;
             product *= (VEC)((s & mantissa) | one);
             sum[v] = w / sum[v];
+            if (entropy) expected += moment[v] * sum[v];
         }
-        for (Py_ssize_t k = 0; k < rows; ++k)
+        for (Py_ssize_t k = 0; !entropy && k < rows; ++k)
 #pragma GCC unroll 4
             for (int v = 0; v < 4; ++v) {
                 REAL *l = logits + k * stride + n + v * LANES;
@@ -586,6 +591,8 @@ KERNEL double N_(relative_softmax)(REAL *restrict logits, Py_ssize_t rows, Py_ss
     const VEC logarithm = N_(log)(product);
     double total = 0;
     for (Py_ssize_t l = 0; l < LANES; ++l) total += logarithm[l] + exponent[l] * M_LN2;
+    if (entropy) *entropy += total;
+    for (Py_ssize_t l = 0; entropy && l < LANES; ++l) *entropy -= expected[l];
     return total;
 }
 
@@ -597,9 +604,8 @@ KERNEL void N_(softmax_of_all)(N_(Fit) *f, const N_(Tile) *tile, const REAL *wei
 
 /* L ← ω softmax_k(L) where statistics need it; returns Σ ω log Σ_k exp(L_k). */
 KERNEL double N_(find_responsibilities)(N_(Fit) *f, const N_(Tile) *tile) {
-    const Py_ssize_t rows = f->problem.K;
-    if (f->form == N_(RELATIVE) && !f->problem.weight && N_(moderate)(f->logits, rows, tile->columns, f->stride))
-        return N_(relative_softmax)(f->logits, rows, tile->columns, f->stride, tile->weight);
+    if (N_(moderate)(f, tile))
+        return N_(relative_softmax)(f->logits, f->problem.K, tile->columns, f->stride, tile->weight, NULL);
     N_(softmax_of_all)(f, tile, tile->weight);
     return N_(inner_product)(tile->weight, f->log_prob, tile->rows);
 }
@@ -649,6 +655,17 @@ KERNEL void N_(entropies)(N_(Fit) *f, const N_(Tile) *tile, REAL *restrict entro
         }
         STORE(entropy + n, sum);
     }
+}
+
+/* entropy += −Σ ω Σ_k r_k log r_k of one tile; returns Σ ω log Σ_k exp(L_k). */
+KERNEL double N_(add_entropy)(N_(Fit) *f, const N_(Tile) *tile, double *entropy) {
+    if (N_(moderate)(f, tile))
+        return N_(relative_softmax)(f->logits, f->problem.K, tile->columns, f->stride, tile->weight, entropy);
+    N_(softmax_of_all)(f, tile, f->ones);
+    const double total = N_(inner_product)(tile->weight, f->log_prob, tile->rows);
+    N_(entropies)(f, tile, f->log_prob);
+    *entropy += N_(inner_product)(tile->weight, f->log_prob, tile->rows);
+    return total;
 }
 
 /* ---- maximize ---------------------------------------------------------------------------------------------------- */
@@ -990,13 +1007,10 @@ KERNEL void N_(evaluate)(N_(Fit) *f, const N_(Components) *c, N_(Outcome) *outco
     for (Py_ssize_t t = 0; t < f->tiles; ++t) {
         const N_(Tile) tile = N_(open)(f, t);
         N_(find_logits)(f, &tile);
-        N_(softmax_of_all)(f, &tile, f->ones);
-        total += N_(inner_product)(tile.weight, f->log_prob, tile.rows);
-        N_(entropies)(f, &tile, f->log_prob);
-        entropy += N_(inner_product)(tile.weight, f->log_prob, tile.rows);
+        total += N_(add_entropy)(f, &tile, &entropy);
     }
     outcome->log_likelihood = total + f->common + f->total * f->log_scale;
-    outcome->entropy = entropy;
+    outcome->entropy = fmax(entropy, 0); /* not −0 or less, by rounding */
 }
 
 /* The smaller the better: BIC (Schwarz 1978), AIC (Akaike 1974), ICL (Biernacki, Celeux, Govaert 2000). */
