@@ -23,7 +23,10 @@ enum status { FINE, NOT_CONVERGED, COLLAPSED, TOO_FEW_ROWS, NOT_FINITE, BAD_WEIG
 /* Lifts that are tried at most. */
 #define MOST_LIFTS 8
 
-/* exp of it is far from infinity. */
+/* Logits relative to one component, of each alone, or about each component's own mean: see batch_tile.h. */
+enum form { RELATIVE, PACKED, DIRECT };
+
+/* exp of it, and sums of that, are far from infinity. */
 #define MOST_EXPONENT 650
 
 #define LOG_2_PI 1.8378770664093454836

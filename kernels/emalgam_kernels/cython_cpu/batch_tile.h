@@ -30,8 +30,6 @@ typedef struct {
     REAL *cumulative;       /* (T,) sums of what seeds are drawn in proportion to */
 } N_(Tile);
 
-enum N_(form) { N_(RELATIVE), N_(PACKED), N_(DIRECT) };
-
 /* A mixture in the frame, components side by side. */
 typedef struct {
     REAL *parameters;                 /* the three that follow, 1 + D + entries rows */
@@ -61,8 +59,8 @@ typedef struct {
     Py_ssize_t tiles, T, stride, features;       /* T columns of a tile; rows of Φ that one product takes */
     int map, matrices, kept;                     /* of packed statistics; Σ has off-diagonals; tiles are kept */
     int loaded, framed, expanded, chosen;        /* how far tiles are: in memory, in their frame, to Φ, seeds chosen */
-    enum N_(form) form;                          /* of the pass; relative to which component: */
-    Py_ssize_t reference;
+    enum form form;                              /* of the pass, */
+    Py_ssize_t reference;                        /* and what it is relative to */
     double total, log_scale, common;             /* Σ ω; Σ log scale; what LINEAR or RELATIVE leave out of Σ ω log p */
     REAL *shift[2], *scale[2];                   /* z = ((x − shift₀) scale₀ − shift₁) scale₁; (D,), as these are: */
     REAL *zero, *low, *high, *extent, *deviation, *floor, *added, *closeness, *pivots;
@@ -506,16 +504,16 @@ KERNEL void N_(encode_direct)(N_(Fit) *f, const N_(Components) *c) {
 }
 
 /* What the functions of tile.h read, and no statistics yet. */
-KERNEL void N_(encode)(N_(Fit) *f, const N_(Components) *c, enum N_(form) form) {
-    const int direct = form == N_(DIRECT);
+KERNEL void N_(encode)(N_(Fit) *f, const N_(Components) *c, enum form form) {
+    const int direct = form == DIRECT;
     f->form = form, f->reference = c->reference, f->common = 0;
-    f->problem.K = form == N_(RELATIVE) ? f->K - 1 : f->K;
+    f->problem.K = form == RELATIVE ? f->K - 1 : f->K;
     f->problem.direct = direct;
     f->problem.map = !direct ? f->map : f->matrices ? FULL : DIAG;
     f->problem.F = direct ? f->direct_F : f->F;
     if (direct) N_(encode_direct)(f, c);
     else N_(encode_packed)(f, c);
-    if (form == N_(RELATIVE)) N_(subtract_reference)(f);
+    if (form == RELATIVE) N_(subtract_reference)(f);
     if (!direct) N_(pack_natural)(f->natural, 1, f->width, f->problem.K, f->F, f->packed);
     f->problem.statistics = f->statistics;
     memset(f->statistics, 0, f->K * f->problem.F * sizeof(REAL));
@@ -544,7 +542,7 @@ KERNEL void N_(add_statistics)(N_(Fit) *f, const N_(Tile) *tile, const REAL *r) 
 /* Whether relative_softmax suits the logits of a tile: all samples weigh the same, and exp can be added up as it is. */
 KERNEL int N_(moderate)(const N_(Fit) *f, const N_(Tile) *tile) {
     IVEC fine = ~(IVEC){0};
-    if (f->form != N_(RELATIVE) || f->problem.weight) return 0;
+    if (f->form != RELATIVE || f->problem.weight) return 0;
     for (Py_ssize_t k = 0; k < f->problem.K; ++k)
         for (Py_ssize_t n = 0; n < tile->columns; n += LANES)
             fine &= (IVEC)(LOAD(f->logits + k * f->stride + n) <= (REAL)MOST_EXPONENT);
@@ -552,8 +550,8 @@ KERNEL int N_(moderate)(const N_(Fit) *f, const N_(Tile) *tile) {
 }
 
 /* With s = 1 + Σ_k exp(L_k), for samples of weight one (or zero): L ← r_k = exp(L_k) / s, or, with a place for it,
- * −Σ_k r_k log r_k = log s − Σ_k r_k L_k is added to `entropy`. Returns the sum of log s. Not of so many logarithms: of
- * one, of the product of what is left of each s without its exponent, 1 ≤ m < 2. */
+ * −Σ_k r_k log r_k = log s − Σ_k r_k L_k is added to `entropy`. Returns the sum of log s, by one logarithm: of the
+ * product of what is left of each s without its exponent, 1 ≤ m < 2, of which a lane has at most 512 / LANES. */
 INLINE double N_(relative_softmax)(REAL *restrict logits, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t stride,
                                    const REAL *restrict weight, double *restrict entropy) {
     const IVEC one = (IVEC)BROADCAST(1), mantissa = (IVEC){0} + (((INTEGER)1 << MANTISSA_BITS) - 1);
@@ -598,7 +596,7 @@ INLINE double N_(relative_softmax)(REAL *restrict logits, Py_ssize_t rows, Py_ss
 
 /* L ← ω softmax_k(L), log p ← log Σ_k exp(L_k); relative to c its logit is 0, in the last row. */
 KERNEL void N_(softmax_of_all)(N_(Fit) *f, const N_(Tile) *tile, const REAL *weight) {
-    if (f->form == N_(RELATIVE)) memset(f->logits + (f->K - 1) * f->stride, 0, tile->columns * sizeof(REAL));
+    if (f->form == RELATIVE) memset(f->logits + (f->K - 1) * f->stride, 0, tile->columns * sizeof(REAL));
     N_(softmax_tile)(f->logits, f->K, tile->columns, f->stride, weight, 0, 1, NULL, f->log_prob);
 }
 
@@ -622,7 +620,7 @@ KERNEL void N_(add_reference)(N_(Fit) *f) {
 /* r_k ← ω where k is the nearest seed; relative to c, the last component is in the place of c. */
 KERNEL void N_(assign)(N_(Fit) *f, const N_(Tile) *tile) {
     for (Py_ssize_t row = 0; row < f->problem.K; ++row) {
-        const Py_ssize_t k = f->form == N_(RELATIVE) && row == f->reference ? f->K - 1 : row;
+        const Py_ssize_t k = f->form == RELATIVE && row == f->reference ? f->K - 1 : row;
         for (Py_ssize_t n = 0; n < tile->columns; n += LANES) {
             const IVEC own = (IVEC)(LOAD(tile->label + n) == (REAL)k);
             STORE(f->logits + row * f->stride + n, SELECT(own, LOAD(tile->weight + n), (VEC){0}));
@@ -631,7 +629,7 @@ KERNEL void N_(assign)(N_(Fit) *f, const N_(Tile) *tile) {
 }
 
 /* S and Σ ω log p in one pass; or S of each sample's nearest seed. */
-KERNEL double N_(expect)(N_(Fit) *f, const N_(Components) *c, enum N_(form) form, int nearest) {
+KERNEL double N_(expect)(N_(Fit) *f, const N_(Components) *c, enum form form, int nearest) {
     double total = 0;
     N_(encode)(f, c, form);
     for (Py_ssize_t t = 0; t < f->tiles; ++t) {
@@ -641,7 +639,7 @@ KERNEL double N_(expect)(N_(Fit) *f, const N_(Components) *c, enum N_(form) form
         else total += N_(find_responsibilities)(f, &tile);
         N_(add_statistics)(f, &tile, f->logits);
     }
-    if (form == N_(RELATIVE)) N_(add_reference)(f);
+    if (form == RELATIVE) N_(add_reference)(f);
     return total + f->common;
 }
 
@@ -961,19 +959,21 @@ KERNEL int N_(prepare)(N_(Fit) *f, Py_ssize_t fewest) {
 /* ---- EM ---------------------------------------------------------------------------------------------------------- */
 
 /* Whether a form keeps the digits of components, and of what decided whether they needed a lift. */
-INLINE int N_(suits)(const N_(Fit) *f, const N_(Components) *c, enum N_(form) form, Py_ssize_t reference) {
-    const double terms = c->cancellation + (form == N_(RELATIVE) ? c->terms[reference] : 0);
-    return form == N_(DIRECT) || (!c->lifted && terms <= f->batch->most_cancellation);
+INLINE int N_(suits)(const N_(Fit) *f, const N_(Components) *c, enum form form, Py_ssize_t reference) {
+    const double terms = c->cancellation + (form == RELATIVE ? c->terms[reference] : 0);
+    return form == DIRECT || (!c->lifted && terms <= f->batch->most_cancellation);
 }
 
-/* One iteration, or one from the nearest seeds; returns whether it came to something. What packed statistics make of components that their form does
- * not suit may have lost its digits: then once more, in the next form. */
+/* One iteration, or one from the nearest seeds; returns whether it came to something. What packed statistics make of
+ * components that their form does not suit may have lost its digits: then once more, in a later form. */
 KERNEL int N_(iterate)(N_(Fit) *f, const N_(Components) *old, N_(Components) *new, int nearest,
                        double *log_likelihood) {
-    for (enum N_(form) form = N_(RELATIVE); form <= N_(DIRECT); ++form) {
+    for (enum form form = RELATIVE; form <= DIRECT; ++form) {
         if (!N_(suits)(f, old, form, old->reference)) continue;
         *log_likelihood = N_(expect)(f, old, form, nearest);
-        if (isfinite(*log_likelihood) && N_(maximize)(f, old, new) && N_(suits)(f, new, form, old->reference)) return 1;
+        if (!isfinite(*log_likelihood) || !N_(maximize)(f, old, new)) continue;
+        if (N_(suits)(f, new, form, old->reference)) return 1;
+        if (!N_(suits)(f, new, PACKED, old->reference)) form = PACKED; /* would not suit them either */
     }
     return 0;
 }
@@ -1000,7 +1000,7 @@ KERNEL int N_(start)(N_(Fit) *f, N_(Components) *seeds, N_(Components) *first) {
 
 /* Σ ω log p and −Σ ω Σ_k r_k log r_k, in one pass. */
 KERNEL void N_(evaluate)(N_(Fit) *f, const N_(Components) *c, N_(Outcome) *outcome) {
-    enum N_(form) form = N_(RELATIVE);
+    enum form form = RELATIVE;
     double total = 0, entropy = 0;
     while (!N_(suits)(f, c, form, c->reference)) ++form;
     N_(encode)(f, c, form);
@@ -1172,7 +1172,7 @@ KERNEL void N_(predict_batch)(const Batch *batch, Py_ssize_t start, Py_ssize_t s
         N_(set_components)(&fit, K);
         N_(begin)(&fit);
         const int known = K > 0 && N_(fetch)(&fit, b, fit.components);
-        if (known) N_(encode)(&fit, fit.components, N_(DIRECT));
+        if (known) N_(encode)(&fit, fit.components, DIRECT);
         for (Py_ssize_t t = 0; t < fit.tiles; ++t) {
             const N_(Tile) tile = N_(open)(&fit, t);
             N_(write_predictions)(&fit, &tile, ITEM(int64_t, batch->offsets, b), known);
