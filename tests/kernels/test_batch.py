@@ -217,8 +217,42 @@ def test_many_components_and_restarts_agree_with_the_reference(kernels: ModuleTy
     assert_close(fit(kernels, problems, how), specified(problems, how), tolerance("fit", "float64"))
 
 
+def hard(kind: str, D: int = 3) -> Problems:
+    """Three clusters where a form of the logits that suits most data would overflow or lose its digits."""
+    rng, n = np.random.default_rng(4), 40 if SIMULATED else 150
+    parts = []
+    for _ in range(2 if SIMULATED else 5):
+        labels = np.arange(n) % 3
+        centres, noise = rng.normal(0, 4, (3, D)), rng.normal(size=(n, D))
+        if kind == "far apart":
+            centres *= 40
+        elif kind == "outliers":
+            noise[:2] *= 1e5
+        elif kind == "one is narrow":
+            noise[labels == 0] *= 1e-5
+        elif kind == "one is narrow, at the origin":
+            centres[0], centres[2], noise[labels == 2] = 0, -centres[1], -noise[labels == 1]
+            half = rng.normal(0, 1e-5, (np.count_nonzero(labels == 0) // 2, D))
+            noise[labels == 0] = np.concatenate([half, -half])
+        elif kind == "one is rare":
+            labels[labels == 0] = 1
+            labels[: D + 2] = 0
+        parts.append(centres[labels] + noise)
+    return together(parts)
+
+
+@every_type
 @pytest.mark.parametrize(
-    "n", [1, 2, 63, 64, 65, 511, 512, 513] if SIMULATED else [1, 2, 255, 256, 257, 1023, 1024, 1025, 20_001]
+    "kind", ["far apart", "outliers", "one is narrow", "one is narrow, at the origin", "one is rare"]
+)
+def test_hard_problems_agree_with_the_reference(kernels: ModuleType, covariance_type: str, kind: str) -> None:
+    problems = hard(kind)
+    how = settings(problems, covariance_type, max_iter=5, tol=0.0, added=0.0)
+    assert_close(fit(kernels, problems, how), specified(problems, how), tolerance("fit", "float64"))
+
+
+@pytest.mark.parametrize(
+    "n", [1, 2, 63, 64, 65, 511, 512, 513] if SIMULATED else [1, 2, 255, 256, 257, 511, 512, 513, 1025, 20_001]
 )
 @every_type
 def test_sizes_across_a_tile(kernels: ModuleType, covariance_type: str, n: int) -> None:

@@ -12,7 +12,7 @@
 #define KEPT_BYTES (2 * 1024 * 1024)
 #endif
 #ifndef KEPT_COLUMNS
-#define KEPT_COLUMNS 256
+#define KEPT_COLUMNS 512
 #endif
 
 /* In the order and with the numbers of emalgam_kernels/batch.py. */
@@ -22,6 +22,12 @@ enum status { FINE, NOT_CONVERGED, COLLAPSED, TOO_FEW_ROWS, NOT_FINITE, BAD_WEIG
 
 /* Lifts that are tried at most. */
 #define MOST_LIFTS 8
+
+/* Logits relative to one component, of each alone, or about each component's own mean: see batch_tile.h. */
+enum form { RELATIVE, PACKED, DIRECT };
+
+/* exp of it, and sums of that, are far from infinity. */
+#define MOST_EXPONENT 650
 
 #define LOG_2_PI 1.8378770664093454836
 

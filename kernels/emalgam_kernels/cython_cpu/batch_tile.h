@@ -4,7 +4,12 @@
  * of them, `width` apart, and every loop of the M-step runs over whole vectors of components, whatever D is. Lanes
  * without a component have no weight. Symmetric and triangular matrices are packed as φ packs them, entry (i, j) with
  * i ≥ j in row i (i + 1) / 2 + j. The functions are specified in emalgam_kernels/reference/batch.py; here logits and moments
- * are in the packed form while it keeps the digits (emalgam.guard), and else in the direct one.
+ * take the first of three forms that keeps the digits (emalgam.guard):
+ *
+ *   relative  ⟨η_k − η_c, φ⟩ for all k but one, c: responsibilities do not change, Σ ω log p lacks ⟨η_c, Σ ω φ⟩, and since
+ *             Σ_k r_k = ω, S_c = Σ ω φ − Σ_{k ≠ c} S_k: both products have one row less, and Σ ω φ is the same in all passes
+ *   packed    ⟨η_k, φ⟩ for every k
+ *   direct    about each component's own mean
  */
 
 #include "vectors_begin.h"
@@ -32,7 +37,9 @@ typedef struct {
     REAL *inverse, *pivot;            /* Σ = L diag(pivot) Lᵀ with unit lower triangular L: L⁻¹, D pivots */
     REAL *precision, *linear;         /* Λ = Σ⁻¹, Λ μ */
     REAL *constant;                   /* log w + ½ log |Λ| − ½ D log 2π */
-    double cancellation;
+    REAL *terms;                      /* size of the terms of ⟨η, φ⟩ anywhere among the samples, over w */
+    double cancellation;              /* the same near the component itself; of all components the largest */
+    Py_ssize_t reference;             /* the component with the smallest terms */
     int lifted, collapsed;
 } N_(Components);
 
@@ -51,11 +58,14 @@ typedef struct {
     Py_ssize_t F, entries, direct_F;             /* of packed statistics, of a covariance, of direct statistics */
     Py_ssize_t tiles, T, stride, features;       /* T columns of a tile; rows of Φ that one product takes */
     int map, matrices, kept;                     /* of packed statistics; Σ has off-diagonals; tiles are kept */
-    int loaded, framed, chosen;                  /* how far tiles have come: in memory, in their frame, seeds chosen */
-    double total, log_scale, common;             /* Σ ω; Σ log scale; what LINEAR leaves out of Σ ω log p */
+    int loaded, framed, expanded, chosen;        /* how far tiles are: in memory, in their frame, to Φ, seeds chosen */
+    enum form form;                              /* of the pass, */
+    Py_ssize_t reference;                        /* and what it is relative to */
+    double total, log_scale, common;             /* Σ ω; Σ log scale; what LINEAR or RELATIVE leave out of Σ ω log p */
     REAL *shift[2], *scale[2];                   /* z = ((x − shift₀) scale₀ − shift₁) scale₁; (D,), as these are: */
-    REAL *zero, *low, *high, *deviation, *floor, *added, *closeness, *pivots;
+    REAL *zero, *low, *high, *extent, *deviation, *floor, *added, *closeness, *pivots;
     REAL *scatter;                               /* Σ ω z zᵀ, packed, or its diagonal */
+    REAL *totals;                                /* Σ ω φ(z) (F,) */
     REAL *seeds, *drawn, *potential, *uniform;   /* (K, D), (candidates, D), (candidates,) twice */
     REAL *logits, *log_prob, *ones, *centred, *weighted; /* (K, T), (T,), (T,), (D + 1, T) twice */
     REAL *statistics, *moments;                  /* S (K, F), and components side by side */
@@ -131,9 +141,9 @@ KERNEL size_t N_(arrange)(N_(Fit) *f, char *workspace) {
     uintptr_t place = ((uintptr_t)workspace + 63) / 64 * 64;
 #define TAKE(array, count) array = (REAL *)place, place += ((count) * sizeof(REAL) + 63) / 64 * 64
     REAL **features[] = {f->shift, f->shift + 1, f->scale, f->scale + 1, &f->zero, &f->low, &f->high,
-                         &f->deviation, &f->floor, &f->added, &f->closeness, &f->pivots};
+                         &f->extent, &f->deviation, &f->floor, &f->added, &f->closeness, &f->pivots};
     for (size_t i = 0; i < sizeof(features) / sizeof(features[0]); ++i) TAKE(*features[i], D);
-    TAKE(f->scatter, entries);
+    TAKE(f->scatter, entries), TAKE(f->totals, f->F);
     TAKE(f->seeds, K * D), TAKE(f->drawn, candidates * D), TAKE(f->potential, candidates), TAKE(f->uniform, candidates);
     TAKE(f->logits, K * T), TAKE(f->log_prob, T), TAKE(f->ones, T);
     TAKE(f->centred, (D + 1) * T), TAKE(f->weighted, (D + 1) * T);
@@ -145,7 +155,7 @@ KERNEL size_t N_(arrange)(N_(Fit) *f, char *workspace) {
     for (N_(Components) *c = f->components; c < f->components + 2; ++c) {
         TAKE(c->parameters, (1 + D + entries) * width);
         TAKE(c->inverse, entries * width), TAKE(c->pivot, D * width), TAKE(c->precision, entries * width);
-        TAKE(c->linear, D * width), TAKE(c->constant, width);
+        TAKE(c->linear, D * width), TAKE(c->constant, width), TAKE(c->terms, width);
     }
     TAKE(f->tile_memory, (f->kept ? f->tiles : 1) * N_(tile_height)(f) * T);
 #undef TAKE
@@ -154,7 +164,7 @@ KERNEL size_t N_(arrange)(N_(Fit) *f, char *workspace) {
 
 /* The problem now has K components. */
 INLINE void N_(set_components)(N_(Fit) *f, Py_ssize_t K) {
-    f->K = f->problem.K = K;
+    f->K = K;
     f->width = N_(rounded_up)(K, 1);
     for (N_(Components) *c = f->components; c < f->components + 2; ++c) {
         c->weight = c->parameters;
@@ -175,23 +185,31 @@ KERNEL void N_(apply_frame)(const N_(Fit) *f, const N_(Tile) *tile, int frame) {
     }
 }
 
-/* ‖z − seed‖² of one vector of samples, each feature in units of its deviation. */
-INLINE VEC N_(distance)(const N_(Fit) *f, const REAL *restrict z, const REAL *restrict seed) {
-    VEC sum = {0};
-    for (Py_ssize_t d = 0; d < f->D; ++d) {
-        const VEC difference = LOAD(z + d * f->stride) - seed[d];
-        sum += (difference * difference) * f->closeness[d];
-    }
-    return sum;
+/* ‖z − seed‖² of four vectors of samples, each feature in units of its deviation. */
+INLINE void N_(distances)(const N_(Fit) *f, const REAL *restrict z, const REAL *restrict seed, VEC *restrict sum) {
+    const REAL *closeness = f->closeness;
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v) sum[v] = (VEC){0};
+    for (Py_ssize_t d = 0; d < f->D; ++d, z += f->stride)
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) {
+            const VEC difference = LOAD(z + v * LANES) - seed[d];
+            sum[v] += (difference * difference) * closeness[d];
+        }
 }
 
 /* Seed k may be nearer than those before it; of equals the first stays. */
 KERNEL void N_(approach)(const N_(Fit) *f, const N_(Tile) *tile, Py_ssize_t k) {
-    for (Py_ssize_t n = 0; n < tile->columns; n += LANES) {
-        const VEC found = N_(distance)(f, tile->z + n, f->seeds + k * f->D), nearest = LOAD(tile->nearest + n);
-        const IVEC nearer = k ? (IVEC)(found < nearest) : ~(IVEC){0};
-        STORE(tile->nearest + n, SELECT(nearer, found, nearest));
-        STORE(tile->label + n, SELECT(nearer, BROADCAST(k), LOAD(tile->label + n)));
+    for (Py_ssize_t n = 0; n < tile->columns; n += 4 * LANES) {
+        VEC found[4];
+        N_(distances)(f, tile->z + n, f->seeds + k * f->D, found);
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) {
+            REAL *nearest = tile->nearest + n + v * LANES, *label = tile->label + n + v * LANES;
+            const IVEC nearer = k ? (IVEC)(found[v] < LOAD(nearest)) : ~(IVEC){0};
+            STORE(nearest, SELECT(nearer, found[v], LOAD(nearest)));
+            STORE(label, SELECT(nearer, BROADCAST(k), LOAD(label)));
+        }
     }
 }
 
@@ -271,10 +289,11 @@ KERNEL void N_(find_precision)(const N_(Fit) *f, N_(Components) *c, Py_ssize_t g
     }
 }
 
-/* Λ μ, and Σ_ij |Λ_ij| s_i s_j with s_i² = Σ_ii + μ_i²: the size of the terms of ⟨η, φ⟩ near the component. */
+/* Λ μ, and Σ_ij |Λ_ij| s_i s_j, the size of the terms of ⟨η, φ⟩: near the component, where s_i² = Σ_ii + μ_i², and
+ * anywhere, where s_i is the largest |z_i|. */
 KERNEL VEC N_(find_linear)(const N_(Fit) *f, N_(Components) *c, Py_ssize_t g) {
     const Py_ssize_t D = f->D, width = f->width;
-    VEC terms = {0};
+    VEC terms = {0}, anywhere = {0};
     for (Py_ssize_t i = 0, e = 0; i < D; ++i) {
         const VEC mean = AT(c->mean, i), variance = AT(c->covariance, f->matrices ? ENTRY(i, i) : i);
         const VEC size = N_(square_root)(variance + mean * mean);
@@ -284,12 +303,16 @@ KERNEL VEC N_(find_linear)(const N_(Fit) *f, N_(Components) *c, Py_ssize_t g) {
             const VEC p = AT(c->precision, e);
             linear += p * AT(c->mean, j);
             PUT(c->linear, j, AT(c->linear, j) + p * mean);
-            terms += SELECT((IVEC)(p < (REAL)0), -p, p) * (REAL)2 * size * LOAD(f->column + j * LANES);
+            const VEC twice = SELECT((IVEC)(p < (REAL)0), -p, p) * (REAL)2;
+            terms += twice * size * LOAD(f->column + j * LANES);
+            anywhere += twice * (f->extent[i] * f->extent[j]);
         }
         const VEC p = AT(c->precision, e++);
         PUT(c->linear, i, linear + p * mean);
         terms += p * size * size;
+        anywhere += p * (f->extent[i] * f->extent[i]);
     }
+    PUT(c->terms, 0, anywhere);
     return terms;
 }
 
@@ -297,6 +320,7 @@ KERNEL VEC N_(find_linear)(const N_(Fit) *f, N_(Components) *c, Py_ssize_t g) {
 KERNEL void N_(complete)(const N_(Fit) *f, N_(Components) *c) {
     const Py_ssize_t D = f->D, width = f->width;
     c->cancellation = 0;
+    c->reference = 0;
     for (Py_ssize_t g = 0; g < width; g += LANES) {
         if (f->matrices) N_(invert)(c->inverse, D, width, g);
         N_(find_precision)(f, c, g);
@@ -306,8 +330,11 @@ KERNEL void N_(complete)(const N_(Fit) *f, N_(Components) *c) {
         for (Py_ssize_t d = 0; d < D; ++d) log_det += N_(log)(AT(c->pivot, d));
         const VEC constant = N_(log)(weight) - (REAL)0.5 * (log_det + (REAL)(D * LOG_2_PI));
         PUT(c->constant, 0, SELECT(any, constant, BROADCAST(-INFINITY)));
-        for (Py_ssize_t l = 0; l < LANES; ++l)
+        PUT(c->terms, 0, SELECT(any, AT(c->terms, 0) / weight, BROADCAST(INFINITY)));
+        for (Py_ssize_t l = 0; l < LANES; ++l) {
             if (any[l] && !(terms[l] <= c->cancellation)) c->cancellation = terms[l];
+            if (c->terms[g + l] < c->terms[c->reference]) c->reference = g + l;
+        }
     }
     c->cancellation += D + 2;
 }
@@ -380,9 +407,14 @@ KERNEL void N_(draw)(N_(Fit) *f, Py_ssize_t count) {
 /* Σ ω min(nearest, distance to the candidate) of one tile. */
 KERNEL double N_(potential_of)(const N_(Fit) *f, const N_(Tile) *tile, const REAL *candidate) {
     VEC sum = {0};
-    for (Py_ssize_t n = 0; n < tile->columns; n += LANES) {
-        const VEC found = N_(distance)(f, tile->z + n, candidate), nearest = LOAD(tile->nearest + n);
-        sum += LOAD(tile->weight + n) * SELECT((IVEC)(found < nearest), found, nearest);
+    for (Py_ssize_t n = 0; n < tile->columns; n += 4 * LANES) {
+        VEC found[4];
+        N_(distances)(f, tile->z + n, candidate, found);
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) {
+            const VEC nearest = LOAD(tile->nearest + n + v * LANES);
+            sum += LOAD(tile->weight + n + v * LANES) * SELECT((IVEC)(found[v] < nearest), found[v], nearest);
+        }
     }
     double total = 0;
     for (Py_ssize_t l = 0; l < LANES; ++l) total += sum[l];
@@ -425,7 +457,6 @@ KERNEL void N_(choose_seeds)(N_(Fit) *f, uint64_t key, Py_ssize_t restart) {
 /* η = (−½ Λ, off-diagonals doubled; Λ μ; c − ½ μᵀ Λ μ), and for LINEAR −½ ⟨Λ, Σ ω z zᵀ⟩ = Σ ω of what it leaves out. */
 KERNEL void N_(encode_packed)(N_(Fit) *f, const N_(Components) *c) {
     const Py_ssize_t D = f->D, width = f->width, quadratic = f->F - D - 1;
-    f->common = 0;
     for (Py_ssize_t g = 0; g < width; g += LANES) {
         for (Py_ssize_t i = 0, e = 0; i < D; ++i)
             for (Py_ssize_t j = f->matrices ? 0 : i; j <= i; ++j, ++e) {
@@ -440,7 +471,17 @@ KERNEL void N_(encode_packed)(N_(Fit) *f, const N_(Components) *c) {
         }
         PUT(f->natural, quadratic + D, constant);
     }
-    N_(pack_natural)(f->natural, 1, width, f->K, f->F, f->packed);
+}
+
+/* η_k − η_c in the place of η_k, the last component's in the place of c. */
+KERNEL void N_(subtract_reference)(N_(Fit) *f) {
+    const Py_ssize_t width = f->width;
+    for (Py_ssize_t e = 0; e < f->F; ++e) {
+        const REAL common = f->natural[e * width + f->reference];
+        f->common += common * f->totals[e];
+        for (Py_ssize_t g = 0; g < width; g += LANES) PUT(f->natural, e, AT(f->natural, e) - common);
+    }
+    for (Py_ssize_t e = 0; e < f->F; ++e) f->natural[e * width + f->reference] = f->natural[e * width + f->K - 1];
 }
 
 /* μ_k, P_k = L⁻ᵀ diag(1 / √pivot) or its diagonal, and c_k, one component after the other. */
@@ -463,17 +504,22 @@ KERNEL void N_(encode_direct)(N_(Fit) *f, const N_(Components) *c) {
 }
 
 /* What the functions of tile.h read, and no statistics yet. */
-KERNEL void N_(encode)(N_(Fit) *f, const N_(Components) *c, int direct) {
+KERNEL void N_(encode)(N_(Fit) *f, const N_(Components) *c, enum form form) {
+    const int direct = form == DIRECT;
+    f->form = form, f->reference = c->reference, f->common = 0;
+    f->problem.K = form == RELATIVE ? f->K - 1 : f->K;
     f->problem.direct = direct;
     f->problem.map = !direct ? f->map : f->matrices ? FULL : DIAG;
     f->problem.F = direct ? f->direct_F : f->F;
     if (direct) N_(encode_direct)(f, c);
     else N_(encode_packed)(f, c);
+    if (form == RELATIVE) N_(subtract_reference)(f);
+    if (!direct) N_(pack_natural)(f->natural, 1, f->width, f->problem.K, f->F, f->packed);
     f->problem.statistics = f->statistics;
     memset(f->statistics, 0, f->K * f->problem.F * sizeof(REAL));
 }
 
-/* L_k = ⟨η_k, φ⟩, or c_k − ½ ‖P_kᵀ (z − μ_k)‖². */
+/* L_k = ⟨η_k, φ⟩, or ⟨η_k − η_c, φ⟩ without c, or c_k − ½ ‖P_kᵀ (z − μ_k)‖². */
 KERNEL void N_(find_logits)(N_(Fit) *f, const N_(Tile) *tile) {
     const Problem *p = &f->problem;
     if (p->direct)
@@ -489,30 +535,112 @@ KERNEL void N_(add_statistics)(N_(Fit) *f, const N_(Tile) *tile, const REAL *r) 
     if (p->direct)
         N_(direct_statistic_tile)(p, tile->z, r, tile->columns, f->stride, f->centred, f->weighted, f->square);
     else
-        N_(packed_statistic_tile)(p, tile->z, r, NULL, tile->columns, f->stride, f->features, f->kept, tile->phi);
+        N_(packed_statistic_tile)(p, tile->z, r, NULL, N_(rounded_up)(tile->rows, 1), f->stride, f->features, f->kept,
+                                  tile->phi);
 }
 
-/* S and Σ ω log p in one pass. */
-KERNEL double N_(expect)(N_(Fit) *f, const N_(Components) *c, int direct) {
-    double total = 0;
-    N_(encode)(f, c, direct);
-    for (Py_ssize_t t = 0; t < f->tiles; ++t) {
-        const N_(Tile) tile = N_(open)(f, t);
-        N_(find_logits)(f, &tile);
-        N_(softmax_tile)(f->logits, f->K, tile.columns, f->stride, tile.weight, 0, 1, NULL, f->log_prob);
-        total += N_(inner_product)(tile.weight, f->log_prob, tile.rows);
-        N_(add_statistics)(f, &tile, f->logits);
+/* Whether relative_softmax suits the logits of a tile: all samples weigh the same, and exp can be added up as it is. */
+KERNEL int N_(moderate)(const N_(Fit) *f, const N_(Tile) *tile) {
+    IVEC fine = ~(IVEC){0};
+    if (f->form != RELATIVE || f->problem.weight) return 0;
+    for (Py_ssize_t k = 0; k < f->problem.K; ++k)
+        for (Py_ssize_t n = 0; n < tile->columns; n += LANES)
+            fine &= (IVEC)(LOAD(f->logits + k * f->stride + n) <= (REAL)MOST_EXPONENT);
+    return N_(all_lanes)(fine);
+}
+
+/* With s = 1 + Σ_k exp(L_k), for samples of weight one (or zero): L ← r_k = exp(L_k) / s, or, with a place for it,
+ * −Σ_k r_k log r_k = log s − Σ_k r_k L_k is added to `entropy`. Returns the sum of log s, by one logarithm: of the
+ * product of what is left of each s without its exponent, 1 ≤ m < 2, of which a lane has at most 512 / LANES. */
+INLINE double N_(relative_softmax)(REAL *restrict logits, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t stride,
+                                   const REAL *restrict weight, double *restrict entropy) {
+    const IVEC one = (IVEC)BROADCAST(1), mantissa = (IVEC){0} + (((INTEGER)1 << MANTISSA_BITS) - 1);
+    VEC product = BROADCAST(1), expected = {0};
+    IVEC exponent = {0};
+    for (Py_ssize_t n = 0; n < columns; n += 4 * LANES) {
+        VEC sum[4], moment[4];
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) sum[v] = BROADCAST(1), moment[v] = (VEC){0};
+        for (Py_ssize_t k = 0; k < rows; ++k)
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; ++v) {
+                REAL *at = logits + k * stride + n + v * LANES;
+                const VEC l = LOAD(at), e = N_(exp)(l);
+                sum[v] += e;
+                if (entropy) moment[v] += SELECT((IVEC)(e > (REAL)0), e * l, (VEC){0});
+                else STORE(at, e);
+            }
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) {
+            const VEC w = LOAD(weight + n + v * LANES);
+            const IVEC s = (IVEC)SELECT((IVEC)(w > (REAL)0), sum[v], (VEC)one);
+            exponent += (s - one) >> MANTISSA_BITS;
+            product *= (VEC)((s & mantissa) | one);
+            sum[v] = w / sum[v];
+            if (entropy) expected += moment[v] * sum[v];
+        }
+        for (Py_ssize_t k = 0; !entropy && k < rows; ++k)
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; ++v) {
+                REAL *l = logits + k * stride + n + v * LANES;
+                STORE(l, LOAD(l) * sum[v]);
+            }
     }
-    return direct ? total : total + f->common;
+    const VEC logarithm = N_(log)(product);
+    double total = 0;
+    for (Py_ssize_t l = 0; l < LANES; ++l) total += logarithm[l] + exponent[l] * M_LN2;
+    if (entropy) *entropy += total;
+    for (Py_ssize_t l = 0; entropy && l < LANES; ++l) *entropy -= expected[l];
+    return total;
 }
 
-/* r_k ← ω where k is the nearest seed. */
-KERNEL void N_(assign)(N_(Fit) *f, const N_(Tile) *tile) {
+/* L ← ω softmax_k(L), log p ← log Σ_k exp(L_k); relative to c its logit is 0, in the last row. */
+KERNEL void N_(softmax_of_all)(N_(Fit) *f, const N_(Tile) *tile, const REAL *weight) {
+    if (f->form == RELATIVE) memset(f->logits + (f->K - 1) * f->stride, 0, tile->columns * sizeof(REAL));
+    N_(softmax_tile)(f->logits, f->K, tile->columns, f->stride, weight, 0, 1, NULL, f->log_prob);
+}
+
+/* L ← ω softmax_k(L) where statistics need it; returns Σ ω log Σ_k exp(L_k). */
+KERNEL double N_(find_responsibilities)(N_(Fit) *f, const N_(Tile) *tile) {
+    if (N_(moderate)(f, tile))
+        return N_(relative_softmax)(f->logits, f->problem.K, tile->columns, f->stride, tile->weight, NULL);
+    N_(softmax_of_all)(f, tile, tile->weight);
+    return N_(inner_product)(tile->weight, f->log_prob, tile->rows);
+}
+
+/* S_c = Σ ω φ − Σ_{k ≠ c} S_k, and the last component's from the place of c into its own. */
+KERNEL void N_(add_reference)(N_(Fit) *f) {
+    const Py_ssize_t F = f->F;
+    REAL *S = f->statistics, *own = S + f->reference * F, *last = S + (f->K - 1) * F;
+    for (Py_ssize_t i = 0; i < F; ++i) last[i] = own[i], own[i] = f->totals[i];
     for (Py_ssize_t k = 0; k < f->K; ++k)
+        for (Py_ssize_t i = 0; k != f->reference && i < F; ++i) own[i] -= S[k * F + i];
+}
+
+/* r_k ← ω where k is the nearest seed; relative to c, the last component is in the place of c. */
+KERNEL void N_(assign)(N_(Fit) *f, const N_(Tile) *tile) {
+    for (Py_ssize_t row = 0; row < f->problem.K; ++row) {
+        const Py_ssize_t k = f->form == RELATIVE && row == f->reference ? f->K - 1 : row;
         for (Py_ssize_t n = 0; n < tile->columns; n += LANES) {
             const IVEC own = (IVEC)(LOAD(tile->label + n) == (REAL)k);
-            STORE(f->logits + k * f->stride + n, SELECT(own, LOAD(tile->weight + n), (VEC){0}));
+            STORE(f->logits + row * f->stride + n, SELECT(own, LOAD(tile->weight + n), (VEC){0}));
         }
+    }
+}
+
+/* S and Σ ω log p in one pass; or S of each sample's nearest seed. */
+KERNEL double N_(expect)(N_(Fit) *f, const N_(Components) *c, enum form form, int nearest) {
+    double total = 0;
+    N_(encode)(f, c, form);
+    for (Py_ssize_t t = 0; t < f->tiles; ++t) {
+        const N_(Tile) tile = N_(open)(f, t);
+        if (!nearest || !f->kept) N_(find_logits)(f, &tile); /* makes Φ if it is not kept */
+        if (nearest) N_(assign)(f, &tile);
+        else total += N_(find_responsibilities)(f, &tile);
+        N_(add_statistics)(f, &tile, f->logits);
+    }
+    if (form == RELATIVE) N_(add_reference)(f);
+    return total + f->common;
 }
 
 /* −Σ_k r_k log r_k of each sample. */
@@ -525,6 +653,17 @@ KERNEL void N_(entropies)(N_(Fit) *f, const N_(Tile) *tile, REAL *restrict entro
         }
         STORE(entropy + n, sum);
     }
+}
+
+/* entropy += −Σ ω Σ_k r_k log r_k of one tile; returns Σ ω log Σ_k exp(L_k). */
+KERNEL double N_(add_entropy)(N_(Fit) *f, const N_(Tile) *tile, double *entropy) {
+    if (N_(moderate)(f, tile))
+        return N_(relative_softmax)(f->logits, f->problem.K, tile->columns, f->stride, tile->weight, entropy);
+    N_(softmax_of_all)(f, tile, f->ones);
+    const double total = N_(inner_product)(tile->weight, f->log_prob, tile->rows);
+    N_(entropies)(f, tile, f->log_prob);
+    *entropy += N_(inner_product)(tile->weight, f->log_prob, tile->rows);
+    return total;
 }
 
 /* ---- maximize ---------------------------------------------------------------------------------------------------- */
@@ -694,11 +833,12 @@ INLINE double N_(power_of_two)(double deviation) {
     return ldexp(1, exponent > 1021 ? -1021 : exponent < -1021 ? 1021 : -exponent);
 }
 
-/* S of one component with r = 1: Σ ω φ(z − mean), every entry of the covariance, or its diagonal. */
+/* S of one component with r = 1: Σ ω φ(z − mean), every entry of the covariance, or its diagonal. Where Φ is kept the
+ * mean is zero. */
 KERNEL void N_(moments_about)(N_(Fit) *f, int map, const REAL *mean) {
     Problem *p = &f->problem;
-    p->direct = p->K = 1;
-    p->map = map, p->F = N_(quadratic_count)(map, f->D) + f->D + 1;
+    p->direct = !(f->expanded && map == f->map);
+    p->K = 1, p->map = map, p->F = N_(quadratic_count)(map, f->D) + f->D + 1;
     p->mean = mean, p->statistics = f->statistics;
     memset(f->statistics, 0, p->F * sizeof(REAL));
     for (Py_ssize_t t = 0; t < f->tiles; ++t) {
@@ -729,6 +869,11 @@ KERNEL void N_(find_frame)(N_(Fit) *f) {
     }
     if (f->batch->covariance == SPHERICAL_COVARIANCE)
         for (Py_ssize_t d = 0; d < D; ++d) f->scale[1][d] = (coarsest < INFINITY ? coarsest : 1) / f->scale[0][d];
+    for (Py_ssize_t d = 0; d < D; ++d) { /* the largest |z_d| */
+        const double low = (f->low[d] - f->shift[0][d]) * f->scale[0][d] - f->shift[1][d];
+        const double high = (f->high[d] - f->shift[0][d]) * f->scale[0][d] - f->shift[1][d];
+        f->extent[d] = fmax(-low, high) * f->scale[1][d];
+    }
     N_(reframe)(f, 1);
     f->framed = 1;
 }
@@ -756,12 +901,22 @@ KERNEL void N_(find_floors)(N_(Fit) *f) {
     N_(level)(f, f->added);
 }
 
+/* Σ ω φ(z), from Σ ω of (z zᵀ or its diagonal, z, 1). */
+KERNEL void N_(find_totals)(N_(Fit) *f) {
+    const Py_ssize_t quadratic = f->F - f->D - 1;
+    memcpy(f->totals, f->statistics, quadratic * sizeof(REAL));
+    if (f->map == SPHERICAL)
+        for (Py_ssize_t d = 1; d < f->D; ++d) f->totals[0] += f->statistics[d];
+    memcpy(f->totals + quadratic, f->statistics + f->entries, (f->D + 1) * sizeof(REAL));
+}
+
 /* The scatter of all samples, and its pivots with everything added: how each feature varies given those before it. */
 KERNEL int N_(find_scatter)(N_(Fit) *f) {
     const Py_ssize_t D = f->D, width = LANES, g = 0;
     REAL *L = f->components[0].inverse, *pivot = f->components[0].pivot;
     N_(moments_about)(f, f->matrices ? FULL : DIAG, f->zero);
     memcpy(f->scatter, f->statistics, f->entries * sizeof(REAL));
+    N_(find_totals)(f);
     if (!f->matrices) N_(level)(f, f->scatter);
     for (Py_ssize_t i = 0, e = 0; i < D; ++i)
         for (Py_ssize_t j = f->matrices ? 0 : i; j <= i; ++j, ++e)
@@ -780,11 +935,12 @@ KERNEL void N_(keep_features)(N_(Fit) *f) {
         N_(feature_tile)(f->map, tile.z, f->D, tile.columns, f->stride, f->F - 1, f->F,
                          tile.phi + (f->F - 1) * f->stride);
     }
+    f->expanded = f->kept;
 }
 
 /* Samples before any frame. */
 KERNEL void N_(begin)(N_(Fit) *f) {
-    for (Py_ssize_t d = 0; d < f->D; ++d) f->zero[d] = f->shift[0][d] = 0, f->scale[0][d] = 1;
+    for (Py_ssize_t d = 0; d < f->D; ++d) f->zero[d] = f->shift[0][d] = f->extent[d] = 0, f->scale[0][d] = 1;
     for (Py_ssize_t n = 0; n < f->stride; ++n) f->ones[n] = 1;
     f->problem.shift = f->shift[0], f->problem.scale = f->scale[0];
 }
@@ -796,16 +952,37 @@ KERNEL int N_(prepare)(N_(Fit) *f, Py_ssize_t fewest) {
     if (status != FINE) return status;
     N_(find_frame)(f);
     N_(find_floors)(f);
-    if (!N_(find_scatter)(f)) return NO_LIKELIHOOD;
     N_(keep_features)(f);
-    return FINE;
+    return N_(find_scatter)(f) ? FINE : NO_LIKELIHOOD;
 }
 
 /* ---- EM ---------------------------------------------------------------------------------------------------------- */
 
+/* Whether a form keeps the digits of components, and of what decided whether they needed a lift. */
+INLINE int N_(suits)(const N_(Fit) *f, const N_(Components) *c, enum form form, Py_ssize_t reference) {
+    const double terms = c->cancellation + (form == RELATIVE ? c->terms[reference] : 0);
+    return form == DIRECT || (!c->lifted && terms <= f->batch->most_cancellation);
+}
+
+/* One iteration, or one from the nearest seeds; returns whether it came to something. What packed statistics make of
+ * components that their form does not suit may have lost its digits: then once more, in a later form. */
+KERNEL int N_(iterate)(N_(Fit) *f, const N_(Components) *old, N_(Components) *new, int nearest,
+                       double *log_likelihood) {
+    for (enum form form = RELATIVE; form <= DIRECT; ++form) {
+        if (!N_(suits)(f, old, form, old->reference)) continue;
+        *log_likelihood = N_(expect)(f, old, form, nearest);
+        if (!isfinite(*log_likelihood) || !N_(maximize)(f, old, new)) continue;
+        if (N_(suits)(f, new, form, old->reference)) return 1;
+        if (!N_(suits)(f, new, PACKED, old->reference)) form = PACKED; /* would not suit them either */
+    }
+    return 0;
+}
+
 /* Components at the seeds, as broad as the data; then an M-step of each sample's nearest. */
 KERNEL int N_(start)(N_(Fit) *f, N_(Components) *seeds, N_(Components) *first) {
     const Py_ssize_t D = f->D, width = f->width;
+    double none;
+    seeds->lifted = 0;
     for (Py_ssize_t k = 0; k < width; ++k) {
         seeds->weight[k] = k < f->K ? 1.0 / f->K : 0;
         for (Py_ssize_t i = 0, e = 0; i < D; ++i) {
@@ -818,45 +995,22 @@ KERNEL int N_(start)(N_(Fit) *f, N_(Components) *seeds, N_(Components) *first) {
     for (Py_ssize_t g = 0; g < width; g += LANES)
         N_(factorize)(seeds->inverse, D, f->matrices, width, g, seeds->pivot, f->column);
     N_(complete)(f, seeds);
-    N_(encode)(f, seeds, 1);
-    for (Py_ssize_t t = 0; t < f->tiles; ++t) {
-        const N_(Tile) tile = N_(open)(f, t);
-        N_(assign)(f, &tile);
-        N_(add_statistics)(f, &tile, f->logits);
-    }
-    return N_(maximize)(f, seeds, first);
-}
-
-/* Whether the packed form would lose the digits of components, or of what decided that they needed a lift. */
-INLINE int N_(cancels)(const N_(Fit) *f, const N_(Components) *c) {
-    return c->lifted || !(c->cancellation <= f->batch->most_cancellation);
-}
-
-/* One iteration; returns whether it came to something. What packed statistics make of components that the packed form
- * does not suit may have lost its digits: then once more, about the old means. */
-KERNEL int N_(iterate)(N_(Fit) *f, const N_(Components) *old, N_(Components) *new, double *log_likelihood) {
-    for (int direct = N_(cancels)(f, old); direct < 2; ++direct) {
-        *log_likelihood = N_(expect)(f, old, direct);
-        if (isfinite(*log_likelihood) && N_(maximize)(f, old, new) && (direct || !N_(cancels)(f, new))) return 1;
-    }
-    return 0;
+    return N_(iterate)(f, seeds, first, 1, &none);
 }
 
 /* Σ ω log p and −Σ ω Σ_k r_k log r_k, in one pass. */
 KERNEL void N_(evaluate)(N_(Fit) *f, const N_(Components) *c, N_(Outcome) *outcome) {
-    const int direct = N_(cancels)(f, c);
+    enum form form = RELATIVE;
     double total = 0, entropy = 0;
-    N_(encode)(f, c, direct);
+    while (!N_(suits)(f, c, form, c->reference)) ++form;
+    N_(encode)(f, c, form);
     for (Py_ssize_t t = 0; t < f->tiles; ++t) {
         const N_(Tile) tile = N_(open)(f, t);
         N_(find_logits)(f, &tile);
-        N_(softmax_tile)(f->logits, f->K, tile.columns, f->stride, f->ones, 0, 1, NULL, f->log_prob);
-        total += N_(inner_product)(tile.weight, f->log_prob, tile.rows);
-        N_(entropies)(f, &tile, f->log_prob);
-        entropy += N_(inner_product)(tile.weight, f->log_prob, tile.rows);
+        total += N_(add_entropy)(f, &tile, &entropy);
     }
-    outcome->log_likelihood = total + (direct ? 0 : f->common) + f->total * f->log_scale;
-    outcome->entropy = entropy;
+    outcome->log_likelihood = total + f->common + f->total * f->log_scale;
+    outcome->entropy = fmax(entropy, 0); /* not −0 or less, by rounding */
 }
 
 /* The smaller the better: BIC (Schwarz 1978), AIC (Akaike 1974), ICL (Biernacki, Celeux, Govaert 2000). */
@@ -878,7 +1032,7 @@ KERNEL N_(Components) *N_(restart)(N_(Fit) *f, uint64_t key, Py_ssize_t number, 
     if (!N_(start)(f, next, now)) return NULL;
     f->chosen = 0;
     while (outcome->n_iter < f->batch->max_iter && !outcome->converged) {
-        if (!N_(iterate)(f, now, next, &sum)) return NULL;
+        if (!N_(iterate)(f, now, next, 0, &sum)) return NULL;
         swap = now, now = next, next = swap;
         previous = bound, bound = sum / f->total;
         outcome->converged = fabs(bound - previous) < f->batch->tol;
@@ -1018,7 +1172,7 @@ KERNEL void N_(predict_batch)(const Batch *batch, Py_ssize_t start, Py_ssize_t s
         N_(set_components)(&fit, K);
         N_(begin)(&fit);
         const int known = K > 0 && N_(fetch)(&fit, b, fit.components);
-        if (known) N_(encode)(&fit, fit.components, 1);
+        if (known) N_(encode)(&fit, fit.components, DIRECT);
         for (Py_ssize_t t = 0; t < fit.tiles; ++t) {
             const N_(Tile) tile = N_(open)(&fit, t);
             N_(write_predictions)(&fit, &tile, ITEM(int64_t, batch->offsets, b), known);

@@ -9,8 +9,8 @@
 #define LANES_OF_FLOAT64 8
 #define LANES_OF_FLOAT32 16
 #define LOGIT_ROWS 8
-#define STATISTIC_ROWS 3
-#define STATISTIC_COLUMNS 8
+#define STATISTIC_ROWS 4
+#define STATISTIC_COLUMNS 6
 #include "tile_types.h"
 
 #define LEVEL v3

@@ -93,9 +93,10 @@ KERNEL void N_(pack_natural)(const double *natural, Py_ssize_t row_stride, Py_ss
                              Py_ssize_t F, REAL *restrict packed) {
     for (Py_ssize_t k = 0; k < K;) {
         const int rows = N_(block_rows)(K - k);
-        for (Py_ssize_t f = 0; f < F; ++f)
-            for (int i = 0; i < rows; ++i) *packed++ = (REAL)natural[(k + i) * row_stride + f * column_stride];
-        k += rows;
+        for (int i = 0; i < rows; ++i)
+            for (Py_ssize_t f = 0; f < F; ++f)
+                packed[f * rows + i] = (REAL)natural[(k + i) * row_stride + f * column_stride];
+        k += rows, packed += rows * F;
     }
 }
 
@@ -244,7 +245,10 @@ KERNEL void N_(statistic_tile)(const REAL *restrict r, Py_ssize_t K, const REAL 
      : width == 4               ? N_(statistic_block)(ROWS, 4, a, b, columns, stride, s, F)                         \
      : width == 2               ? N_(statistic_block)(ROWS, 2, a, b, columns, stride, s, F)                         \
                                 : N_(statistic_block)(ROWS, 1, a, b, columns, stride, s, F))
-            if (height == 3) BLOCK(3);
+            if (height == STATISTIC_ROWS) BLOCK(STATISTIC_ROWS);
+#if STATISTIC_ROWS > 3
+            else if (height == 3) BLOCK(3);
+#endif
             else if (height == 2) BLOCK(2);
             else BLOCK(1);
 #undef BLOCK
@@ -363,6 +367,26 @@ KERNEL void N_(direct_logit_tile)(const Problem *p, const REAL *restrict packed,
     }
 }
 
+/* Σ r d², Σ r d, Σ r of d = z − mean, added to out (2 D + 1,): each feature is read once, in four chains of additions. */
+KERNEL void N_(diagonal_statistics)(const REAL *restrict z, const REAL *restrict r, const double *restrict mean,
+                                    Py_ssize_t D, Py_ssize_t columns, Py_ssize_t stride, double *restrict out) {
+    for (Py_ssize_t d = 0; d <= D; ++d, z += stride) {
+        VEC sum[8] = {{0}};
+        double found[8] = {0};
+        for (Py_ssize_t n = 0; n < columns; n += 4 * LANES)
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; ++v) {
+                const VEC weight = LOAD(r + n + v * LANES);
+                const VEC difference = d < D ? LOAD(z + n + v * LANES) - (REAL)mean[d] : (VEC){0};
+                sum[v] += (weight * difference) * difference;
+                sum[4 + v] += d < D ? weight * difference : weight;
+            }
+        N_(add_lane_sums)(8, sum, found);
+        if (d < D) out[d] += (found[0] + found[1]) + (found[2] + found[3]);
+        out[D + d] += (found[4] + found[5]) + (found[6] + found[7]);
+    }
+}
+
 /* S_k += Σ_n r_nk φ(z_n − μ_k): statistics about the component's own mean. */
 KERNEL void N_(direct_statistic_tile)(const Problem *p, const REAL *restrict z, const REAL *restrict r,
                                       Py_ssize_t columns, Py_ssize_t stride, REAL *restrict centred,
@@ -371,21 +395,20 @@ KERNEL void N_(direct_statistic_tile)(const Problem *p, const REAL *restrict z, 
     REAL *one = centred + D * stride; /* the centred tile with a row of ones below: y = (z − μ_k, 1) */
     for (Py_ssize_t n = 0; n < columns; ++n) one[n] = 1;
     for (Py_ssize_t k = 0; k < p->K; ++k) {
-        N_(centre_tile)(z, p->mean + k * D, D, columns, stride, centred);
         double *out = p->statistics + k * p->F;
         const REAL *weight = r + k * stride;
+        if (p->map != FULL) {
+            N_(diagonal_statistics)(z, weight, p->mean + k * D, D, columns, stride, out);
+            continue;
+        }
+        N_(centre_tile)(z, p->mean + k * D, D, columns, stride, centred);
         for (Py_ssize_t d = 0; d < D; ++d)
             for (Py_ssize_t n = 0; n < columns; n += LANES)
                 STORE(weighted + d * stride + n, LOAD(centred + d * stride + n) * LOAD(weight + n));
-        if (p->map == FULL) {
-            memset(square, 0, D * D * sizeof(double));
-            N_(statistic_tile)(weighted, D, centred, D, columns, stride, square, D);
-            for (Py_ssize_t i = 0; i < D; ++i)
-                for (Py_ssize_t j = 0; j <= i; ++j) *out++ += square[i * D + j];
-        } else {
-            for (Py_ssize_t d = 0; d < D; ++d)
-                N_(statistic_tile)(weighted + d * stride, 1, centred + d * stride, 1, columns, stride, out++, 1);
-        }
+        memset(square, 0, D * D * sizeof(double));
+        N_(statistic_tile)(weighted, D, centred, D, columns, stride, square, D);
+        for (Py_ssize_t i = 0; i < D; ++i)
+            for (Py_ssize_t j = 0; j <= i; ++j) *out++ += square[i * D + j];
         N_(statistic_tile)(weight, 1, centred, D + 1, columns, stride, out, D + 1);
     }
 }
