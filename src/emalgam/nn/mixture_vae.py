@@ -51,7 +51,8 @@ class LatentPrior(GaussianMixturePrior):
 
     def log_shares(self, posterior: Posterior) -> Tensor:
         """log π_c − KL(q(z | x) ‖ N(μ_c, L_c L_cᵀ)), (N, K)."""
-        return log_shares(Normal(*map(at_least_float32, posterior), full=False), self)
+        mean, log_variance = map(at_least_float32, posterior)
+        return log_shares(Normal(mean, log_variance, full=False), self)
 
     def sample_component(self, n: int, component: int, *, generator: torch.Generator | None = None) -> Tensor:
         """n draws of one component, (n, D)."""
