@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -93,8 +94,25 @@ def test_nullable_columns_and_matrices_are_arrays() -> None:
     weights[5] = pd.NA
     with pytest.raises(ValueError, match="sample_weight contains nan at row 5"):
         emalgam.fit(x, 3, sample_weight=weights)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pd.Series(["text"] * 600),
+        pd.Series(["1", "2"] * 300, dtype=object),
+        pd.Series(["1", "2"] * 300, dtype="string"),
+        pd.date_range("2026", periods=600),
+        pd.timedelta_range("1s", periods=600),
+    ],
+    ids=["text", "digits", "string", "dates", "times"],
+)
+def test_columns_of_text_and_dates_are_no_numbers(column: Any) -> None:
+    frame = pd.DataFrame(clusters(), columns=["a", "b", "c"]).assign(c=column)
     with pytest.raises(ValueError, match="x has dtype object; expected real numbers"):
-        emalgam.fit(frame.assign(c="text"), 3)
+        emalgam.fit(frame, 3)
+    with pytest.raises(ValueError, match=r"X has shape .* and dtype object"):
+        emalgam.fit_many(frame, 2, groups=np.arange(600) % 3)
 
 
 def test_large_finite_numbers_are_not_mistaken_for_inf(variant: Variant) -> None:

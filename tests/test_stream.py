@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -429,6 +430,17 @@ def test_no_weight_and_too_few_rows() -> None:
 def test_bad_sources(source: Any, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         emalgam.fit(emalgam.open_stream(source, **arguments), 2)
+
+
+def thousand_rows() -> Iterator[np.ndarray]:
+    yield rows()
+
+
+def test_streams_can_be_sent_to_another_process() -> None:
+    stream = emalgam.open_stream(thousand_rows)
+    copy = pickle.loads(pickle.dumps(stream))
+    for given in (copy, stream):
+        np.testing.assert_array_equal(np.concatenate([chunk for chunk, _ in given.chunks()]), rows())
 
 
 def test_a_function_has_to_make_new_iterators_for_one_pass_too() -> None:

@@ -6,10 +6,11 @@ else: a tensor in somebody's hand means that its library is loaded already.
 
 from __future__ import annotations
 
+import numbers
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import Any, Final
 
@@ -84,9 +85,18 @@ def to_numbers(x: Any, name: str = "x") -> np.ndarray:
     """`to_numpy`, with NaN where columns of a data frame mark missing values."""
     array = to_numpy(x, name)
     if array.dtype == object and hasattr(x, "convert_dtypes"):
-        with suppress(TypeError, ValueError):  # of something else than numbers: who checks the type will say it
-            array = x.to_numpy(np.float64, na_value=np.nan)
+        columns = [column for _, column in x.items()] if array.ndim == 2 else [x]
+        # Of others pandas makes numbers too, of dates and of text: who checks the type will say that they are none.
+        if all(map(_holds_numbers, columns)):
+            return x.to_numpy(np.float64, na_value=np.nan)
     return array
+
+
+def _holds_numbers(column: Any) -> bool:
+    """Whether a column of pandas has a type of numbers, or objects that are."""
+    if column.dtype.kind in "fiub":
+        return True
+    return all(isinstance(value, numbers.Real) for value in column.to_numpy(object, na_value=np.nan))
 
 
 def to_tensor(x: Any, name: str = "x") -> Any:

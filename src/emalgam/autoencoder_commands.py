@@ -25,7 +25,7 @@ from emalgam.nn.model_file import NAME_IN_FOLDER, load_extra, load_model, load_s
 from emalgam.nn.models import MODELS
 from emalgam.nn.training import CHECKPOINT, LOSSES, History, train
 from emalgam.plot.style import pyplot_module
-from emalgam.tables import FORMATS, read_table, write_table
+from emalgam.tables import FORMATS, read_table, write_npy, write_table
 
 # Options that only some models have.
 BELONGS_TO: Final = {
@@ -159,7 +159,7 @@ def run_generation(
         _write(output, plot.samples(x, shape=None if image_shape is None else tuple(image_shape)))
     elif output.suffix.lower() == ".npy":
         with replacing(output) as file:
-            np.save(file, x)
+            write_npy(file, x)
     else:
         write_table(output, x.reshape(n, -1))
     return {"n_samples": n, "data_shape": list(x.shape[1:]), "prior": drawn_from, "output": output}

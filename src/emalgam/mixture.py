@@ -258,7 +258,7 @@ class Mixture(MixtureAlgebra):
         total, n_samples = log_likelihood(self, x, **how)
         return -2.0 * total + self.n_parameters * float(np.log(n_samples))
 
-    def prepared(self, algorithm: str, dtype: np.dtype) -> Preparation:
+    def _prepared(self, algorithm: str, dtype: np.dtype) -> Preparation:
         """What queries of a type need. The last one is kept: it takes longer than the evaluation of a few rows."""
         kept: tuple[Any, Preparation] | None = self.__dict__.get("_kept")
         if kept is None or kept[0] != (algorithm, dtype):
@@ -496,7 +496,7 @@ class Query:
         self.backend, self.kernels = backend, backends.kernels(backend)
         self.data, self.n_threads = data, check_threads(n_threads)
         self.covariance, self.alive = mixture.covariance, mixture.weights > 0
-        prepared = mixture.prepared(algorithm, arrays.tile_dtype(data))
+        prepared = mixture._prepared(algorithm, arrays.tile_dtype(data))
         self.frame, self.components, self.parameters = prepared.frame, prepared.components, prepared.parameters
         self.constants, self.lowest = prepared.constants, prepared.lowest
 

@@ -349,6 +349,10 @@ class IterableStream(Stream):
         self.looked_at = None  # it may hold a file open
         return rejoined(checked_chunks(iterator, self.n_features, self.dtype), self.rows)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy makes iterators of its own."""
+        return self.__dict__ | {"looked_at": None}
+
     def _iterator(self) -> Iterator[Any]:
         return iter(self.source() if callable(self.source) else self.source)
 

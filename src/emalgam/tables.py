@@ -35,6 +35,7 @@ __all__ = [
     "read_table",
     "reading",
     "without_row_index",
+    "write_npy",
     "write_table",
 ]
 
@@ -294,7 +295,8 @@ def pyarrow_module(module: str) -> Any:
         ) from error
 
 
-def _write_npy(file: BinaryIO, array: np.ndarray, name: str) -> None:
+def write_npy(file: BinaryIO, array: np.ndarray, name: str = "") -> None:
+    """An array of any shape in NumPy's format, which has no place for a name."""
     # Into a file itself NumPy would write with a function of C, whose error does not say that the disk is full.
     np.save(cast(BinaryIO, SimpleNamespace(write=file.write)), array, allow_pickle=False)
 
@@ -321,7 +323,7 @@ def _table(array: np.ndarray, name: str) -> Any:
 Reader = Callable[[Path, Sequence[str]], np.ndarray]
 Writer = Callable[[BinaryIO, np.ndarray, str], None]
 FORMATS: Final[dict[str, tuple[Reader, Writer]]] = {
-    ".npy": (_read_npy, _write_npy),
+    ".npy": (_read_npy, write_npy),
     ".npz": (_read_npz, _write_npz),
     ".csv": (_read_csv, _write_csv),
     ".parquet": (_read_parquet, _write_parquet),

@@ -28,6 +28,7 @@ enum form { RELATIVE, PACKED, DIRECT };
 
 /* exp of it, and sums of that, are far from infinity. */
 #define MOST_EXPONENT 650
+_Static_assert(KEPT_COLUMNS <= 1024 && MOST_COLUMNS <= 1024, "a lane of relative_softmax multiplies numbers below 2");
 
 #define LOG_2_PI 1.8378770664093454836
 

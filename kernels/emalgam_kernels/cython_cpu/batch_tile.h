@@ -551,7 +551,7 @@ KERNEL int N_(moderate)(const N_(Fit) *f, const N_(Tile) *tile) {
 
 /* With s = 1 + Σ_k exp(L_k), for samples of weight one (or zero): L ← r_k = exp(L_k) / s, or, with a place for it,
  * −Σ_k r_k log r_k = log s − Σ_k r_k L_k is added to `entropy`. Returns the sum of log s, by one logarithm: of the
- * product of what is left of each s without its exponent, 1 ≤ m < 2, of which a lane has at most 512 / LANES. */
+ * product of what is left of each s without its exponent, 1 ≤ m < 2, of which a lane has at most 1024 / LANES. */
 INLINE double N_(relative_softmax)(REAL *restrict logits, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t stride,
                                    const REAL *restrict weight, double *restrict entropy) {
     const IVEC one = (IVEC)BROADCAST(1), mantissa = (IVEC){0} + (((INTEGER)1 << MANTISSA_BITS) - 1);

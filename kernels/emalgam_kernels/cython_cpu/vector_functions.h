@@ -8,7 +8,8 @@ typedef REAL N_(anywhere) __attribute__((vector_size(VECTOR_BYTES), aligned(size
 
 /* ---- exp and log ------------------------------------------------------------------------------------------- */
 
-/* exp(x) for x ≤ 0: n = round(x log2 e), r = x − n ln 2, exp(x) = 2ⁿ (1 + r + r² q(r)); 0 below the normal range. */
+/* exp(x), x ≤ 0, or ≤ 650 in float64: n = round(x log2 e), r = x − n ln 2, exp(x) = 2ⁿ (1 + r + r² q(r)); 0 below the
+ * normal range. */
 INLINE VEC N_(exp)(VEC x) {
     static const REAL q[] = {P_(EXP_COEFFICIENTS)};
     const VEC shifted = x * P_(LOG2_E) + ROUND_TO_INTEGER;

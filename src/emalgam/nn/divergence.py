@@ -281,7 +281,7 @@ def _monte_carlo(q: Normal, prior: GaussianMixturePrior, S: int, generator: torc
     noise = standard_normal(mean, (S, *mean.shape), generator)
     # log q(μ + L ε) = −½ ‖ε‖² − D/2 log 2π − log |L|
     log_q = -0.5 * (noise.square().sum(-1) + D * LOG_2_PI) - q.log_det
-    terms = log_q - prior.log_prob(mean + q.steps(noise))
+    terms = log_q - prior.log_density(mean + q.steps(noise))
     value = terms.mean(0)
     squares = (terms - value).detach().square().sum(0)
     return Divergence(value, (squares / (S * (S - 1))).sqrt() if S > 1 else torch.full_like(squares, math.nan))
@@ -310,4 +310,4 @@ def _unscented(q: Normal, prior: GaussianMixturePrior) -> Tensor:
     # The mean of log q over the points is −H(q): it is quadratic, and they have q's mean and covariance.
     steps = math.sqrt(D) * q.factor.mT.movedim(-2, 0)
     points = torch.cat([q.mean + steps, q.mean - steps])
-    return -q.entropy - prior.log_prob(points).mean(0)
+    return -q.entropy - prior.log_density(points).mean(0)

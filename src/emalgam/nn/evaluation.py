@@ -69,5 +69,7 @@ def as_input(model: nn.Module, x: Any) -> Tensor:
     own = next(model.parameters())
     values = x if isinstance(x, Tensor) else torch.from_numpy(np.array(x))  # a copy: it may be read-only
     if is_integer(values):
-        raise TypeError(f"data have dtype {values.dtype}; scale them first: x / 255 for images of bytes")
+        raise TypeError(
+            f"given {values.dtype}; expected floating point, scaled as what the model was trained on (pixels: / 255)"
+        )
     return values.to(own.device, own.dtype)

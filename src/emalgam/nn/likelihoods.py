@@ -77,7 +77,7 @@ class Likelihood(nn.Module):
         """`log_prob` for values that have been checked; in float32 at least, as it is a sum of many."""
         x = at_least_float32(x)
         each = self._elements(x, output.to(x.dtype))
-        return each.flatten(each.ndim - x.ndim + 1).sum(-1)
+        return each[..., None].flatten(each.ndim - x.ndim + 1).sum(-1)  # an axis more: data may be single numbers
 
     def _elements(self, x: Tensor, h: Tensor) -> Tensor:
         raise NotImplementedError

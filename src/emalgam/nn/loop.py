@@ -207,7 +207,9 @@ class Repeatable:
 
     def __iter__(self) -> Iterator[Any]:
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed())
+            for generator in (torch.default_generator, getattr(self.loader, "generator", None)):
+                if generator is not None:
+                    generator.manual_seed(self.seed())
             batches = iter(self.loader)
             first = list(islice(batches, 1))
         yield from chain(first, batches)

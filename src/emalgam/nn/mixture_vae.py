@@ -18,7 +18,7 @@ from emalgam.nn.divergence import Normal, components_of, log_shares
 from emalgam.nn.evaluation import as_input, evaluating
 from emalgam.nn.likelihoods import Likelihood
 from emalgam.nn.prior import COVARIANCE_TYPES, GaussianMixturePrior
-from emalgam.nn.tensors import standard_normal
+from emalgam.nn.tensors import at_least_float32, standard_normal
 from emalgam.nn.vae import LOG_VARIANCES, VAE, Posterior
 from emalgam.validation import check_integer, check_number
 
@@ -51,7 +51,8 @@ class LatentPrior(GaussianMixturePrior):
 
     def log_shares(self, posterior: Posterior) -> Tensor:
         """log π_c − KL(q(z | x) ‖ N(μ_c, L_c L_cᵀ)), (N, K)."""
-        return log_shares(Normal(*posterior, full=False), self)
+        mean, log_variance = map(at_least_float32, posterior)
+        return log_shares(Normal(mean, log_variance, full=False), self)
 
     def sample_component(self, n: int, component: int, *, generator: torch.Generator | None = None) -> Tensor:
         """n draws of one component, (n, D)."""

@@ -84,19 +84,19 @@ class LatentModel(nn.Module):
 
     def check_input(self, x: Tensor) -> Tensor:
         """`x` if it can be encoded; the values are not looked at."""
-        return self._check("x", x, self.data_shape)
+        return self._check("x", x, self.data_shape, ", scaled as the data are (pixels: / 255)")
 
     def check_latents(self, z: Tensor) -> Tensor:
         """`z` if it can be decoded; the values are not looked at."""
         return self._check("z", z, self.latent_shape)
 
-    def _check(self, name: str, given: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def _check(self, name: str, given: Tensor, shape: tuple[int, ...], of_integers: str = "") -> Tensor:
         if check_tensor(name, given).shape[1:] != shape or given.ndim != len(shape) + 1:
             raise ValueError(
                 f"{name} has shape {tuple(given.shape)}; expected (N, {', '.join(map(str, shape))})"
                 f"{_how_to_reshape(name, given, shape)}"
             )
-        return check_beside(name, given, next(self.parameters()), "model")
+        return check_beside(name, given, next(self.parameters()), "model", of_integers)
 
 
 def _how_to_reshape(name: str, given: Tensor, shape: tuple[int, ...]) -> str:

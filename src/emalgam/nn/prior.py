@@ -188,11 +188,15 @@ class GaussianMixturePrior(nn.Module):
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log p(z) in nats, (...) for z (..., D); differentiable in z and the parameters."""
+        return self.log_density(self.check_rows("z", z))
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """`log_prob` of latents that have been checked, which may have more digits than this prior."""
         return mixture_log_prob(*self._arguments(z))
 
     def responsibilities(self, z: Tensor) -> Tensor:
         """r_k(z), (..., K) for z (..., D); differentiable in z and the parameters."""
-        return mixture_responsibilities(*self._arguments(z))
+        return mixture_responsibilities(*self._arguments(self.check_rows("z", z)))
 
     def forward(self, z: Tensor) -> Tensor:
         """`log_prob`."""
@@ -206,8 +210,7 @@ class GaussianMixturePrior(nn.Module):
 
     def _arguments(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What the operators take."""
-        rows, means = at_least_float32(self.check_rows("z", z)), at_least_float32(self.means)
-        return rows, self.weights, means, self.scale_tril
+        return at_least_float32(z), self.weights, at_least_float32(self.means), self.scale_tril
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -268,7 +271,7 @@ class GaussianMixturePrior(nn.Module):
         ValueError
             For latents of a wrong shape, NaN or infinity in them or in the parameters, or a step that is not in (0, 1].
         TypeError
-            If z is no tensor.
+            If z or weights are no tensors.
 
         References
         ----------
@@ -280,7 +283,9 @@ class GaussianMixturePrior(nn.Module):
         latents = at_least_float32(check_tensor("z", z).detach())
         rows = check_data(latents.reshape(-1, *latents.shape[-1:]), n_features=self.n_features, name="z")
         check_finite(rows, name="z")
-        omega = check_weight(None if weights is None else weights.detach().reshape(-1), len(rows))
+        if weights is not None:
+            weights = at_least_float32(check_tensor("weights", weights).detach()).reshape(-1)
+        omega = check_weight(weights, len(rows))
         running = Running.of(self.to_fit(), reg_covar, least_variance=LEAST_VARIANCE)
         moved, log_prob = running.step(
             rows, omega, backends.resolve("auto", rows), torch.get_num_threads(), float(step)

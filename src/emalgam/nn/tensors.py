@@ -37,18 +37,14 @@ def check_alike(**given: Tensor) -> None:
             )
 
 
-def check_beside(name: str, given: Tensor, own: Tensor, owner: str) -> Tensor:
+def check_beside(name: str, given: Tensor, own: Tensor, owner: str, of_integers: str = "") -> Tensor:
     """`given` if it has the dtype (but under autocast) and the device of a module's `own` parameter.
 
-    TypeError or ValueError that calls the module `owner`.
+    TypeError or ValueError that calls the module `owner`, and says what else to do with integers.
     """
     if given.dtype != own.dtype and not torch.is_autocast_enabled(given.device.type):
-        other = (
-            f"or {owner}.to({given.dtype})" if given.is_floating_point() else "scaled as the data are (pixels: / 255)"
-        )
-        raise TypeError(
-            f"{name} has dtype {given.dtype}, the {owner} {own.dtype}; call {name}.to({own.dtype}), {other}"
-        )
+        other = f", or {owner}.to({given.dtype})" if given.is_floating_point() else of_integers
+        raise TypeError(f"{name} has dtype {given.dtype}, the {owner} {own.dtype}; call {name}.to({own.dtype}){other}")
     if given.device != own.device:
         raise ValueError(
             f"{name} lies on {given.device}, the {owner} on {own.device}; call {name}.to('{own.device}'), "

@@ -13,6 +13,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from numbers import Real
@@ -216,8 +217,9 @@ def train(
     data : (N, *data_shape) array or tensor, dataset, or loader
         Labels are ignored. Arrays may be memory maps, and of any floating-point dtype; integers need
         `emalgam.nn.as_dataset` with a scale. A loader gives the batches and their order itself; if it draws them by
-        torch's random numbers, they follow from the seed and the epoch too. (With ``persistent_workers`` they depend
-        on earlier epochs of the same process, so that a training that is resumed has another order.)
+        torch's random numbers or by its ``generator``, they follow from the seed and the epoch too. (With
+        ``persistent_workers``, or a sampler that keeps a generator of its own, they depend on earlier epochs of the
+        same process, so that a training that is resumed has another order.)
     epochs : int
         How often to go through the data; with `resume`, in all.
     batch_size : int
@@ -304,13 +306,26 @@ def train(
     if find_spec("lightning") is None:
         raise ImportError("emalgam.nn.train needs lightning, which is not installed: pip install emalgam[torch]")
     _check_precision(model, settings.precision)
-    if settings.precision in ("64", "64-true"):
-        model.double()  # before the data are prepared, which get the dtype of the model
-    prepared = Data.prepare(model, data, validation, settings)
-    _make_folder(settings)
+    with _as_it_was_if_refused(model):
+        if settings.precision in ("64", "64-true"):
+            model.double()  # before the data are prepared, which get the dtype of the model
+        prepared = Data.prepare(model, data, validation, settings)
+        _make_folder(settings)
     from emalgam.nn.loop import run
 
     return run(model, prepared, settings, _identity(model, prepared, settings))
+
+
+@contextmanager
+def _as_it_was_if_refused(model: nn.Module) -> Iterator[None]:
+    """Gives a model its numbers back if the block raises."""
+    before = {each: each.data for each in (*model.parameters(), *model.buffers())}
+    try:
+        yield
+    except Exception:
+        for each, values in before.items():
+            each.data = values
+        raise
 
 
 def _check_precision(model: nn.Module, precision: str) -> None:

@@ -124,6 +124,16 @@ def test_closed_form_of_16_bits_is_computed_in_float32(dtype: torch.dtype, full:
     torch.testing.assert_close(found, kl_gaussian(**{name: value.float() for name, value in (q | p).items()}))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("estimator", ["monte_carlo", "variational", "unscented"])
+def test_divergences_to_a_mixture_of_16_bits_are_computed_in_float32(estimator: str, dtype: torch.dtype) -> None:
+    q, p = {name: value.to(dtype) for name, value in posterior(False).items()}, prior().to(dtype)
+    found = estimate(q, p, estimator=estimator, **draws(estimator, 3)).value
+    assert found.dtype == torch.float32
+    wide = {name: value.float() for name, value in q.items()}
+    torch.testing.assert_close(found, estimate(wide, p.float(), estimator=estimator, **draws(estimator, 3)).value)
+
+
 @every_shape
 @pytest.mark.parametrize("estimator", ["monte_carlo", "variational", "unscented"])
 def test_autocast_changes_no_digit(full: bool, estimator: str) -> None:

@@ -145,6 +145,13 @@ def test_values_outside_the_unit_interval(likelihood: Likelihood, value: float, 
         likelihood.log_prob(x, torch.zeros(2, 3))
 
 
+def test_data_of_single_numbers() -> None:
+    x = torch.tensor([0.0, 1.0, 2.0])
+    found = Gaussian().log_prob(x, torch.zeros(5, 3))
+    torch.testing.assert_close(found, Gaussian().log_prob(x[:, None], torch.zeros(5, 3, 1)))
+    assert found.shape == (5, 3)
+
+
 def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match="likelihood is 'poisson'; expected one of gaussian, bernoulli, continuous-b"):
         likelihood_of("poisson")

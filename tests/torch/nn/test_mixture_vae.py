@@ -340,6 +340,10 @@ def test_a_model_of_16_bits(covariance_type: str, dtype: torch.dtype) -> None:
         losses["loss"].backward()
     assert model.log_likelihood(x, n_samples=3).dtype == torch.float32
     assert {model.generate(3).dtype, model.generate(3, component=1).dtype} == {dtype}
+    posterior = model.posterior(x)
+    shares = model.prior.log_shares(posterior)
+    expected = model.float().prior.log_shares(Posterior(*(each.float() for each in posterior)))
+    torch.testing.assert_close(shares, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_under_autocast_the_bound_is_float32() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import signal
@@ -190,11 +191,12 @@ def test_memory_maps_of_bytes(tmp_path: Path) -> None:
         train(model, mapped, epochs=2)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_loaders_that_shuffle_follow_from_the_seed(workers: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("workers", "own"), [(0, False), (2, False), (0, True)])
+def test_loaders_that_shuffle_follow_from_the_seed(workers: int, own: bool, tmp_path: Path) -> None:
     def shuffled() -> DataLoader[Any]:
         torch.seed()  # the rest of the program does as it likes
-        return DataLoader(TensorDataset(X), batch_size=50, shuffle=True, num_workers=workers)
+        generator = torch.Generator().manual_seed(17) if own else None
+        return DataLoader(TensorDataset(X), batch_size=50, shuffle=True, num_workers=workers, generator=generator)
 
     options = {"validation": X, "learning_rate": 0.01}
     expected = trained(data=shuffled(), **options)
@@ -308,6 +310,15 @@ def test_float64_keeps_the_digits_of_the_data() -> None:
     model = Reaching()
     history = train(model, fine, epochs=1, learning_rate=1e-30, precision="64")
     assert history["loss"][0] == pytest.approx(fine.square().sum(1).mean().item(), rel=1e-13)
+
+
+def test_a_training_that_is_refused_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    model = noisy()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="nan"):
+        train(model, np.full((10, 6), np.nan), epochs=1, precision="64", folder=tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
 
 
 def test_float64_is_asked_of_no_device_for_a_model_in_float32() -> None:
