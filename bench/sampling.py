@@ -35,7 +35,7 @@ TORCH_ROWS: Final = N // 20
 SMOKE_SHARE: Final = 50  # of the rows
 FEW, MANY = 100_000, 10_000_000  # samples of which memory should not depend
 WARM: Final = 20_000  # samples that load everything before
-ROUNDS: Final = 5
+ROUNDS: Final = 15
 SEED: Final = 1
 TORCH: Final = "torch.distributions"
 # How many times faster cython_cpu has to be.
