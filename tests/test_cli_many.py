@@ -314,6 +314,9 @@ def test_files_that_are_no_tables_are_one_line(path: Path, tmp_path: Path, outpu
     damaged.write_bytes(content)
     assert error_of("fit-many", damaged, *options, "--features", "a,b").startswith(f"{damaged}: ")
     assert "there is no folder" in error_of("fit-many", path, "--by", "sensor", "-k", 1, "-o", absent / "out.parquet")
+    table = path.parent / "fits.csv"
+    expected = f"{table}: many fits are written as Parquet; name it fits.parquet"
+    assert error_of("fit-many", path, "--by", "sensor", "--features", "a", "-k", 1, "-o", table) == expected
     assert list(output.parent.iterdir()) == []
 
 

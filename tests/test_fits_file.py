@@ -56,6 +56,13 @@ def assert_same(loaded: ManyFits, fits: ManyFits) -> None:
             assert found == expected, field.name
 
 
+def test_a_name_of_another_format(tmp_path: Path) -> None:
+    fits = emalgam.fit_many(np.random.default_rng(0).normal(size=(2, 20, 1)), 1)
+    with pytest.raises(ValueError, match=r"fits\.CSV: many fits are written as Parquet; name it fits\.parquet"):
+        fits.save(tmp_path / "fits.CSV")
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 def test_what_is_saved_is_loaded(covariance_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fits = some_fits(covariance_type)

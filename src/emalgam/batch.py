@@ -334,7 +334,7 @@ class ManyFits:
         Raises
         ------
         ValueError
-            If a label is there twice.
+            If a label is there twice, or `path` is named after another format, such as .csv.
         OSError
             If the file cannot be written.
 

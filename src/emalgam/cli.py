@@ -235,6 +235,7 @@ def fit_many(
     """
     from emalgam.backends import resolve
     from emalgam.fit_table import Job
+    from emalgam.fits_file import check_name
 
     settings: dict[str, Any] = {
         "covariance_type": covariance,
@@ -253,6 +254,7 @@ def fit_many(
         settings=settings | {"reg_covar": _reg_covar(reg_covar), "random_state": seed, "backend": resolve(backend)},
     )
     _check_folder(output, table)
+    check_name(output)
     start = time.perf_counter()
     summary = _fit_table(job, dask, resume=resume, n_threads=threads, progress=not quiet and sys.stderr.isatty())
     seconds = time.perf_counter() - start

@@ -45,7 +45,7 @@ from emalgam.files import replacing
 from emalgam.mixture import WEIGHT_SUM_TOLERANCE, factor_covariances
 from emalgam.model_file import ModelFileError, check_description, fail
 from emalgam.problems import repeated
-from emalgam.tables import DEFLATE_RATIO, pyarrow_module, reading
+from emalgam.tables import DEFLATE_RATIO, FORMATS, pyarrow_module, reading
 from emalgam_kernels.batch import CRITERIA, Mixtures, Outcomes, Status
 
 FORMAT: Final = "emalgam.fits"
@@ -61,6 +61,12 @@ ROWS_AT_ONCE: Final = 4096
 SQUARABLE: Final = (1e-280, 1e280)  # variances outside may have lost digits, or all, to underflow and overflow
 
 __all__ = ["COLUMNS", "join_fits", "load_fits", "load_fits_metadata", "save_fits", "status_counts"]
+
+
+def check_name(path: str | os.PathLike[str]) -> None:
+    """ValueError if a file of many fits is to have a name that belongs to another format."""
+    if Path(path).suffix.lower() in {*FORMATS} - {".parquet"}:
+        raise ValueError(f"{os.fspath(path)}: many fits are written as Parquet; name it {Path(path).stem}.parquet")
 
 
 def save_fits(
@@ -90,10 +96,11 @@ def save_fits(
     Raises
     ------
     ValueError
-        If a label of `fits.groups` is there twice.
+        If a label of `fits.groups` is there twice, or `path` is named after another format.
     OSError
         If the file cannot be written.
     """
+    check_name(path)
     arrow = pyarrow_module("pyarrow")
     if labels is None and fits.groups is not None:
         for label in repeated(fits.groups):
