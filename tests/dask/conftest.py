@@ -26,13 +26,13 @@ def _clients(processes: bool) -> Iterator[Any]:
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def client() -> Iterator[Any]:
-    """Two workers of one thread in this process."""
+    """Two workers of one thread in this process; closed after these tests, as others count what is allocated here."""
     yield from _clients(processes=False)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def processes() -> Iterator[Any]:
     """Two workers of one thread in processes of their own."""
     yield from _clients(processes=True)
