@@ -19,10 +19,11 @@ from emalgam.files import replacing
 from emalgam.nn.data import NUMBERS_AT_ONCE, ROWS_AT_ONCE, as_dataset, as_loader, load_idx
 from emalgam.nn.evaluation import evaluating, on_host, reconstruct
 from emalgam.nn.latent import LatentMixtureSampler
-from emalgam.nn.mixture_vae import COVARIANCE_TYPES, MixtureVAE
+from emalgam.nn.mixture_vae import MixtureVAE
 from emalgam.nn.model import LatentModel
 from emalgam.nn.model_file import NAME_IN_FOLDER, load_extra, load_model, load_sampler, save_model
 from emalgam.nn.models import MODELS
+from emalgam.nn.prior import COVARIANCE_TYPES
 from emalgam.nn.training import CHECKPOINT, LOSSES, History, train
 from emalgam.plot.style import pyplot_module
 from emalgam.tables import FORMATS, read_table, write_npy, write_table

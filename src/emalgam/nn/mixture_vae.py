@@ -17,12 +17,10 @@ from emalgam.mixture import Mixture
 from emalgam.nn.divergence import Normal, components_of, log_shares
 from emalgam.nn.evaluation import as_input, evaluating
 from emalgam.nn.likelihoods import Likelihood
-from emalgam.nn.prior import COVARIANCE_TYPES, GaussianMixturePrior
+from emalgam.nn.prior import GaussianMixturePrior
 from emalgam.nn.tensors import at_least_float32, standard_normal
 from emalgam.nn.vae import LOG_VARIANCES, VAE, Posterior
 from emalgam.validation import check_integer, check_number
-
-__all__ = ["COVARIANCE_TYPES", "LatentPrior", "MixtureVAE"]
 
 LOG_DEVIATIONS: Final = (0.5 * LOG_VARIANCES[0], 0.5 * LOG_VARIANCES[1])
 
