@@ -9,7 +9,7 @@ SOURCES := $(wildcard kernels/emalgam_kernels/cython_cpu/*.pyx kernels/emalgam_k
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo demo-ae test test-torch test-dask test-cuda cuda-gate cuda-resources lint types bench bench-smoke wheel check-wheel clean
+.PHONY: help demo demo-ae test test-torch test-dask test-cuda test-emulated cuda-gate cuda-resources lint types bench bench-smoke wheel check-wheel clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -54,11 +54,14 @@ test-torch: $(VENV)/torch  ## the tests that need torch (2.13.0)
 test-dask: $(VENV)/dask  ## the tests that need Dask, on clusters of this machine's processes
 	$(BIN)/python -m pytest -q tests/dask src/emalgam/distributed.py src/emalgam/dask_parts.py
 
+OF_CUDA := EMALGAM_REQUIRED_BACKENDS=numba_cuda EMALGAM_TESTED_BACKENDS=numba_cuda $(BIN)/python -m pytest -q tests/cuda \
+	$(addprefix tests/kernels/test_,contract.py mixture.py kl.py philox.py sampling.py batch.py)
+
 test-cuda: $(VENV)/cuda  ## the CUDA kernels in Numba's simulator: the contract, the oracles, and their own tests
-	NUMBA_ENABLE_CUDASIM=1 EMALGAM_REQUIRED_BACKENDS=numba_cuda EMALGAM_TESTED_BACKENDS=numba_cuda \
-	$(BIN)/python -m pytest -q tests/cuda kernels/emalgam_kernels/numba_cuda \
-		tests/kernels/test_contract.py tests/kernels/test_mixture.py tests/kernels/test_kl.py \
-		tests/kernels/test_philox.py tests/kernels/test_sampling.py tests/kernels/test_batch.py
+	NUMBA_ENABLE_CUDASIM=1 $(OF_CUDA) kernels/emalgam_kernels/numba_cuda
+
+test-emulated: $(VENV)/cuda  ## the same on what NVIDIA's compiler made of the kernels, run on the CPU: real blocks, races
+	EMALGAM_EMULATED_CUDA=1 $(OF_CUDA) tests/emulator
 
 cuda-gate: $(VENV)/cuda  ## compile every CUDA kernel: no spills, no stack, no float64 in float32 kernels
 	$(BIN)/python -m pytest -q tests/cuda/test_compile_gate.py

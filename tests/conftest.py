@@ -4,7 +4,8 @@
 absent backend's tests are skipped one by one, each with its name and the reason, and the report's header says so too.
 
 ``EMALGAM_TESTED_BACKENDS=numba_cuda`` runs the tests that go over backends on the listed ones instead of those of the
-CPU. With ``NUMBA_ENABLE_CUDASIM=1`` too, Numba interprets the CUDA kernels: no GPU is needed, but small data are.
+CPU. With ``NUMBA_ENABLE_CUDASIM=1`` too, Numba interprets the CUDA kernels: no GPU is needed, but small data are. With
+``EMALGAM_EMULATED_CUDA=1`` too, what the compiler made of them runs on an emulated GPU.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Final
 import pytest
 
 import emalgam_kernels
+from emalgam_kernels.numba_cuda import missing_packages
+from tests.emulator import EMULATED
 
 
 def listed(variable: str) -> tuple[str, ...]:
@@ -29,6 +32,7 @@ def listed(variable: str) -> tuple[str, ...]:
 CPU_BACKENDS: Final = ("reference", "cython_cpu", "numba_cpu")
 TESTED_BACKENDS: Final = listed("EMALGAM_TESTED_BACKENDS") or CPU_BACKENDS
 SIMULATED: Final = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
+ON_A_GPU: Final = not (SIMULATED or EMULATED)  # where tests of a GPU run
 DTYPES: Final = ("float64", "float32")
 COVARIANCE_TYPES: Final = ("full", "tied", "diag", "spherical")
 ALGORITHMS: Final = ("packed", "direct")
@@ -108,10 +112,23 @@ def need(backend: str) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     required_backends()
     known_backends("EMALGAM_TESTED_BACKENDS")
-    if SIMULATED and emalgam_kernels.probe("numba_cuda") is None:
+    if (SIMULATED or EMULATED) and missing_packages() is None:
+        take_the_place_of_a_gpu()
+
+
+def take_the_place_of_a_gpu() -> None:
+    """Before anything is imported that launches kernels."""
+    import torch
+
+    torch.set_num_threads(1)  # products are small here, and threads wait for each other without rest
+    if SIMULATED:
         from tests.simulator import take_turns
 
         take_turns()
+    else:
+        from tests.emulator.machine import install
+
+        install()
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -120,7 +137,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         f"{backend}: {emalgam_kernels.probe(backend) or 'available'}{' (required)' if backend in required else ''}"
         for backend in emalgam_kernels.BACKENDS
     ]
-    return [*lines, "numba_cuda: in Numba's simulator, without large data"] if SIMULATED else lines
+    where = {SIMULATED: "in Numba's simulator, without large data", EMULATED: "on an emulated GPU"}.get(True)
+    return [*lines, f"numba_cuda: {where}"] if where else lines
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -1,4 +1,5 @@
-"""These tests are collected where the CUDA kernels run: on a machine with a GPU, or in Numba's simulator.
+"""These tests are collected where the CUDA kernels run: on a machine with a GPU, in Numba's simulator,
+or on the emulator.
 
 The compile gate is the opposite: it needs NVIDIA's compiler but no GPU, and the simulator compiles nothing.
 EMALGAM_REQUIRED_BACKENDS=numba_cuda makes it an error that the kernels cannot run, as everywhere.
@@ -13,6 +14,7 @@ import pytest
 import emalgam_kernels
 from emalgam_kernels.numba_cuda import missing_compiler, missing_packages
 from tests.conftest import SIMULATED, required_backends
+from tests.emulator import EMULATED
 
 COMPILE_GATE = "test_compile_gate.py"
 
@@ -23,7 +25,7 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     if reason is not None and "numba_cuda" in required_backends():
         raise pytest.Collector.CollectError(f"numba_cuda is in EMALGAM_REQUIRED_BACKENDS and cannot run here: {reason}")
     if collection_path.name == COMPILE_GATE:
-        return True if SIMULATED or missing_packages() or missing_compiler() else None
+        return True if SIMULATED or EMULATED or missing_packages() or missing_compiler() else None
     return True if reason is not None and collection_path.suffix == ".py" else None
 
 

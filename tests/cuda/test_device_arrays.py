@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +16,7 @@ from emalgam import em, initialization
 from emalgam.namespace import beside, to_host
 from emalgam.observations import Observations
 from emalgam_kernels.numba_cuda import device, mixture, staging
-from tests.conftest import COVARIANCE_TYPES, SIMULATED
+from tests.conftest import COVARIANCE_TYPES, ON_A_GPU, SIMULATED
 from tests.samples import blobs, start
 
 N = 40 if SIMULATED else 3000
@@ -73,13 +74,13 @@ def test_initializations(init_params: str, weighted: bool) -> None:
 @pytest.mark.parametrize("init_params", ["random", "random_from_data"])
 def test_random_starts_are_drawn_beside_the_data(init_params: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The host learns of blocks, seeds and sums; nothing that it is sent, or sends, is as long as the data."""
-    lengths = []
+    lengths, rows = [], math.isqrt(N) + 10  # of a block: more than there are blocks
 
     def counted(array: Any) -> Any:
         lengths.append(array.shape[0])
         return array
 
-    monkeypatch.setattr(initialization, "ROWS_AT_ONCE", 16)
+    monkeypatch.setattr(initialization, "ROWS_AT_ONCE", rows)
     monkeypatch.setattr(initialization, "to_host", lambda array: counted(to_host(array)))
     monkeypatch.setattr(initialization, "beside", lambda array, other: beside(counted(array), other))
     x, _ = data()
@@ -90,7 +91,7 @@ def test_random_starts_are_drawn_beside_the_data(init_params: str, monkeypatch: 
         for each in (there, here)
     ]
     np.testing.assert_allclose(*starts, rtol=1e-12, atol=1e-12)
-    assert 0 < max(lengths) <= 16
+    assert 0 < max(lengths) <= rows < N
 
 
 def test_initialization_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +181,7 @@ def test_narrow_components_are_those_of_the_host(covariance_type: str) -> None:
     assert expected.tolist() == narrow.get(covariance_type, [False, True, False, True])
 
 
-@pytest.mark.skipif(SIMULATED, reason="only a GPU can tell who waits")
+@pytest.mark.skipif(not ON_A_GPU, reason="only a GPU can tell who waits")
 @every_type
 @pytest.mark.parametrize("policy", ["regularize", "error"])
 @pytest.mark.parametrize("algorithm", ["packed", "direct"])
@@ -465,7 +466,7 @@ def test_no_page_locked_memory_says_what_to_do(direction: Any, monkeypatch: pyte
     """What torch raises there is not an error of the GPU's memory."""
 
     def full(*_: Any, pin_memory: bool = False, **__: Any) -> None:
-        assert pin_memory is not SIMULATED
+        assert pin_memory is ON_A_GPU
         raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be ...")
 
     piece = on_device(np.zeros((7, 2)))

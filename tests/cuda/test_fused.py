@@ -198,15 +198,16 @@ def test_which_way_is_taken_while_none_was_measured(monkeypatch: pytest.MonkeyPa
     """One task of a thread: fused; three, which leave room for one block: products. A measured table overrides that."""
     place = device.default_device()
     monkeypatch.setattr(crossover, "table", lambda: {"float32": [], "float64": []})
-    few, many = 4, 4 * fused.MORE_THREADS  # components, of four statistics
+    D, F = 62, 64
+    few, many = 4, fused.MORE_THREADS // 4  # components: the tasks of all threads are 4 × 4 of their statistics
     for arithmetic in ("float32", "float64"):
-        ways = [plan_here(2, K, 4, arithmetic) for K in (few, 2 * many)]
-        assert [way.tasks_of_a_thread for way in ways] == [1, fused.MOST_TASKS]
-        assert [suits_fused(2, K, 4, arithmetic, False, place) for K in (few, many, 2 * many)] == [True, True, False]
-    monkeypatch.setattr(crossover, "table", lambda: {"float32": [[4, 2 * many]], "float64": [[0, 0]]})
-    assert suits_fused(2, 2 * many, 4, "float32", False, place)
-    assert not suits_fused(2, few, 4, "float64", False, place)
-    assert not suits_fused(2, 4 * many, 4, "float32", False, place)
+        ways = [plan_here(D, K, F, arithmetic) for K in (few, many, 2 * many)]
+        assert [way.tasks_of_a_thread for way in ways] == [1, 1, fused.MOST_TASKS]
+        assert [suits_fused(D, K, F, arithmetic, False, place) for K in (few, many, 2 * many)] == [True, True, False]
+    monkeypatch.setattr(crossover, "table", lambda: {"float32": [[F, 2 * many]], "float64": [[0, 0]]})
+    assert suits_fused(D, 2 * many, F, "float32", False, place)
+    assert not suits_fused(D, few, F, "float64", False, place)
+    assert not suits_fused(D, 4 * many, F, "float32", False, place)
 
 
 @pytest.mark.skipif(device.SIMULATED, reason="the simulator is too slow for blocks of 256 threads")
@@ -215,7 +216,7 @@ def test_which_way_is_taken_while_none_was_measured(monkeypatch: pytest.MonkeyPa
 def test_more_shared_memory_than_every_launch_may_ask_for(covariance_type: str, arithmetic: str) -> None:
     """And a launch that asks for less does not take it away again."""
     D = 12 if covariance_type == "full" else 96
-    given, less = (make(covariance_type, arithmetic, "packed", 700, D, K) for K in (100, 80))
+    given, less = (make(covariance_type, arithmetic, "packed", 150, D, K) for K in (100, 80))
     F = statistic_count(covariance_type, D)
     assert plan_here(D, 100, F, arithmetic).shared_bytes > plan_here(D, 80, F, arithmetic).shared_bytes
     assert plan_here(D, 80, F, arithmetic).shared_bytes > device.SHARED_BYTES

@@ -18,7 +18,7 @@ from emalgam_kernels.numba_cuda import device, kl, staging
 from emalgam_kernels.numba_cuda.device import NUMBA_REALS, Kernel, flat, fma
 from emalgam_kernels.numba_cuda.kl_kernels import numbers_of_a_thread
 from emalgam_kernels.reference import kl as reference
-from tests.conftest import DTYPES, SIMULATED
+from tests.conftest import DTYPES, ON_A_GPU, SIMULATED
 from tests.kernels.test_kl import (
     CONDITION,
     all_pairs,
@@ -311,7 +311,7 @@ def test_same_bits_twice(covariance_type: str) -> None:
     assert torch.equal(*found)
 
 
-@pytest.mark.skipif(SIMULATED, reason="only a GPU can tell who waits")
+@pytest.mark.skipif(not ON_A_GPU, reason="only a GPU can tell who waits")
 @every_dtype
 @every_type
 def test_pairs_wait_for_nothing(covariance_type: str, dtype: str) -> None:
@@ -328,7 +328,7 @@ def test_pairs_wait_for_nothing(covariance_type: str, dtype: str) -> None:
     assert bool(out.isfinite().all())
 
 
-@pytest.mark.skipif(SIMULATED, reason="only a GPU has streams")
+@pytest.mark.skipif(not ON_A_GPU, reason="only a GPU has streams")
 def test_the_current_stream() -> None:
     """A stack that a busy stream is still to fill is read after it."""
     p, q = (on_device(each) for each in two_stacks("full", "float64"))

@@ -15,10 +15,12 @@ import emalgam
 from emalgam_kernels import Packed, Sampler
 from emalgam_kernels.numba_cuda import device, mixture, sampling
 from emalgam_kernels.numba_cuda.device import Kernel, flat, view
-from tests.conftest import SIMULATED
+from tests.conftest import ON_A_GPU
 from tests.samples import blobs, start
 
-pytestmark = pytest.mark.skipif(SIMULATED, reason="the simulator has one device and one stream, and would take days")
+pytestmark = pytest.mark.skipif(
+    not ON_A_GPU, reason="the simulator and the emulator have one stream, and would take days"
+)
 several_devices = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.device_count() < 2, reason="there are not two GPUs"
 )

@@ -11,6 +11,7 @@ import torch
 
 from emalgam_kernels.numba_cuda import device, products
 from emalgam_kernels.numba_cuda.products import COLUMN_STEP, chunks, padded, rows_of_a_chunk, run
+from tests.conftest import ON_A_GPU
 from tests.cuda.passes import (
     assert_right,
     assert_right_when_hard,
@@ -77,7 +78,7 @@ def test_component_of_weight_zero_takes_nothing(hard: bool) -> None:
         assert_within(found.log_prob, given.log_prob, limit, "log p(x_n)")
 
 
-@pytest.mark.skipif(device.SIMULATED, reason="the simulator has no TF32")
+@pytest.mark.skipif(not ON_A_GPU, reason="only a GPU has TF32")
 def test_tf32_only_if_asked_for() -> None:
     given = make("full", "float32", "packed", 2000, 20, 50)
     parameters = given.parameters("float32")

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.emulator import EMULATED
+
 ROOT = Path(__file__).parents[2]
 ABSENT = (
     "sklearn", "threadpoolctl", "hypothesis", "safetensors", "pyarrow", "typer", "rich", "pandas", "polars",
@@ -24,6 +26,7 @@ class Hidden(MetaPathFinder):
 
 sys.meta_path.insert(0, Hidden())
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "src")!r}, {str(ROOT / "kernels")!r}]
+{"from tests.emulator.machine import install; install()" if EMULATED else ""}
 """
 
 

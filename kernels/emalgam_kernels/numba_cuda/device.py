@@ -306,7 +306,7 @@ def span(x: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def on(device: torch.device) -> Iterator[None]:
     """Make `device` the current one of torch and of Numba."""
-    if SIMULATED:
+    if DEVICE_TYPE == "cpu":
         yield
         return
     index = torch.cuda.current_device() if device.index is None else device.index
@@ -316,19 +316,19 @@ def on(device: torch.device) -> Iterator[None]:
 
 def multiprocessors(device: torch.device) -> int:
     """How many blocks can run side by side at least."""
-    return 2 if SIMULATED else int(torch.cuda.get_device_properties(device).multi_processor_count)
+    return 2 if DEVICE_TYPE == "cpu" else int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 @cache
 def cache_bytes(device: torch.device) -> int:
     """What the L2 cache holds."""
-    return ASSUMED_CACHE_BYTES if SIMULATED else int(torch.cuda.get_device_properties(device).L2_cache_size)
+    return ASSUMED_CACHE_BYTES if DEVICE_TYPE == "cpu" else int(torch.cuda.get_device_properties(device).L2_cache_size)
 
 
 @cache
 def most_shared_bytes(device: torch.device) -> int:
     """Shared memory that a block may have at most."""
-    if SIMULATED:
+    if DEVICE_TYPE == "cpu":
         return ASSUMED_SHARED_BYTES
     return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
 
@@ -340,7 +340,7 @@ def is_tensor(x: Any) -> bool:
 
 def default_device() -> torch.device:
     """The device that NumPy arrays are sent to."""
-    return torch.device("cpu") if SIMULATED else torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu") if DEVICE_TYPE == "cpu" else torch.device("cuda", torch.cuda.current_device())
 
 
 def upload(array: np.ndarray, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -351,7 +351,7 @@ def upload(array: np.ndarray, dtype: torch.dtype, device: torch.device) -> torch
 def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Main memory that the device copies from and to by itself; MemoryError that says what to do if there is none."""
     try:
-        return torch.empty(shape, dtype=dtype, pin_memory=not SIMULATED)
+        return torch.empty(shape, dtype=dtype, pin_memory=DEVICE_TYPE == "cuda")
     except RuntimeError as error:
         n_bytes = math.prod(shape) * dtype.itemsize
         raise MemoryError(
@@ -411,7 +411,7 @@ class Marker:
 
     def set(self) -> None:
         """Put the mark behind everything that was queued so far."""
-        if not SIMULATED:
+        if DEVICE_TYPE == "cuda":
             self.event = self.event or torch.cuda.Event()
             self.event.record()
 
@@ -430,7 +430,7 @@ class Copies:
     """A stream beside the current one, for copies."""
 
     def __init__(self, device: torch.device) -> None:
-        self.stream = None if SIMULATED else torch.cuda.Stream(device)
+        self.stream = torch.cuda.Stream(device) if DEVICE_TYPE == "cuda" else None
         start = Marker()
         start.set()
         self.start = start
@@ -449,7 +449,7 @@ class Copies:
 
 def free_bytes(device: torch.device) -> int:
     """Device memory that is free, torch's own reserve included."""
-    if SIMULATED:
+    if DEVICE_TYPE == "cpu":
         return 2**40
     free, _ = torch.cuda.mem_get_info(device)
     reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
