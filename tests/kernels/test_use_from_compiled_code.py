@@ -154,3 +154,8 @@ def test_njit_function_that_calls_tile_functions(tile: Problem) -> None:
     log_prob, statistics = np.empty(T), np.zeros(natural.shape)
     score(np.ascontiguousarray(tile.frame.apply(tile.x).T.astype(np.float64)), natural, K, log_prob, statistics)
     check(tile, "float64", log_prob, statistics[:K, :F].astype(LONG))
+    # What is compiled for a caller without reference counts serves all: an array from it would be freed too early.
+    functions = [value for value in vars(tiles).values() if hasattr(value, "nopython_signatures")]
+    returned = [str(signature.return_type) for each in functions for signature in each.nopython_signatures]
+    assert len(returned) > 4
+    assert not [name for name in returned if "array" in name.lower()]

@@ -37,7 +37,6 @@ from emalgam_kernels.numba_cpu.batch_memory import OUTER, Components, Frame, Rul
 from emalgam_kernels.numba_cpu.batch_prediction import adopt, predict_problem
 from emalgam_kernels.numba_cpu.compilation import compile_function
 from emalgam_kernels.numba_cpu.tiles import (
-    COMPONENTS_AT_ONCE,
     DIAG,
     FULL,
     LINEAR,
@@ -51,7 +50,7 @@ PACKED_MAPS: Final = {"full": FULL, "tied": LINEAR, "diag": DIAG, "spherical": S
 FEATURES_AT_ONCE: Final = 160  # Φ is kept in one piece if it has no more rows
 KEPT_BYTES: Final = 768 * 1024  # of z and Φ, in the second-level cache
 TILE_BYTES: Final = 128 * 1024
-MOST_COLUMNS: Final = 512
+MOST_COLUMNS: Final = 512  # `relative_softmax` multiplies as many numbers below 2
 STEP: Final = 64
 ITERATIONS: Final = 20  # of a fit: a guess that decides how many make a block
 SAMPLES_OF_AN_M_STEP: Final = 30  # that take as long as what an iteration takes for any number of them
@@ -203,25 +202,26 @@ def _columns(n_statistics: int, n_features: int) -> int:
 def _work_of(rules: Rules, n_components: int, n_features: int, n_statistics: int, most_samples: int) -> Work:
     """The calling thread's memory."""
     D, F, T, matrix = n_features, padded(n_statistics, STATISTICS_AT_ONCE), rules.columns, rules.direct_map == FULL
-    K, C, H = padded(n_components, COMPONENTS_AT_ONCE), 1 if rules.shared else n_components, D if matrix else 1
+    K, C, H = n_components, 1 if rules.shared else n_components, D if matrix else 1
     direct_F, features = statistic_count("full" if matrix else "diag", D), _pieces(n_statistics)
     stride = T + CACHE_LINE // 8  # rows a power of two apart would share cache sets
     kept_bytes = 8 * stride * (D + 2 + (features if rules.whole else 0))
     slots = max(min(KEPT_BYTES // kept_bytes, -(-most_samples // T)), 1)
-    y, whitened = padded(D + 1, STATISTICS_AT_ONCE), padded(D + 1, COMPONENTS_AT_ONCE)
-    factor = (padded(D, COMPONENTS_AT_ONCE), padded(D, STATISTICS_AT_ONCE)) if matrix else (1, D)
+    y, whitened = padded(D + 1, STATISTICS_AT_ONCE), D + 1
+    factor = (D, padded(D, STATISTICS_AT_ONCE)) if matrix else (1, D)
     kept = [(slots, D, stride), (slots if rules.whole else 1, features, stride), (slots, 2, stride)]
     groups = [
         [*kept, (T, D), (K, stride), (3, stride), (y, stride), (whitened, stride), (whitened, y)],
-        [(9, D), (1, 1, D), (1, D), (K,), (1, direct_F)],
-        [(3, K), (3, K, D), (3, C, H, D), (3, C, *factor), (3, K), (3, K, F)],
-        [(K, F), (K, direct_F), (H, D), (H, D), (D,), (K,), (K, D), (K,)],
+        [(10, D), (1, 1, D), (1, D), (K,), (1, direct_F), (n_statistics,)],
+        [(3, K), (3, K, D), (3, C, H, D), (3, C, *factor), (3, K), (3, K, F), (3, K)],
+        [(K, F), (K, F), (K, direct_F), (H, D), (H, D), (D,), (K,), (K, D), (K,)],
     ]
     arrays = iter(carve([shape for group in groups for shape in group], np.dtype(np.float64)))
     tile, frame, components, scratch = ([next(arrays) for _ in group] for group in groups)
     work = Work(Tiles(*tile), Frame(*frame), Components(*components), Scratch(np.empty(K, np.int64), *scratch))
     # What only pads, and what stays zero.
-    for zeros in (work.components.factors, work.components.natural, work.frame.origin, work.frame.constants):
+    padding = work.components.factors, work.components.natural, work.scratch.relative
+    for zeros in (*padding, work.frame.origin, work.frame.constants):
         zeros[...] = 0
     return work
 

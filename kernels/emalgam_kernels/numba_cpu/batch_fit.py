@@ -7,8 +7,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from emalgam_kernels import batch
-from emalgam_kernels.batch import EQUAL, Status
-from emalgam_kernels.numba_cpu.batch_expectation import DIRECT, PACKED, START, evaluate, expect
+from emalgam_kernels.batch import EQUAL, MOST_CANCELLATION, Status
+from emalgam_kernels.numba_cpu.batch_expectation import (
+    DIRECT,
+    PACKED,
+    RELATIVE,
+    START,
+    evaluate,
+    expect,
+    reference_of,
+)
 from emalgam_kernels.numba_cpu.batch_frame import prepare
 from emalgam_kernels.numba_cpu.batch_matrices import copy_matrix
 from emalgam_kernels.numba_cpu.batch_maximization import Verdict, begin, maximize
@@ -93,18 +101,19 @@ def restart_fit(
     old, new = OLD, NEW
     choose_seeds(samples, problem, work, key, K, restart, total, work.components.means[new])
     begin(work.frame, work.components, K, new)
-    verdict, form = Verdict(True, False, True, 0.0), START
+    verdict, form = Verdict(True, False, 0.0, 0.0), START
     bound, converged, n_iter = -np.inf, False, -1  # the M-step of the start is none
     while verdict.fine and n_iter < rules.max_iter and not converged:
         old, new, previous, common = new, old, bound, verdict.common
         sum_log_p, verdict = step(rules, samples, problem, work, K, old, new, form)
         n_iter += 1
         if n_iter > 0:
-            bound = (sum_log_p + (common if form == PACKED else 0.0)) / total
+            bound = (sum_log_p + (0.0 if form == DIRECT else common)) / total
             converged = abs(bound - previous) < rules.tol
             if not abs(bound) < np.inf:
                 break
-        form = PACKED if verdict.packed else DIRECT
+        form = form_of(verdict, work.components.terms[new], K)
+    form = PACKED if form == RELATIVE else form
     log_p, entropy = evaluate(rules, samples, problem, work, K, new, form)
     log_p += verdict.common if form == PACKED else 0.0
     for d in range(work.frame.rows.shape[1]):
@@ -122,16 +131,31 @@ def step(
 ) -> tuple[float, Verdict]:
     """The E-step with the old components and the M-step that makes the new ones; and Σ ω log p as in `expect`.
 
-    Where packed statistics lead to components that the guard does not let pass, the step is done again with statistics
-    about the old means, which do not cancel.
+    Where statistics lead to components that the guard does not let pass, the step is done again with packed ones, or
+    with statistics about the old means, which do not cancel.
     """
-    centred = form == DIRECT
+    terms, centred = work.components.terms, form == DIRECT
     while True:
         sum_log_p = expect(rules, samples, problem, work, K, old, form, centred)
         verdict = maximize(rules, work, K, old, new, centred)
-        if centred or (verdict.fine and verdict.packed):
+        relative = form == RELATIVE
+        if centred or keeps_digits(verdict, terms[new, reference_of(terms[old], K)] if relative else 0.0):
             return sum_log_p, verdict
-        centred = True
+        form, centred = PACKED if relative else form, not relative or not keeps_digits(verdict, 0.0)
+
+
+@compiled(INNER)
+def keeps_digits(verdict: Verdict, terms: float) -> bool:
+    """The guard: whether components came of it, and what ⟨η, φ(z)⟩ adds up is small enough, with further `terms`."""
+    return verdict.fine and verdict.cancellation + terms <= MOST_CANCELLATION
+
+
+@compiled(INNER)
+def form_of(verdict: Verdict, terms: np.ndarray, K: int) -> int:
+    """The first form of the logits that keeps the digits of components."""
+    if keeps_digits(verdict, terms[reference_of(terms, K)]):
+        return RELATIVE
+    return PACKED if keeps_digits(verdict, 0.0) else DIRECT
 
 
 @compiled(INNER)

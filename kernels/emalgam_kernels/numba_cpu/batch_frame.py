@@ -11,6 +11,7 @@ from emalgam_kernels.numba_cpu.batch_matrices import average, divide, factorize
 from emalgam_kernels.numba_cpu.batch_memory import (
     ADDED,
     COARSE,
+    EXTENT,
     FINER,
     FLOOR,
     INNER,
@@ -36,10 +37,12 @@ from emalgam_kernels.numba_cpu.batch_memory import (
 from emalgam_kernels.numba_cpu.tiles import (
     compiled,
     constant,
+    copy_row,
     direct_statistic_tile,
     feature_tile,
     fill_row,
     inner_product,
+    quadratic_count,
 )
 
 _FIRST = constant(0)
@@ -63,6 +66,7 @@ def prepare(rules: Rules, samples: Samples, problem: Problem, work: Work) -> flo
                 feature_tile(rules.packed_map, z, columns, _FIRST, tiles.phi[slot])
         y, whitened, products = tiles.y, tiles.whitened, tiles.products
         direct_statistic_tile(rules.direct_map, frame.origin, z, weight, columns, y, whitened, products, frame.scatter)
+    find_totals(rules, frame)
     # The variance of each feature given those before it, of all samples together.
     divide(rules, frame.scatter[0], total, scratch.lower)
     factorize(scratch.lower, frame.rows[ADDED], frame.rows[FLOOR], 1.0, scratch.precision)
@@ -104,8 +108,10 @@ def find_range(samples: Samples, problem: Problem, frame: Frame, tiles: Tiles) -
             low[d], high[d] = least, most
     # Within the range of each feature nothing overflows; a constant one is exactly zero in the frame.
     for d in range(len(low)):
+        half = high[d] / 2 - low[d] / 2
         rows[MIDDLE, d] = low[d] / 2 + high[d] / 2 if high[d] > low[d] else low[d]
-        rows[COARSE, d] = power_of_two(high[d] / 2 - low[d] / 2)
+        rows[COARSE, d] = power_of_two(half)
+        rows[EXTENT, d] = half * rows[COARSE, d]
     return finite
 
 
@@ -166,6 +172,7 @@ def find_scale(rules: Rules, frame: Frame, deviation: np.ndarray) -> None:
         variance = (deviation[d] * finer) ** 2
         spread = variance if variance > 0 else 1.0
         rows[SCALE, d] = scale
+        rows[EXTENT, d] = (rows[EXTENT, d] + abs(rows[MEAN, d])) * finer  # the largest |z|
         rows[SHIFT, d] = rows[MIDDLE, d] + rows[MEAN, d] / scale * finer
         rows[FLOOR, d] = RELATIVE_FLOOR * spread
         rows[ADDED, d] = rows[FLOOR, d] if rules.added < 0 else rules.added * scale**2
@@ -173,3 +180,15 @@ def find_scale(rules: Rules, frame: Frame, deviation: np.ndarray) -> None:
     if rules.isotropic:
         average(rows[FLOOR], D)
         average(rows[ADDED], D)
+
+
+@compiled(INNER)
+def find_totals(rules: Rules, frame: Frame) -> None:
+    """Σ ω of the packed φ from that of the direct one, which has all of its features."""
+    D, scatter, totals = frame.rows.shape[1], frame.scatter[0], frame.totals
+    first, quadratic = quadratic_count(rules.direct_map, D), quadratic_count(rules.packed_map, D)
+    copy_row(scatter, quadratic, totals)
+    if rules.isotropic:
+        for d in range(1, D):
+            totals[0] += scatter[d]
+    copy_row(scatter[first:], D + 1, totals[quadratic:])

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from emalgam_kernels.batch import LIFTS, MOST_CANCELLATION, NO_MASS, RELATIVE_FLOOR, ROUNDING
+from emalgam_kernels.batch import LIFTS, NO_MASS, RELATIVE_FLOOR, ROUNDING
 from emalgam_kernels.numba_cpu.batch_matrices import (
     copy_matrix,
     divide,
@@ -19,6 +19,7 @@ from emalgam_kernels.numba_cpu.batch_matrices import (
 )
 from emalgam_kernels.numba_cpu.batch_memory import (
     ADDED,
+    EXTENT,
     FLOOR,
     INNER,
     PIVOT,
@@ -32,7 +33,7 @@ from emalgam_kernels.numba_cpu.batch_memory import (
 from emalgam_kernels.numba_cpu.tiles import FULL, LINEAR, compiled, constant, fill_row, quadratic_count
 
 HALF_LOG_2_PI: Final = 0.5 * math.log(2 * math.pi)
-FAILED, NARROW, BROAD = map(constant, range(3))  # what became of a covariance
+FAILED, LIFTED, NARROW, BROAD = map(constant, range(4))  # what became of a covariance
 
 
 class Verdict(NamedTuple):
@@ -40,7 +41,7 @@ class Verdict(NamedTuple):
 
     fine: bool  # there are components
     collapsed: bool
-    packed: bool  # the guard lets them be packed
+    cancellation: float  # how large the terms of ⟨η, φ(z)⟩ are near a component; infinite if a covariance was lifted
     common: float  # what the packed logits of all components lack, summed: −½ ⟨Λ, Σ ω z zᵀ⟩ if Λ is shared
 
 
@@ -54,7 +55,7 @@ def maximize(rules: Rules, work: Work, K: int, old: int, new: int, centred: bool
     statistics = scratch.centred_statistics if centred else scratch.statistics
     first = quadratic_count(rules.direct_map if centred else rules.packed_map, components.means.shape[2])
     collapsed = move(components, statistics, scratch.mass, first, K, old, new, centred)
-    fine = True
+    fine, lifted = True, False
     if rules.shared:
         estimate_shared(frame, scratch.mass, statistics, first, K, centred, components.covariances[new, 0])
     for c in range(1 if rules.shared else K):
@@ -67,11 +68,12 @@ def maximize(rules: Rules, work: Work, K: int, old: int, new: int, centred: bool
             estimate(rules, statistics[c], scratch.mass[c], first, covariance)
         outcome = regularize(frame, covariance, scratch.lower)
         fine &= outcome != FAILED
-        collapsed |= outcome == NARROW and not rules.shared
+        lifted |= outcome == LIFTED
+        collapsed |= outcome in (LIFTED, NARROW) and not rules.shared
         invert(scratch.lower, factor)
-    packed = express(rules, frame, components, scratch, K, new) <= MOST_CANCELLATION
+    cancellation = express(rules, frame, components, scratch, K, new)
     common = -0.5 * symmetric_product(scratch.precision, frame.scatter[0]) if rules.shared else 0.0
-    return Verdict(fine, collapsed, packed, common)
+    return Verdict(fine, collapsed, np.inf if lifted else cancellation, common)
 
 
 # ---- from statistics to parameters -----------------------------------------------------------------------------------
@@ -157,18 +159,18 @@ def singular(frame: Frame, covariance: np.ndarray, times: float, lower: np.ndarr
 def regularize(frame: Frame, covariance: np.ndarray, lower: np.ndarray) -> int:
     """Σ + diag(added), with as many floors as it takes to be positive definite; its L; and what became of it.
 
-    It is narrow if it took any floor, or if, given the features before it, some feature varies less than the floor, and
-    less than it does in all samples together.
+    It was lifted if it took any floor, and is narrow if, given the features before it, some feature varies less than
+    the floor, and less than it does in all samples together.
     """
     added, floor, pivots = frame.rows[ADDED], frame.rows[FLOOR], frame.rows[PIVOT]
     for times in LIFTS:
         if factorize(covariance, added, floor, times, lower) and not singular(frame, covariance, times, lower):
-            narrow = times > 0
+            narrow = False
             for i in range(len(floor)):
                 row, least = min(i, len(covariance) - 1), added[i] + floor[i]
                 covariance[row, i] += added[i] + times * floor[i]
                 narrow |= lower[row, i] * lower[row, i] < least and pivots[i] > 2 * least
-            return NARROW if narrow else BROAD
+            return LIFTED if times > 0 else NARROW if narrow else BROAD
     return FAILED
 
 
@@ -209,13 +211,12 @@ def pack(
 
 
 @compiled(INNER)
-def cancellation(precision: np.ndarray, covariance: np.ndarray, mean: np.ndarray, size: np.ndarray) -> float:
-    """Σ_ij |Λ_ij| s_i s_j + D + 2, s_i² = Σ_ii + μ_i²: how large the terms of ⟨η, φ(z)⟩ are near the component."""
+def size_of_terms(precision: np.ndarray, size: np.ndarray) -> float:
+    """Σ_ij |Λ_ij| s_i s_j: how large the terms of ⟨η, φ(z)⟩ are where |z_i| is about s_i."""
     H, D = precision.shape
-    total = D + 2.0
+    total = 0.0
     for i in range(D):
         row = min(i, H - 1)
-        size[i] = math.sqrt(covariance[row, i] + mean[i] * mean[i])
         for j in range(i if H == D else 0):
             total += 2 * abs(precision[i, j]) * size[i] * size[j]
         total += precision[row, i] * size[i] * size[i]
@@ -224,19 +225,24 @@ def cancellation(precision: np.ndarray, covariance: np.ndarray, mean: np.ndarray
 
 @compiled(INNER)
 def express(rules: Rules, frame: Frame, components: Components, scratch: Scratch, K: int, side: int) -> float:
-    """Constants and natural parameters from weights, means and factors; returns the largest cancellation."""
-    precision, D, most = scratch.precision, components.means.shape[2], 0.0
+    """Constants, natural parameters and terms from weights, means and factors; returns the largest cancellation."""
+    precision, size, D, most = scratch.precision, scratch.vector, components.means.shape[2], 0.0
     for k in range(K):
         c = min(k, components.factors.shape[1] - 1)
         factor, mean, weight = components.factors[side, c], components.means[side, k], components.weights[side, k]
+        covariance = components.covariances[side, c]
         if c == k:
             multiply(factor, precision)
         offset = log_constant(weight, factor, len(precision), D)
         components.log_constants[side, k] = offset
         pack(rules.packed_map, precision, factor, mean, offset, components.natural[side, k])
+        components.terms[side, k] = np.inf
         if weight > 0:
-            terms = cancellation(precision, components.covariances[side, c], mean, scratch.vector)
+            for i in range(D):  # near the component
+                size[i] = math.sqrt(covariance[min(i, len(covariance) - 1), i] + mean[i] * mean[i])
+            terms = size_of_terms(precision, size) + D + 2
             most = most if terms <= most else terms  # NaN is the largest
+            components.terms[side, k] = size_of_terms(precision, frame.rows[EXTENT]) / weight
     return most
 
 

@@ -27,7 +27,7 @@ SPLICED: Final[Any] = INNER | {"inline": "always"}
 INNER_REDUCTION: Final[Any] = INNER | {"fastmath": REDUCTION["fastmath"]}
 
 OLD, NEW, BEST = map(constant, range(3))  # of Components
-MIDDLE, COARSE, MEAN, FINER, SHIFT, SCALE, FLOOR, ADDED, PIVOT = range(9)  # rows of a frame
+MIDDLE, COARSE, MEAN, FINER, SHIFT, SCALE, EXTENT, FLOOR, ADDED, PIVOT = range(10)  # rows of a frame
 
 
 class Samples(NamedTuple):
@@ -78,7 +78,7 @@ class Tiles(NamedTuple):
     phi: np.ndarray  # (tiles or 1, features, stride)
     rows: np.ndarray  # (tiles, 2, stride): ω, and half the squared distance to the nearest seed
     x: np.ndarray  # (T, D)
-    logits: np.ndarray  # (padded K, stride)
+    logits: np.ndarray  # (K, stride)
     scratch: np.ndarray  # (3, stride)
     y: np.ndarray  # for direct tiles, as the next two
     whitened: np.ndarray
@@ -88,11 +88,12 @@ class Tiles(NamedTuple):
 class Frame(NamedTuple):
     """Of a problem: z = ((x − middle) · coarse − mean) · finer = (x − shift) · scale."""
 
-    rows: np.ndarray  # (9, D): MIDDLE … PIVOT
+    rows: np.ndarray  # (10, D): MIDDLE … PIVOT
     metric: np.ndarray  # (1, 1, D): the factor that gives z unit variances
     origin: np.ndarray  # (1, D): zeros
     constants: np.ndarray  # (K,): zeros
     scatter: np.ndarray  # (1, direct F): Σ ω φ(z)
+    totals: np.ndarray  # (F,): the same of the packed φ
 
 
 class Components(NamedTuple):
@@ -101,23 +102,25 @@ class Components(NamedTuple):
     weights: np.ndarray  # (3, K)
     means: np.ndarray  # (3, K, D)
     covariances: np.ndarray  # (3, C, H, D)
-    factors: np.ndarray  # L⁻¹ as direct_logit_tile reads it: (3, C, padded D, padded D), or (3, C, 1, D)
+    factors: np.ndarray  # L⁻¹ as direct_logit_tile reads it: (3, C, D, padded D), or (3, C, 1, D)
     log_constants: np.ndarray  # (3, K)
-    natural: np.ndarray  # (3, padded K, padded F)
+    natural: np.ndarray  # (3, K, padded F)
+    terms: np.ndarray  # (3, K): how large the terms of ⟨η, φ(z)⟩ are anywhere among the samples, over w
 
 
 class Scratch(NamedTuple):
     """What steps hand to each other."""
 
-    indices: np.ndarray  # (padded K,) int64
-    statistics: np.ndarray  # (padded K, padded F)
-    centred_statistics: np.ndarray  # (padded K, direct F): about each component's own mean
+    indices: np.ndarray  # (K,) int64
+    relative: np.ndarray  # (K, padded F): η relative to one component
+    statistics: np.ndarray  # (K, padded F)
+    centred_statistics: np.ndarray  # (K, direct F): about each component's own mean
     lower: np.ndarray  # (H, D)
     precision: np.ndarray  # (H, D)
     vector: np.ndarray  # (D,)
     mass: np.ndarray  # (K,)
-    candidates: np.ndarray  # (padded K, D)
-    targets: np.ndarray  # (padded K,)
+    candidates: np.ndarray  # (K, D)
+    targets: np.ndarray  # (K,)
 
 
 class Work(NamedTuple):

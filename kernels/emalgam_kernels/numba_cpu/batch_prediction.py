@@ -78,7 +78,7 @@ def predict_problem(
     for tile in range(problem.tiles):
         slot, rows = visit(samples, problem, work.frame, tiles, tile), rows_of(problem, tile)
         columns, weight, form = whole(rows), tiles.rows[slot, 0], DIRECT
-        logits_of(rules, work.frame, tiles, work.components, K, BEST, form, slot, columns, problem.kept)
+        logits_of(rules, work, K, BEST, form, slot, columns, problem.kept)
         label_tile(tiles.logits, K, rows, top, label)
         softmax_tile(tiles.logits, K, columns, weight, form == START, log_p, top)
         for n in range(rows):

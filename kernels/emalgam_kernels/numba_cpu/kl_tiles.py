@@ -16,7 +16,6 @@ from numba.extending import overload
 from emalgam_kernels import polynomials
 from emalgam_kernels.kl_blocks import ASYMMETRY, FARTHEST, PLAIN
 from emalgam_kernels.numba_cpu.tiles import (
-    COMPONENTS_AT_ONCE,
     INLINED,
     OPTIONS,
     compiled,
@@ -625,7 +624,7 @@ def pack_expectations(
 @compiled(OPTIONS)
 def multiply_tile(tile: Tiles, first: int, height: int, columns: int) -> None:
     """−H_p − ⟨η_q, E φ⟩, and B, of `height` rows from `first` on."""
-    packed = tile.packed[first : first + (height + COMPONENTS_AT_ONCE - 1) // COMPONENTS_AT_ONCE * COMPONENTS_AT_ONCE]
+    packed = tile.packed[first : first + height]
     logit_tile(packed, 0, tile.natural[: tile.products], columns, False, tile.divergences)
     logit_tile(packed, tile.products, tile.natural[tile.products :], columns, False, tile.sizes)
     for i in range(height):

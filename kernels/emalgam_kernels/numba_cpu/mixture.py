@@ -28,7 +28,6 @@ from emalgam_kernels.blocks import (
 from emalgam_kernels.numba_cpu import tiles
 from emalgam_kernels.numba_cpu.compilation import compile_function
 from emalgam_kernels.numba_cpu.tiles import (
-    COMPONENTS_AT_ONCE,
     FEATURE_MAP_CODES,
     OPTIONS,
     STATISTICS_AT_ONCE,
@@ -50,7 +49,7 @@ from emalgam_kernels.parameters import Direct, Packed
 # Tile sizes: Φ, logits and x of a tile share the second-level cache; a block of Φ is kept for both products.
 FEATURES_AT_ONCE: Final = 160
 TILE_BYTES: Final = 448 * 1024
-MOST_COLUMNS: Final = 512
+MOST_ROW_BYTES: Final = 2048
 
 
 class Problem(NamedTuple):
@@ -64,7 +63,7 @@ class Problem(NamedTuple):
     shift: np.ndarray  # (D,) float64
     scale: np.ndarray  # (D,) float64
     whitening: np.ndarray  # Wᵀ, packed; or empty
-    coefficients: np.ndarray  # (1, padded K, padded F) η; direct: what direct_logit_tile calls factors
+    coefficients: np.ndarray  # (1, K, padded F) η; direct: what direct_logit_tile calls factors
     means: np.ndarray | None  # (K, D); None if packed
     log_constants: np.ndarray  # (K,); or empty
 
@@ -73,9 +72,9 @@ class Tiles(NamedTuple):
     """One thread's scratch memory: rows of one C-contiguous array of the arithmetic dtype, T and a cache line wide."""
 
     z: np.ndarray  # padded D
-    second: np.ndarray  # D + 1, padded: z after whitening; direct: P_kᵀ (z − μ_k), then r y
+    second: np.ndarray  # D + 1: z after whitening; direct: P_kᵀ (z − μ_k), then r y
     phi: np.ndarray  # rows of Φ kept at once; direct: y
-    logits: np.ndarray  # padded K
+    logits: np.ndarray  # K
     rows: np.ndarray  # 3: weight, log p, and scratch
     products: np.ndarray  # float64: what direct_statistic_tile wants
 
@@ -208,13 +207,12 @@ def _features_at_once(parameters: Packed | Direct, n_features: int) -> int:
 
 def _heights(n_features: int, n_components: int, features_at_once: int) -> tuple[int, int, int, int, int]:
     """Rows of z, second, phi, logits and rows in `Tiles`."""
-    z, second = padded(n_features, STATISTICS_AT_ONCE), padded(n_features + 1, COMPONENTS_AT_ONCE)
-    return z, second, features_at_once, padded(n_components, COMPONENTS_AT_ONCE), 3
+    return padded(n_features, STATISTICS_AT_ONCE), n_features + 1, features_at_once, n_components, 3
 
 
 def _tile_columns(height: int, itemsize: int, step: int) -> int:
     """T: as many columns of `height` elements as fit, in whole steps."""
-    return min(max(TILE_BYTES // (height * itemsize) // step * step, step), MOST_COLUMNS)
+    return min(max(TILE_BYTES // (height * itemsize) // step * step, step), MOST_ROW_BYTES // itemsize)
 
 
 class Blocks:
@@ -329,7 +327,7 @@ def em_statistics(
             total += blocks.run(rows, weight, statistics=partial)
         return total
 
-    whole = np.empty((padded(K, COMPONENTS_AT_ONCE), padded(F, STATISTICS_AT_ONCE)))
+    whole = np.empty((K, padded(F, STATISTICS_AT_ONCE)))
     total = sum_over_blocks(block, len(x), rows_per_block(K, F), whole, n_threads)
-    out[...] = whole[:K, :F]
+    out[...] = whole[:, :F]
     return total

@@ -5,8 +5,8 @@ samples and vectorises whatever D and K are. Tiles are C-contiguous arrays of on
 and only their first `columns` columns take part. For speed let `columns` be a multiple of `column_step`, and let rows
 start on 64-byte boundaries that are not a power of two apart, as `emalgam_kernels.numba_cpu.mixture` does.
 
-The two products work on register blocks of `COMPONENTS_AT_ONCE` × `STATISTICS_AT_ONCE`, with no code for remainders:
-tiles that take part in them have `padded` numbers of rows, and rows beyond K or F hold zeros or are ignored.
+The two products work on register blocks of `COMPONENTS_AT_ONCE` × `STATISTICS_AT_ONCE`. Of an odd number of components
+the last goes alone; statistics have no remainders: Φ and η have `padded` F, and what is beyond F is zero or ignored.
 
 Letters: N samples, D features, K components, F packed statistics, T columns of a tile. Nothing is validated. Functions
 compile when they are first called; Numba's disk cache of a caller does not notice when this file changes.
@@ -19,7 +19,7 @@ compile when they are first called; Numba's disk cache of a caller does not noti
 ...     softmax_tile(logits, n_components, z.shape[1], np.ones_like(log_p), False, log_p, scratch)
 >>> unit = pack_natural(np.array([[-0.5, 0.0, 0.0, -np.log(2 * np.pi)]]), "float64")
 >>> log_p = np.empty(64)
->>> log_prob(np.zeros((2, 64)), unit, 1, np.empty((4, 64)), np.empty((2, 64)), log_p, np.empty(64))
+>>> log_prob(np.zeros((2, 64)), unit, 1, np.empty((6, 64)), np.empty((1, 64)), log_p, np.empty(64))
 >>> float(log_p[0].round(6))
 -1.837877
 """
@@ -43,13 +43,14 @@ SPHERICAL: Final = 2
 LINEAR: Final = 3  # z, 1: for components that share their quadratic term
 FEATURE_MAP_CODES: Final = {"full": FULL, "diag": DIAG, "spherical": SPHERICAL}
 
-# 2 × 4 sums and their operands fit the 16 registers of AVX2; larger blocks gain little on AVX-512 and spill on AVX2.
+# 2 × 6 sums and the three operands of a product fit the 16 registers of AVX2; larger blocks would spill there.
 COMPONENTS_AT_ONCE: Final = 2
-STATISTICS_AT_ONCE: Final = 4
+STATISTICS_AT_ONCE: Final = 6
 ROWS_OF_A_LOAD: Final = 32
 
 # "contract" lets a product and the sum it goes into become one fused instruction. NaN, infinities, signed zeros and the
-# order of operations keep their meaning.
+# order of operations keep their meaning. No function returns an array: it is compiled for its first caller, and what it
+# returns to one that counts references must be counted, which those of `batch_memory` do not.
 OPTIONS: Final[Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 INLINED: Final[Any] = OPTIONS | {"forceinline": True}  # a loop around a call would not vectorise
 # A sum over samples is one chain of additions, and vectorises only if it may be split into lanes.
@@ -89,7 +90,7 @@ def padded(count: int, multiple: int) -> int:
 
 
 def pack_natural(natural: np.ndarray, arithmetic: str) -> np.ndarray:
-    """η as `logit_tile` reads it: converted, and padded with zeros to whole register blocks.
+    """η as `logit_tile` reads it: converted, and padded with zeros to whole blocks of statistics.
 
     Parameters
     ----------
@@ -99,14 +100,14 @@ def pack_natural(natural: np.ndarray, arithmetic: str) -> np.ndarray:
 
     Returns
     -------
-    (..., padded K, padded F) of dtype `arithmetic`
+    (..., K, padded F) of dtype `arithmetic`
 
     >>> pack_natural(np.ones((3, 6)), "float32").shape
-    (4, 8)
+    (3, 6)
     """
     *outer, K, F = natural.shape
-    packed = np.zeros((*outer, padded(K, COMPONENTS_AT_ONCE), padded(F, STATISTICS_AT_ONCE)), arithmetic)
-    packed[..., :K, :F] = natural
+    packed = np.zeros((*outer, K, padded(F, STATISTICS_AT_ONCE)), arithmetic)
+    packed[..., :F] = natural
     return packed
 
 
@@ -325,6 +326,12 @@ def feature_tile(feature_map: int, z: np.ndarray, columns: int, first: int, phi:
 # ---- L = η Φᵀ ------------------------------------------------------------------------------------------------------
 
 
+@compiled(INLINED)
+def _six(row: np.ndarray, first: int) -> Any:
+    """`STATISTICS_AT_ONCE` elements."""
+    return row[first], row[first + 1], row[first + 2], row[first + 3], row[first + 4], row[first + 5]
+
+
 @compiled(OPTIONS)
 def logit_tile(
     natural: np.ndarray, first: int, phi: np.ndarray, columns: int, accumulate: bool, logits: np.ndarray
@@ -333,28 +340,34 @@ def logit_tile(
 
     Parameters
     ----------
-    natural : (padded K, padded F)
+    natural : (K, padded F)
         What `pack_natural` returns.
     phi : (rows, ≥ columns)
         `rows` is a multiple of `STATISTICS_AT_ONCE`.
     accumulate : bool
         Add to L, for all but the first of several blocks of features.
-    logits : (padded K, ≥ columns)
+    logits : (≥ K, ≥ columns)
         Receives L_kn.
     """
-    for k in range(0, len(natural), COMPONENTS_AT_ONCE):
-        a, b = logits[k], logits[k + 1]
-        if not accumulate:
-            fill_row(a, columns, 0)
-            fill_row(b, columns, 0)
-        for row in range(0, len(phi), STATISTICS_AT_ONCE):
-            p, q, r, s = phi[row], phi[row + 1], phi[row + 2], phi[row + 3]
-            f = first + row
-            ap, aq, ar, as_ = natural[k, f], natural[k, f + 1], natural[k, f + 2], natural[k, f + 3]
-            bp, bq, br, bs = natural[k + 1, f], natural[k + 1, f + 1], natural[k + 1, f + 2], natural[k + 1, f + 3]
+    zero = logits.dtype.type(0)
+    for row in range(0, len(phi), STATISTICS_AT_ONCE):
+        p, q, r, s, t, u = phi[row], phi[row + 1], phi[row + 2], phi[row + 3], phi[row + 4], phi[row + 5]
+        f, add = first + row, accumulate or row > 0
+        for k in range(1, len(natural), COMPONENTS_AT_ONCE):
+            a, b = logits[k - 1], logits[k]
+            ap, aq, ar, as_, at, au = _six(natural[k - 1], f)
+            bp, bq, br, bs, bt, bu = _six(natural[k], f)
+            for n in range(columns):  # nothing is stored before all is loaded, so that a load serves both components
+                x, y = (a[n], b[n]) if add else (zero, zero)
+                x = x + ap * p[n] + aq * q[n] + ar * r[n] + as_ * s[n] + at * t[n] + au * u[n]
+                y = y + bp * p[n] + bq * q[n] + br * r[n] + bs * s[n] + bt * t[n] + bu * u[n]
+                a[n], b[n] = x, y
+        if len(natural) % COMPONENTS_AT_ONCE == 1:
+            a = logits[len(natural) - 1]
+            ap, aq, ar, as_, at, au = _six(natural[len(natural) - 1], f)
             for n in range(columns):
-                a[n] = a[n] + ap * p[n] + aq * q[n] + ar * r[n] + as_ * s[n]
-                b[n] = b[n] + bp * p[n] + bq * q[n] + br * r[n] + bs * s[n]
+                x = a[n] if add else zero
+                a[n] = x + ap * p[n] + aq * q[n] + ar * r[n] + as_ * s[n] + at * t[n] + au * u[n]
 
 
 # ---- log-sum-exp ---------------------------------------------------------------------------------------------------
@@ -442,43 +455,62 @@ def softmax_tile(
 # ---- S += R Φ ------------------------------------------------------------------------------------------------------
 
 
+@compiled(INLINED)
+def _add_six(row: np.ndarray, first: int, p: float, q: float, s: float, t: float, u: float, v: float) -> None:
+    row[first] += p
+    row[first + 1] += q
+    row[first + 2] += s
+    row[first + 3] += t
+    row[first + 4] += u
+    row[first + 5] += v
+
+
 @compiled(REDUCTION)
 def statistic_tile(r: np.ndarray, phi: np.ndarray, columns: int, first: int, statistics: np.ndarray) -> None:
     """S[:, first : first + len(phi)] += R Φ over one tile: summed in the arithmetic type, added in float64.
 
     Parameters
     ----------
-    r : (padded K, ≥ columns)
+    r : (K, ≥ columns)
         Weighted responsibilities.
     phi : (rows, ≥ columns)
         `rows` is a multiple of `STATISTICS_AT_ONCE`.
-    statistics : (padded K, padded F) float64
+    statistics : (≥ K, padded F) float64
         Added to.
     """
     zero = r.dtype.type(0)
     for row in range(0, len(phi), STATISTICS_AT_ONCE):
-        p, q, s, t = phi[row], phi[row + 1], phi[row + 2], phi[row + 3]
+        p, q, s, t, u, v = phi[row], phi[row + 1], phi[row + 2], phi[row + 3], phi[row + 4], phi[row + 5]
         f = first + row
-        for k in range(0, len(r), COMPONENTS_AT_ONCE):
-            a, b = r[k], r[k + 1]
-            ap = aq = as_ = at = bp = bq = bs = bt = zero
+        for k in range(1, len(r), COMPONENTS_AT_ONCE):
+            a, b = r[k - 1], r[k]
+            ap = aq = as_ = at = au = av = bp = bq = bs = bt = bu = bv = zero
+            for n in range(columns):  # both products with a feature side by side, so that one register holds it
+                ap += a[n] * p[n]
+                bp += b[n] * p[n]
+                aq += a[n] * q[n]
+                bq += b[n] * q[n]
+                as_ += a[n] * s[n]
+                bs += b[n] * s[n]
+                at += a[n] * t[n]
+                bt += b[n] * t[n]
+                au += a[n] * u[n]
+                bu += b[n] * u[n]
+                av += a[n] * v[n]
+                bv += b[n] * v[n]
+            _add_six(statistics[k - 1], f, ap, aq, as_, at, au, av)
+            _add_six(statistics[k], f, bp, bq, bs, bt, bu, bv)
+        if len(r) % COMPONENTS_AT_ONCE == 1:
+            a = r[len(r) - 1]
+            ap = aq = as_ = at = au = av = zero
             for n in range(columns):
                 ap += a[n] * p[n]
                 aq += a[n] * q[n]
                 as_ += a[n] * s[n]
                 at += a[n] * t[n]
-                bp += b[n] * p[n]
-                bq += b[n] * q[n]
-                bs += b[n] * s[n]
-                bt += b[n] * t[n]
-            statistics[k, f] += ap
-            statistics[k, f + 1] += aq
-            statistics[k, f + 2] += as_
-            statistics[k, f + 3] += at
-            statistics[k + 1, f] += bp
-            statistics[k + 1, f + 1] += bq
-            statistics[k + 1, f + 2] += bs
-            statistics[k + 1, f + 3] += bt
+                au += a[n] * u[n]
+                av += a[n] * v[n]
+            _add_six(statistics[len(r) - 1], f, ap, aq, as_, at, au, av)
 
 
 @compiled(REDUCTION)
@@ -509,14 +541,14 @@ def packed_logit_tile(
     ----------
     feature_map : int
         See `feature_tile`.
-    natural : (padded K, padded F)
+    natural : (K, padded F)
         What `pack_natural` returns.
     z : (D, ≥ columns)
     ready : bool
         phi holds all features of these columns already.
     phi : (≤ padded F, ≥ columns)
         Receives the features, as many rows at a time as it has; all of them stay there if it has padded F.
-    logits : (padded K, ≥ columns)
+    logits : (≥ K, ≥ columns)
         Receives L_kn.
     """
     F = natural.shape[1]
@@ -579,12 +611,12 @@ def direct_logit_tile(
     ----------
     feature_map : int
         `FULL` or `DIAG`.
-    factors : (K or 1, padded D, padded D) or (K, 1, D)
+    factors : (K or 1, D, padded D) or (K, 1, D)
         Full: `pack_natural` of the P_kᵀ, or of one that all components share. Diag: the diagonals of the P_k.
     means : (K, D)
     log_constants : (K,)
     z : (D, ≥ columns)
-    y, whitened : (padded D + 1, ≥ columns), (padded D, ≥ columns)
+    y, whitened : (D + 1 padded, ≥ columns), (≥ D, ≥ columns)
         Scratch.
     logits : (≥ K, ≥ columns)
         Receives L_kn.
@@ -632,9 +664,9 @@ def direct_statistic_tile(
     z : (D, ≥ columns)
     r : (≥ K, ≥ columns)
         Weighted responsibilities.
-    y, weighted : (D + 1 padded to 4, ≥ columns), (D + 1 padded to 2, ≥ columns)
+    y, weighted : (D + 1 padded, ≥ columns), (D + 1, ≥ columns)
         Scratch.
-    products : (D + 1 padded to 2, D + 1 padded to 4) float64
+    products : (D + 1, D + 1 padded) float64
         Scratch.
     statistics : (≥ K, ≥ F) float64
         Added to.
@@ -643,7 +675,7 @@ def direct_statistic_tile(
     for k in range(len(means)):
         _centre_tile(z, means[k], columns, y)
         for d in range(len(weighted)):
-            _multiply(y[min(d, D)], r[k], columns, weighted[d])
+            _multiply(y[d], r[k], columns, weighted[d])
         if feature_map == DIAG:
             for d in range(D):
                 statistics[k, d] += inner_product(weighted[d], y[d], columns)
