@@ -4,7 +4,8 @@ python bench/cuda_resources.py            writes bench/CUDA_RESOURCES.md
 python bench/cuda_resources.py --check    writes nothing
 
 Either names every violation and ends with 1 if there is one: spilled registers, a stack, float64 in a kernel whose
-arithmetic is float32; --check also if the table that is there knows other kernels than the code does.
+arithmetic is float32, loops, divisions and indices that allow for negative numbers; --check also if the table that is
+there knows other kernels than the code does.
 
 The PTX shows what Numba made of the types; registers, stack and spills are known only after ptxas, which nvJitLink
 runs on NVVM's output as it does when a kernel is launched.
@@ -33,6 +34,11 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 TABLE: Final = ROOT / "bench" / "CUDA_RESOURCES.md"
 ARCHITECTURES: Final = {"sm_80": (8, 0), "sm_90": (9, 0), "sm_100": (10, 0)}
 PACKAGES: Final = ("numba", "numba-cuda", "cuda-core", "cuda-toolkit", "nvidia-nvvm", "nvidia-nvjitlink")
+
+# Kernels that keep Numba's ranges, since registers would not suffice for as many blocks: see `kl_kernels`.
+WITH_RANGES: Final = re.compile(
+    r"^KL of |^precision factors|expectations|naturals|^log-densities|^samples.*in global memory$"
+)
 
 # The same on all these architectures: registers and warps of a multiprocessor, and in what portions a warp gets them.
 REGISTERS: Final = 65536
@@ -87,6 +93,8 @@ class Resources:
         Mentions of float64 in the PTX: registers and instructions.
     local : int
         Mentions of local memory in the PTX. Informs only: ptxas may still keep it in registers.
+    signs : int
+        What the PTX does about integers that might be negative, see `signs_in`. Informs only, if `WITH_RANGES`.
     """
 
     name: str
@@ -99,6 +107,7 @@ class Resources:
     spilled_bytes: int
     float64: int
     local: int
+    signs: int
 
     @property
     def blocks(self) -> int:
@@ -126,6 +135,7 @@ def measure(kernel: Kernel, architecture: str) -> Resources:
         **numbers_in(log),
         float64=len(re.findall(r"\.f64\b", ptx)),
         local=len(re.findall(r"\.local\b", ptx)),
+        signs=signs_in(ptx),
     )
 
 
@@ -176,6 +186,24 @@ def numbers_in(log: str) -> dict[str, int]:
     }
 
 
+def signs_in(ptx: str) -> int:
+    """How often Numba allows for integers below zero, instead of `ascending`, `divided` and `at` of `device`.
+
+    Its ranges and its divisions, which round downwards, add −1 or nothing; to an index below zero it adds the length of
+    the array. Where the sum is compared with zero it is a slice, kept within the array, and does not count.
+
+    >>> signs_in("selp.b64 %rd1, -1, 0, %p1;")
+    1
+    >>> index = "shr.s64 %rd1, %rd9, 63; and.b64 %rd2, %rd1, %rd8; add.s64 %rd3, %rd2, %rd9;"
+    >>> signs_in(index), signs_in(index + "max.s64 %rd4, %rd3, 0;")
+    (1, 0)
+    """
+    index = r"shr\.s64\s+(%\w+), (%\w+), 63;\s+and\.b64\s+(%\w+), \1, [^;]+;\s+add\.s64\s+(%\w+), \3, \2;"
+    slices = set(re.findall(r"(?:max|setp\.[gl]t)\.s64\s+%\w+, (%\w+), (?:0|-1);", ptx))
+    indices = [place for *_, place in re.findall(index, ptx) if place not in slices]
+    return len(indices) + len(re.findall(r"selp\.[bs](?:32|64)\s+%\w+, -1, 0,", ptx))
+
+
 @contextmanager
 def compiling_for(capability: tuple[int, int]) -> Iterator[None]:
     """Compile the device functions that a kernel calls without asking a GPU for its compute capability.
@@ -204,6 +232,9 @@ def violations(found: Resources) -> list[str]:
         f"computes in float32 and mentions float64 {found.float64} times in its PTX": (
             found.arithmetic == "float32" and found.float64 > 0
         ),
+        f"allows for negative integers {found.signs} times in its PTX": (
+            found.signs > 0 and not WITH_RANGES.search(found.name)
+        ),
         f"cannot be launched: {found.threads} threads of {found.registers} registers are too many": found.blocks == 0,
     }
     return [f"{found.name} ({found.architecture}) {fault}" for fault, so in faults.items() if so]
@@ -229,11 +260,11 @@ def render(found: Sequence[Resources]) -> str:
     from bench.tables import table
 
     faults = [text for resources in found for text in violations(resources)]
-    header = ["kernel", "architecture", "threads", "registers", "blocks", "shared", "stack", "spilled", "float64"]
+    numbers = ["threads", "registers", "blocks", "shared", "stack", "spilled", "float64", "signs"]
     sections = [
         f"# Resources of the CUDA kernels\n\nWritten by `make cuda-resources` on {today()}. Do not edit.\n",
         NOTE,
-        table(header, map(cells, found)),
+        table(["kernel", "architecture", *numbers], map(cells, found)),
         "## Reach of the fused kernel\n",
         REACH_NOTE,
         table(["features", "D", "K", "F", "arithmetic", *(f"{n} KB" for n in SHARED_KILOBYTES)], reach()),
@@ -246,7 +277,9 @@ def render(found: Sequence[Resources]) -> str:
 NOTE: Final = """Compiled, not run: what ptxas says about each kernel. "threads" is the largest block it is compiled
 for, "registers" are those of a thread, "blocks" is how many such blocks they leave room for on a multiprocessor,
 "shared" is static shared memory in bytes (what a launch asks for comes on top), "stack" and "spilled" are bytes of a
-thread and have to be 0, and "float64" is how often the PTX mentions that type: never, if a kernel computes in float32.
+thread and have to be 0, "float64" is how often the PTX mentions that type: never, if a kernel computes in float32, and
+"signs" how often it allows for integers below zero, in ranges, divisions and indices: never, but in kernels over
+triangles, which the compiler would give more registers without them.
 """
 
 
@@ -286,6 +319,7 @@ def cells(found: Resources) -> list[str]:
         found.stack_bytes,
         found.spilled_bytes,
         found.float64,
+        found.signs,
     )
     return [f"`{found.name}`", found.architecture, *map(str, numbers)]
 

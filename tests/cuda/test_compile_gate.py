@@ -9,6 +9,7 @@ import ctypes
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ from numba.cuda import codegen, dispatcher
 from bench import cuda_resources
 from bench.cuda_resources import ARCHITECTURES, Resources, differences, measure, render, violations
 from emalgam_kernels.numba_cuda import device, fused
-from emalgam_kernels.numba_cuda.device import Kernel, allow_shared_bytes, flat, view
+from emalgam_kernels.numba_cuda.device import Kernel, allow_shared_bytes, ascending, at, divided, flat, view
 from emalgam_kernels.numba_cuda.fused import plan
 from emalgam_kernels.numba_cuda.kl_kernels import factor_kernel
 
@@ -41,36 +42,36 @@ def reversed_sums(x: Any, out: Any) -> None:
     """A block writes the sum of each element and its mirror image."""
     shared = cuda.shared.array(64, float32)
     n, i = cuda.grid(1), cuda.threadIdx.x
-    shared[i] = x[n]
+    shared[at(i)] = x[at(n)]
     cuda.syncthreads()
-    out[n] = shared[i] + shared[63 - i]
+    out[at(n)] = shared[at(i)] + shared[at(63 - i)]
 
 
 def scaled(x: Any, out: Any) -> None:
     """The literal is float64, and one tenth is not a float32."""
     n = cuda.grid(1)
-    out[n] = x[n] * 0.1
+    out[at(n)] = x[at(n)] * 0.1
 
 
 def shuffled(x: Any, out: Any) -> None:
     """An array of its own that is read at places known only at run time cannot be in registers."""
     n, own = cuda.grid(1), cuda.local.array(32, float32)
-    for i in range(32):
-        own[i] = x[n + i]
-    for i in range(32):
-        out[n + i] = own[int(x[n + i])]
+    for i in ascending(32):
+        own[i] = x[at(n + i)]
+    for i in ascending(32):
+        out[at(n + i)] = own[at(x[at(n + i)])]
 
 
 def many_sums(x: Any, out: Any) -> None:
     """A hundred sums at once, written at the end: more than the registers of a thread in a block of 1024."""
     n, sums = cuda.grid(1), cuda.local.array(100, float32)
-    for i in range(100):
+    for i in ascending(100):
         sums[i] = float32(0)
-    for row in range(out.size):
-        for i in range(100):
-            sums[i] += x[row] * x[row + i]
-    for i in range(100):
-        out[n + i] = sums[i]
+    for row in ascending(out.size):
+        for i in ascending(100):
+            sums[i] += x[at(row)] * x[at(row + i)]
+    for i in ascending(100):
+        out[at(n + i)] = sums[i]
 
 
 @cuda.jit(device=True)
@@ -80,7 +81,36 @@ def squared(value: Any) -> Any:
 
 def squares(x: Any, out: Any) -> None:
     n = cuda.grid(1)
-    out[n] = squared(x[n])
+    out[at(n)] = squared(x[at(n)])
+
+
+def strided_sum(x: Any, out: Any) -> None:
+    """Each thread sums every so manieth element, and writes the sum as often as rows of ten allow."""
+    n, step, total = cuda.grid(1), cuda.gridsize(1), float32(0)
+    for i in ascending(n, x.size, step):
+        total += x[at(i)]
+    row, column = divided(n, 10)
+    out[at(row)] = out[at(column)] = total
+
+
+def python_range(x: Any, out: Any) -> None:
+    n, step, total = cuda.grid(1), cuda.gridsize(1), float32(0)
+    for i in range(n, x.size, step):
+        total += x[at(i)]
+    out[at(n)] = total
+
+
+def python_index(x: Any, out: Any) -> None:
+    n = cuda.grid(1)
+    out[at(n)] = x[n - out.size]
+
+
+def python_division(x: Any, out: Any) -> None:
+    out[at(cuda.grid(1) // x.size)] = x[at(0)]
+
+
+def sliced(x: Any, out: Any) -> None:
+    out[cuda.grid(1) - x.size :][at(0)] = x[at(0)]
 
 
 @every_architecture
@@ -114,6 +144,62 @@ def test_spills(architecture: str) -> None:
     assert [fault for fault in faults if re.fullmatch(rf"toy \({architecture}\) spills \d+ bytes", fault)], faults
 
 
+@pytest.mark.parametrize(("function", "allows"), [
+    (strided_sum, False), (sliced, False), (python_range, True), (python_index, True), (python_division, True),
+])  # fmt: skip
+@every_architecture
+def test_signs(function: Callable[..., None], allows: bool, architecture: str) -> None:
+    found = measure(kernel(function), architecture)
+    expected = [f"toy ({architecture}) allows for negative integers {found.signs} times in its PTX"]
+    assert violations(found) == (expected if allows else [])
+
+
+@pytest.mark.parametrize("bounds", [(5,), (0,), (-3,), (2, 7), (7, 2), (1, 10, 3), (0, 9, 3), (-4, 3, 2), (3, 3, 1)])
+def test_ascending_counts_as_range(bounds: tuple[int, ...]) -> None:
+    """All bounds are known, so what the kernel writes is in its PTX."""
+    start, stop, step = {1: (0, *bounds, 1), 2: (*bounds, 1), 3: bounds}[len(bounds)]
+
+    def of_a_stop(out: Any) -> None:
+        value = 1
+        for i in ascending(stop):
+            value = 31 * value + i
+        out[at(0)] = value
+
+    def from_a_start(out: Any) -> None:
+        value = 1
+        for i in ascending(start, stop):
+            value = 31 * value + i
+        out[at(0)] = value
+
+    def in_steps(out: Any) -> None:
+        value = 1
+        for i in ascending(start, stop, step):
+            value = 31 * value + i
+        out[at(0)] = value
+
+    expected = reduce(lambda value, i: 31 * value + i, range(*bounds), 1)
+    assert stored((of_a_stop, from_a_start, in_steps)[len(bounds) - 1]) == expected
+
+
+@pytest.mark.parametrize(("a", "b"), [(17, 5), (0, 3), (9, 3), (2, 7), (2**32 - 1, 1), (2**32 - 1, 2**16)])
+def test_divided_is_divmod(a: int, b: int) -> None:
+    def both(out: Any) -> None:
+        quotient, remainder = divided(a, b)
+        out[at(0)] = quotient * 2**17 + remainder
+
+    assert stored(both) == a // b * 2**17 + a % b
+
+
+def stored(function: Callable[[Any], None]) -> int:
+    """What a kernel without inputs, which the compiler has run, stores: one int64."""
+    constant = Kernel("constant", "float64", function, (flat(numba.types.int64),), 64)
+    with cuda_resources.compiling_for(ARCHITECTURES["sm_90"]):
+        ptx = cuda_resources.compiled(constant, "sm_90", "ptx")
+    ((register,),) = [re.findall(r"st\.global\.u64\s+\[%\w+\], (%\w+);", ptx)]
+    (value,) = re.findall(rf"mov\.u64\s+{register}, (-?\d+);", ptx)
+    return int(value)
+
+
 def test_device_functions_need_no_gpu() -> None:
     for architecture in ARCHITECTURES:
         found = measure(kernel(squares), architecture)
@@ -138,7 +224,7 @@ def test_products_whose_rounding_is_taken_apart(arithmetic: str, architecture: s
 
 
 def test_more_registers_than_a_multiprocessor_has() -> None:
-    found = Resources("toy", "float32", 1024, "sm_90", 65, 0, 0, 0, 0, 0)
+    found = Resources("toy", "float32", 1024, "sm_90", 65, 0, 0, 0, 0, 0, 0)
     assert violations(found) == ["toy (sm_90) cannot be launched: 1024 threads of 65 registers are too many"]
     assert [replace(found, registers=r).blocks for r in (64, 33, 32, 10)] == [1, 1, 2, 2]
     assert [replace(found, threads=256, registers=r).blocks for r in (128, 80, 64, 255)] == [2, 3, 4, 1]
@@ -330,7 +416,8 @@ def test_a_log_without_a_kernel_is_an_error() -> None:
 def test_the_table_lists_every_kernel() -> None:
     good, bad = kernel(reversed_sums, "good, float32"), kernel(shuffled, "bad, float32")
     text = render([measure(each, "sm_90") for each in (good, bad)])
-    assert re.search(r"^\| `good, float32` \| sm_90 \| 64 \| \d+ \| 32 \| 256 \| 0 \| 0 \| 0 \|$", text, re.MULTILINE)
+    good_row = r"^\| `good, float32` \| sm_90 \| 64 \| \d+ \| 32 \| 256 \| 0 \| 0 \| 0 \| 0 \|$"
+    assert re.search(good_row, text, re.MULTILINE)
     assert "- bad, float32 (sm_90) has a stack of 128 bytes" in text
     assert "| nvidia-nvvm | " in text
     assert differences(text, [good, bad]) == []

@@ -14,8 +14,7 @@ from emalgam_kernels.numba_cuda.batch_matrices import entry
 from emalgam_kernels.numba_cuda.batch_maximization import begin_components, maximize
 from emalgam_kernels.numba_cuda.batch_memory import LANES, OF_A_FEATURE, SCALE, SHIFT, Samples, Size, size_of, sum_of
 from emalgam_kernels.numba_cuda.batch_seeding import choose_seeds
-from emalgam_kernels.numba_cuda.device import inlined, log
-from emalgam_kernels.numba_cuda.products import at
+from emalgam_kernels.numba_cuda.device import ascending, at, divided, inlined, log
 
 LOG_LIKELIHOOD, ENTROPY = range(2)  # rows of the real results
 N_COMPONENTS, N_ITER, CONVERGED, STATUS = range(4)  # rows of the integer results
@@ -31,8 +30,9 @@ def fit_problem(
 ) -> int:  # fmt: skip
     """The best fit of all numbers of components and restarts, see `replaces`; returns its status."""
     status, best, largest = NO_LIKELIHOOD, np.inf, samples.largest
-    for fit in range((most - fewest + 1) * size_of(sizes).n_init):
-        K, restart = fewest + fit // size_of(sizes).n_init, fit % size_of(sizes).n_init
+    for fit in ascending((most - fewest + 1) * size_of(sizes).n_init):
+        more, restart = divided(fit, size_of(sizes).n_init)
+        K = fewest + more
         fine, log_p, entropy, n_iter, converged, collapsed = restart_fit(
             samples, tile, memory, sizes, key, K, restart, total, tol
         )
@@ -81,7 +81,7 @@ def evaluation(memory: Any, size: Size, total: Any) -> tuple[Any, Any]:
     """Σ ω log p(x), in the units of the data, and the entropy, from the last pass."""
     lanes, frame = size.places.lanes, size.places.frame
     log_p, entropy = sum_of(memory, lanes, LANES), sum_of(memory, lanes + LANES, LANES)
-    for d in range(size.D):
+    for d in ascending(size.D):
         log_p += total * log(memory[at(frame + d * OF_A_FEATURE + SCALE)])
     cuda.syncthreads()
     return log_p, entropy
@@ -90,8 +90,7 @@ def evaluation(memory: Any, size: Size, total: Any) -> tuple[Any, Any]:
 @inlined
 def criterion_of(size: Size, K: int, log_likelihood: Any, entropy: Any, log_total: Any) -> Any:
     """See `emalgam_kernels.batch.criterion_value`."""
-    numbers = size.D if size.isotropic else 1
-    each = size.D + (0 if size.shared else size.M // numbers)
+    each = size.D + (0 if size.shared else 1 if size.isotropic else size.M)
     count = types.float64(K - 1 + K * each + (size.M if size.shared else 0))
     penalty = 2.0 if size.aic else log_total
     return -2.0 * log_likelihood + count * penalty + (2.0 * entropy if size.icl else 0.0)
@@ -102,8 +101,8 @@ def store(memory: Any, size: Size, b: int, K: int, weights: Any, means: Any, cov
     """Components, out of their frame: x = z / scale + shift."""
     D, places, width = size.D, size.places, size.covariance_width
     scale, shift = places.frame + SCALE, places.frame + SHIFT
-    for item in range(cuda.threadIdx.x, K * D, cuda.blockDim.x):
-        k, d = item // D, item % D
+    for item in ascending(cuda.threadIdx.x, K * D, cuda.blockDim.x):
+        k, d = divided(item, D)
         mean = (
             memory[at(places.means + k * size.P + d)] / memory[at(scale + d * OF_A_FEATURE)]
             + memory[at(shift + d * OF_A_FEATURE)]
@@ -111,9 +110,9 @@ def store(memory: Any, size: Size, b: int, K: int, weights: Any, means: Any, cov
         means[at((b * size.K + k) * D + d)] = mean
         if d == 0:
             weights[at(b * size.K + k)] = memory[at(places.weights + k)]
-    for item in range(cuda.threadIdx.x, (1 if size.shared else K) * width, cuda.blockDim.x):
-        c, place = item // width, item % width
-        i, j = (place // D, place % D) if size.full else (place, place)
+    for item in ascending(cuda.threadIdx.x, (1 if size.shared else K) * width, cuda.blockDim.x):
+        c, place = divided(item, width)
+        i, j = divided(place, D) if size.full else (place, place)
         value = memory[at(places.covariances + c * size.M + entry(size, max(i, j), min(i, j)))]
         target = at(b * size.C * width + item)
         covariances[target] = value / (memory[at(scale + i * OF_A_FEATURE)] * memory[at(scale + j * OF_A_FEATURE)])

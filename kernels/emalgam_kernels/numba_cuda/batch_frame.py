@@ -33,8 +33,7 @@ from emalgam_kernels.numba_cuda.batch_memory import (
     row_of,
     size_of,
 )
-from emalgam_kernels.numba_cuda.device import inlined, sqrt
-from emalgam_kernels.numba_cuda.products import at
+from emalgam_kernels.numba_cuda.device import ascending, at, divided, inlined, sqrt
 
 WHOLE: Final = 2.0**52  # from here on every float64 is a whole number
 MOST_EXPONENT: Final = 1021
@@ -46,9 +45,9 @@ def survey_weights(samples: Samples, memory: Any, size: Size) -> tuple[bool, int
     if not size.weighted:
         return False, samples.n, 1.0
     place = size.places.sums
-    for lane in range(cuda.threadIdx.x, LANES, cuda.blockDim.x):
+    for lane in ascending(cuda.threadIdx.x, LANES, cuda.blockDim.x):
         bad, positive, largest = 0.0, 0.0, 0.0
-        for n in range(lane, samples.n, LANES):
+        for n in ascending(lane, samples.n, LANES):
             weight = samples.weight[at(row_of(samples, size, n))]
             if not 0 <= weight < np.inf:
                 bad = 1.0
@@ -60,7 +59,7 @@ def survey_weights(samples: Samples, memory: Any, size: Size) -> tuple[bool, int
         memory[at(place + 2 * LANES + lane)] = largest
     cuda.syncthreads()
     bad, positive, largest = 0.0, 0.0, 0.0
-    for lane in range(LANES):
+    for lane in ascending(LANES):
         bad = max(bad, memory[at(place + lane)])
         positive += memory[at(place + LANES + lane)]
         largest = max(largest, memory[at(place + 2 * LANES + lane)])
@@ -84,9 +83,9 @@ def power_of_two(deviation: Any) -> Any:
 def find_range(samples: Samples, memory: Any, size: Size) -> bool:
     """Middle and coarse from the range of each feature; False if a sample with weight is not finite."""
     D, places, finite = size.D, size.places, True
-    for item in range(cuda.threadIdx.x, D * LANES, cuda.blockDim.x):
-        lane, d, low, high = item // D, item % D, np.inf, -np.inf
-        for n in range(lane, samples.n, LANES):
+    for item in ascending(cuda.threadIdx.x, D * LANES, cuda.blockDim.x):
+        (lane, d), low, high = divided(item, D), np.inf, -np.inf
+        for n in ascending(lane, samples.n, LANES):
             row = row_of(samples, size, n)
             if not size.weighted or samples.weight[at(row)] > 0:
                 value = number(samples, size, row, d)
@@ -96,11 +95,11 @@ def find_range(samples: Samples, memory: Any, size: Size) -> bool:
         memory[at(places.sums + item)] = low
         memory[at(places.sums + D * LANES + item)] = high
     cuda.syncthreads()
-    for i in range(cuda.threadIdx.x, size.P, cuda.blockDim.x):
+    for i in ascending(cuda.threadIdx.x, size.P, cuda.blockDim.x):
         memory[at(places.means + i)] = 0.0
-    for d in range(cuda.threadIdx.x, D, cuda.blockDim.x):
+    for d in ascending(cuda.threadIdx.x, D, cuda.blockDim.x):
         low, high = np.inf, -np.inf
-        for lane in range(LANES):
+        for lane in ascending(LANES):
             low = min(low, memory[at(places.sums + lane * D + d)])
             high = max(high, memory[at(places.sums + D * LANES + lane * D + d)])
         # Within the range of each feature nothing overflows; a constant one is exactly zero in the frame.
@@ -112,7 +111,7 @@ def find_range(samples: Samples, memory: Any, size: Size) -> bool:
         memory[at(frame + SHIFT)] = low
         memory[at(frame + SCALE)] = high
     cuda.syncthreads()
-    for d in range(D):
+    for d in ascending(D):
         low, high = (
             memory[at(places.frame + d * OF_A_FEATURE + SHIFT)],
             memory[at(places.frame + d * OF_A_FEATURE + SCALE)],
@@ -129,7 +128,7 @@ def find_range(samples: Samples, memory: Any, size: Size) -> bool:
 def prepare(samples: Samples, tile: Any, memory: Any, sizes: Any, added: Any) -> Any:
     """The frame, its ranges having been found; returns Σ ω."""
     total = 0.0
-    for stage in range(3):
+    for stage in ascending(3):
         # Σ ω z; Σ ω (z − mean)²; in the frame Σ ω z zᵀ
         sweep(samples, tile, memory, sizes, 1, ALL)
         total = take_total(memory, size_of(sizes), stage)
@@ -148,7 +147,7 @@ def take_total(memory: Any, size: Size, stage: int) -> Any:
     """Σ ω; at first means ← the mean, in the end the statistics become moments about the origin, of one component."""
     places, linear = size.places, size.places.statistics + size.M
     total = memory[at(linear + size.D)]
-    for d in range(cuda.threadIdx.x, size.D, cuda.blockDim.x):
+    for d in ascending(cuda.threadIdx.x, size.D, cuda.blockDim.x):
         if stage == 0:
             memory[at(places.means + d)] = memory[at(linear + d)] / total
         elif stage == 2:
@@ -171,7 +170,7 @@ def rounded(value: Any) -> Any:
 def find_finer(memory: Any, size: Size, total: Any) -> None:
     """The second step of the frame from Σ ω (z − mean)², where `means` begins with the mean; FLOOR ← variances."""
     D, places, least = size.D, size.places, np.inf
-    for d in range(cuda.threadIdx.x, D, cuda.blockDim.x):
+    for d in ascending(cuda.threadIdx.x, D, cuda.blockDim.x):
         f = (((d * (d + 1)) >> 1) + d) if size.full else d
         deviation = sqrt(memory[at(places.statistics + f)] / total)
         finer = power_of_two(deviation)
@@ -181,14 +180,14 @@ def find_finer(memory: Any, size: Size, total: Any) -> None:
         memory[at(places.frame + d * OF_A_FEATURE + FINER)] = finer
         memory[at(places.frame + d * OF_A_FEATURE + FLOOR)] = deviation
     cuda.syncthreads()
-    for d in range(D):
+    for d in ascending(D):
         scale = (
             memory[at(places.frame + d * OF_A_FEATURE + COARSE)] * memory[at(places.frame + d * OF_A_FEATURE + FINER)]
         )
         if memory[at(places.frame + d * OF_A_FEATURE + FLOOR)] > 0 and scale < least:
             least = scale
     cuda.syncthreads()
-    for d in range(cuda.threadIdx.x, D, cuda.blockDim.x):
+    for d in ascending(cuda.threadIdx.x, D, cuda.blockDim.x):
         if size.isotropic:  # one scale for all features
             one = least if least < np.inf else 1.0
             memory[at(places.frame + d * OF_A_FEATURE + FINER)] = (
@@ -205,7 +204,7 @@ def find_finer(memory: Any, size: Size, total: Any) -> None:
 def find_scale(memory: Any, size: Size, added: Any) -> None:
     """The rest of the frame from `find_finer`: shift, scale, floor, added and closeness."""
     D, frame = size.D, size.places.frame
-    for d in range(cuda.threadIdx.x, D, cuda.blockDim.x):
+    for d in ascending(cuda.threadIdx.x, D, cuda.blockDim.x):
         finer, variance = memory[at(frame + d * OF_A_FEATURE + FINER)], memory[at(frame + d * OF_A_FEATURE + FLOOR)]
         scale, spread = memory[at(frame + d * OF_A_FEATURE + COARSE)] * finer, variance if variance > 0 else 1.0
         floor = RELATIVE_FLOOR * spread
@@ -219,11 +218,11 @@ def find_scale(memory: Any, size: Size, added: Any) -> None:
     cuda.syncthreads()
     if size.isotropic:
         floor, lift = 0.0, 0.0
-        for d in range(D):
+        for d in ascending(D):
             floor += memory[at(frame + d * OF_A_FEATURE + FLOOR)] / D
             lift += memory[at(frame + d * OF_A_FEATURE + ADDED)] / D
         cuda.syncthreads()
-        for d in range(cuda.threadIdx.x, D, cuda.blockDim.x):
+        for d in ascending(cuda.threadIdx.x, D, cuda.blockDim.x):
             memory[at(frame + d * OF_A_FEATURE + FLOOR)] = floor
             memory[at(frame + d * OF_A_FEATURE + ADDED)] = lift
         cuda.syncthreads()
@@ -232,7 +231,7 @@ def find_scale(memory: Any, size: Size, added: Any) -> None:
 @inlined
 def keep_pivots(memory: Any, size: Size) -> None:
     """Of the covariance of all samples."""
-    for d in range(cuda.threadIdx.x, size.D, cuda.blockDim.x):
+    for d in ascending(cuda.threadIdx.x, size.D, cuda.blockDim.x):
         root = memory[at(size.places.sums + entry(size, d, d))]
         pivot = root * root if memory[at(size.places.states)] != PENDING else 0.0
         memory[at(size.places.frame + d * OF_A_FEATURE + PIVOT)] = pivot

@@ -25,8 +25,7 @@ from emalgam_kernels.numba_cuda.batch_frame import find_range, prepare, survey_w
 from emalgam_kernels.numba_cuda.batch_memory import N_INTEGERS, Samples, Size, begin_tile, read_tile, size_of, unpacked
 from emalgam_kernels.numba_cuda.batch_prediction import adopt, predict_tile
 from emalgam_kernels.numba_cuda.batch_seeding import key_of
-from emalgam_kernels.numba_cuda.device import SIMULATED, Kernel, flat, integers_of
-from emalgam_kernels.numba_cuda.products import at
+from emalgam_kernels.numba_cuda.device import SIMULATED, Kernel, ascending, at, flat, integers_of
 
 THREADS: Final = 8 if SIMULATED else 64
 BLOCKS: Final = 4  # of a multiprocessor, with all the registers that a thread may have
@@ -42,14 +41,14 @@ def _fit(in_shared: bool) -> Callable[..., None]:
         """Every so manieth problem is the block's; `choices` are the fewest components (B,) and the most (B,)."""
         tile = cuda.shared.array(0, types.float64)
         kept = cuda.shared.array(N_INTEGERS, types.int64)
-        for i in range(cuda.threadIdx.x, N_INTEGERS, cuda.blockDim.x):
-            kept[i] = given[i]
+        for i in ascending(cuda.threadIdx.x, N_INTEGERS, cuda.blockDim.x):
+            kept[at(i)] = given[at(i)]
         cuda.syncthreads()
         sizes = unpacked(kept) if SIMULATED else kept
         part = cuda.blockIdx.x * size_of(sizes).memory
         memory = tile if in_shared else workspace[part : part + size_of(sizes).memory]
         begin_tile(tile, size_of(sizes))
-        for b in range(cuda.blockIdx.x, size_of(sizes).B, cuda.gridDim.x):
+        for b in ascending(cuda.blockIdx.x, size_of(sizes).B, cuda.gridDim.x):
             first, fewest, status = offsets[at(b)], choices[at(b)], FINE
             n = offsets[at(b + 1)] - first
             samples = Samples(x64, x32, order, weight, first, n, 1.0)
@@ -85,13 +84,13 @@ def _predict(in_shared: bool) -> Callable[..., None]:
         part = cuda.blockIdx.x * size.memory
         memory = tile if in_shared else workspace[part : part + size.memory]
         begin_tile(tile, size)
-        for b in range(cuda.blockIdx.x, size.B, cuda.gridDim.x):
+        for b in ascending(cuda.blockIdx.x, size.B, cuda.gridDim.x):
             first, K = offsets[at(b)], n_components[at(b)]
             samples = Samples(x64, x32, order, x64, first, offsets[at(b + 1)] - first, 1.0)
             known = K > 0
             if known:
                 known = adopt(memory, size, b, K, weights, means, covariances)
-            for start in range(0, samples.n, size.T):
+            for start in ascending(0, samples.n, size.T):
                 if known:
                     read_tile(samples, tile, memory, size, start)
                     logit_tile(tile, memory, size, K, EM)

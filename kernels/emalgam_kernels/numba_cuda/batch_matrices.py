@@ -18,8 +18,7 @@ from emalgam_kernels.numba_cuda.batch_memory import (
     PIVOT,
     Size,
 )
-from emalgam_kernels.numba_cuda.device import inlined, sqrt
-from emalgam_kernels.numba_cuda.products import at
+from emalgam_kernels.numba_cuda.device import ascending, at, divided, inlined, sqrt
 
 
 @inlined
@@ -43,7 +42,7 @@ def pivot_of(memory: Any, size: Size, lower: int, variance: Any, j: int) -> Any:
     """What the features before it leave of the variance of feature j."""
     if size.full:
         row = lower + ((j * (j + 1)) >> 1)
-        for m in range(j):
+        for m in ascending(j):
             variance -= memory[at(row + m)] * memory[at(row + m)]
     return variance
 
@@ -52,10 +51,10 @@ def pivot_of(memory: Any, size: Size, lower: int, variance: Any, j: int) -> Any:
 def column_below(memory: Any, size: Size, covariance: int, lower: int, j: int, root: Any, lane: int, step: int) -> None:
     """L_ij = (A_ij − Σ_{m<j} L_im L_jm) / L_jj for every `step`-th row i > j."""
     above = lower + ((j * (j + 1)) >> 1)
-    for i in range(j + 1 + lane, size.D, step):
+    for i in ascending(j + 1 + lane, size.D, step):
         row = (i * (i + 1)) >> 1
         value = memory[at(covariance + row + j)]
-        for m in range(j):
+        for m in ascending(j):
             value -= memory[at(lower + row + m)] * memory[at(above + m)]
         memory[at(lower + row + j)] = value / root
 
@@ -69,12 +68,12 @@ def factorize(memory: Any, size: Size, C: int, times: Any, rounding: Any) -> Non
     """
     D, places = size.D, size.places
     group, lane, groups, step = group_of(size, C)
-    for first in range(0, C, groups):
+    for first in ascending(0, C, groups):
         c = first + group
         covariance, lower, frame = places.covariances + c * size.M, places.sums + c * size.M, places.frame
         fine = c < C and memory[at(places.states + min(c, C - 1))] == PENDING
         narrow = times > 0
-        for j in range(D):
+        for j in ascending(D):
             if fine:
                 floor, added = (
                     memory[at(frame + j * OF_A_FEATURE + FLOOR)],
@@ -97,7 +96,7 @@ def factorize(memory: Any, size: Size, C: int, times: Any, rounding: Any) -> Non
         if fine:
             if lane == 0:
                 memory[at(places.states + c)] = NARROW if narrow else BROAD
-            for j in range(lane, D, step):
+            for j in ascending(lane, D, step):
                 lift = (
                     memory[at(frame + j * OF_A_FEATURE + ADDED)] + times * memory[at(frame + j * OF_A_FEATURE + FLOOR)]
                 )
@@ -109,8 +108,8 @@ def factorize(memory: Any, size: Size, C: int, times: Any, rounding: Any) -> Non
 def invert(memory: Any, size: Size, C: int) -> None:
     """L⁻¹ of each new L, a column on a thread: X_ij = (δ_ij − Σ_{j≤m<i} L_im X_mj) / L_ii."""
     D, places = size.D, size.places
-    for item in range(cuda.threadIdx.x, C * D, cuda.blockDim.x):
-        c, j = item // D, item % D
+    for item in ascending(cuda.threadIdx.x, C * D, cuda.blockDim.x):
+        c, j = divided(item, D)
         state = memory[at(places.states + c)]
         if state in (KEPT, PENDING):
             continue
@@ -119,9 +118,9 @@ def invert(memory: Any, size: Size, C: int) -> None:
             memory[at(places.factors + item)] = 1.0 / memory[at(lower + j)]
             continue
         column = places.factors + (c * size.Q + j) * size.Q
-        for i in range(j, D):
+        for i in ascending(j, D):
             row, value = lower + ((i * (i + 1)) >> 1), 1.0 if i == j else 0.0
-            for m in range(j, i):
+            for m in ascending(j, i):
                 value -= memory[at(row + m)] * memory[at(column + m)]
             memory[at(column + i)] = value / memory[at(row + i)]
     cuda.syncthreads()

@@ -20,8 +20,7 @@ from emalgam_kernels.numba_cuda.batch_memory import (
     size_of,
     sum_of,
 )
-from emalgam_kernels.numba_cuda.device import inlined, log, sqrt
-from emalgam_kernels.numba_cuda.products import at
+from emalgam_kernels.numba_cuda.device import ascending, at, divided, inlined, log, sqrt
 
 HALF_LOG_2_PI: Final = 0.5 * math.log(2 * math.pi)
 _LIFTS: Final = np.array(LIFTS)
@@ -52,9 +51,9 @@ def move(memory: Any, size: Size, K: int) -> None:
     A component without data stays where it was, without weight.
     """
     D, places, total = size.D, size.places, 0.0
-    for k in range(K):
+    for k in ascending(K):
         total += memory[at(places.statistics + k * size.F + size.M + D)]
-    for k in range(cuda.threadIdx.x, K, cuda.blockDim.x):
+    for k in ascending(cuda.threadIdx.x, K, cuda.blockDim.x):
         mass = memory[at(places.statistics + k * size.F + size.M + D)]
         mass = 0.0 if mass <= NO_MASS * total else mass
         memory[at(places.masses + k)] = mass
@@ -62,8 +61,8 @@ def move(memory: Any, size: Size, K: int) -> None:
         if k == 0 or not size.shared:
             memory[at(places.states + k)] = KEPT if mass == 0 and not size.shared else PENDING
     cuda.syncthreads()
-    for item in range(cuda.threadIdx.x, K * D, cuda.blockDim.x):
-        k, d = item // D, item % D
+    for item in ascending(cuda.threadIdx.x, K * D, cuda.blockDim.x):
+        k, d = divided(item, D)
         mass, place = memory[at(places.masses + k)], at(places.statistics + k * size.F + size.M + d)
         offset = memory[place] / mass if mass != 0 else 0.0
         memory[place] = offset
@@ -86,17 +85,17 @@ def estimate(memory: Any, size: Size, K: int) -> None:
     """Of all covariances that the type allows, those of the largest likelihood: Bishop (2006), exercise 9.6 ff."""
     D, places, C = size.D, size.places, 1 if size.shared else K
     total = sum_of(memory, places.masses, K)
-    for item in range(cuda.threadIdx.x, C * D, cuda.blockDim.x):
-        c, i = item // D, item % D
+    for item in ascending(cuda.threadIdx.x, C * D, cuda.blockDim.x):
+        c, i = divided(item, D)
         if memory[at(places.states + c)] == KEPT:
             continue
-        for j in range(0 if size.full else i, i + 1):
+        for j in ascending(0 if size.full else i, i + 1):
             value = 0.0
             if size.shared:
-                for k in range(K):
+                for k in ascending(K):
                     value += memory[at(places.masses + k)] / total * moment(memory, size, k, i, j)
             elif size.isotropic:
-                for d in range(D):
+                for d in ascending(D):
                     value += moment(memory, size, c, d, d)
                 value /= D
             else:
@@ -109,23 +108,23 @@ def estimate(memory: Any, size: Size, K: int) -> None:
 def regularize(memory: Any, sizes: Any, C: int) -> None:
     """As many floors as it takes to be positive definite; what none makes so stays pending."""
     lifts = cuda.const.array_like(_LIFTS)
-    for attempt in range(len(LIFTS)):
+    for attempt in ascending(len(LIFTS)):
         pending, states = False, size_of(sizes).places.states
-        for c in range(C):
+        for c in ascending(C):
             pending = pending or memory[at(states + c)] == PENDING
         if not pending:
             break
         cuda.syncthreads()
-        factorize(memory, size_of(sizes), C, lifts[attempt], ROUNDING)
+        factorize(memory, size_of(sizes), C, lifts[at(attempt)], ROUNDING)
 
 
 @inlined
 def verdict(memory: Any, size: Size, K: int) -> tuple[bool, bool]:
     """What `maximize` returns, from masses and states."""
     fine, collapsed = True, False
-    for k in range(K):
+    for k in ascending(K):
         collapsed = collapsed or memory[at(size.places.masses + k)] == 0
-    for c in range(1 if size.shared else K):
+    for c in ascending(1 if size.shared else K):
         state = memory[at(size.places.states + c)]
         fine = fine and state != PENDING
         collapsed = collapsed or (state == NARROW and not size.shared)
@@ -139,11 +138,11 @@ def verdict(memory: Any, size: Size, K: int) -> tuple[bool, bool]:
 def find_constants(memory: Any, size: Size, K: int) -> None:
     """c_k = log w_k + log |L_k⁻¹| − ½ D log 2π; the factors of one covariance are one after the other."""
     places = size.places
-    for k in range(cuda.threadIdx.x, K, cuda.blockDim.x):
+    for k in ascending(cuda.threadIdx.x, K, cuda.blockDim.x):
         value = log(memory[at(places.weights + k)]) - size.D * HALF_LOG_2_PI
         width = size.Q * size.Q if size.full else size.D
         factor, step = places.factors + (0 if size.shared else k * width), size.Q + 1 if size.full else 1
-        for d in range(size.D):
+        for d in ascending(size.D):
             value += log(memory[at(factor + d * step)])
         memory[at(places.constants + k)] = value
     cuda.syncthreads()
@@ -153,18 +152,19 @@ def find_constants(memory: Any, size: Size, K: int) -> None:
 def begin_components(memory: Any, size: Size, K: int) -> None:
     """Before the first M-step: means are padded with zeros, features independent, with the variances of all samples."""
     D, places, C = size.D, size.places, 1 if size.shared else K
-    for item in range(cuda.threadIdx.x, K * size.P, cuda.blockDim.x):
-        if item % size.P >= D:
+    for item in ascending(cuda.threadIdx.x, K * size.P, cuda.blockDim.x):
+        _, d = divided(item, size.P)
+        if d >= D:
             memory[at(places.means + item)] = 0.0
-    for item in range(cuda.threadIdx.x, C * size.Q, cuda.blockDim.x):
-        c, j = item // size.Q, item % size.Q
+    for item in ascending(cuda.threadIdx.x, C * size.Q, cuda.blockDim.x):
+        c, j = divided(item, size.Q)
         column, row = places.factors + item * size.Q, places.covariances + c * size.M
         if size.full:
-            for i in range(size.Q):
+            for i in ascending(size.Q):
                 memory[at(column + i)] = 0.0
         if j < D:
             variance = memory[at(places.frame + j * OF_A_FEATURE + FLOOR)] / RELATIVE_FLOOR
-            for i in range(j if size.full else 0):
+            for i in ascending(j if size.full else 0):
                 memory[at(row + entry(size, j, i))] = 0.0
             memory[at(row + entry(size, j, j))] = variance
             memory[at(column + j if size.full else places.factors + c * D + j)] = 1.0 / sqrt(variance)

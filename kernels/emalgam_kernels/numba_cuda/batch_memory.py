@@ -17,12 +17,12 @@ from typing import Any, Final, NamedTuple
 
 from numba import cuda, types
 
-from emalgam_kernels.numba_cuda.device import SIMULATED, inlined
-from emalgam_kernels.numba_cuda.products import at
+from emalgam_kernels.numba_cuda.device import SIMULATED, ascending, at, inlined
 
 int64: Any = types.int64  # the type as a conversion
 
-CHUNK: Final = 8  # rows whose masses a thread adds when an index is drawn
+LOG_CHUNK: Final = 3
+CHUNK: Final = 1 << LOG_CHUNK  # rows whose masses a thread adds when an index is drawn
 LANES: Final = 4 if SIMULATED else 32
 SUMS_AT_ONCE: Final = 8 if SIMULATED else 64  # partial sums of all statistics, until there are more statistics
 OF_A_TASK: Final = 17  # numbers: 16 sums; an odd number lets neighbouring threads meet in different banks
@@ -172,7 +172,7 @@ def in_frame(samples: Samples, memory: Any, size: Size, row: int, d: int) -> Any
 @inlined
 def begin_tile(tile: Any, size: Size) -> None:
     """What stays: the 1 of y, and the zeros behind it."""
-    for item in range(cuda.threadIdx.x + size.D * size.T, size.P * size.T, cuda.blockDim.x):
+    for item in ascending(cuda.threadIdx.x + size.D * size.T, size.P * size.T, cuda.blockDim.x):
         tile[at(item)] = 1.0 if item < (size.D + 1) * size.T else 0.0
 
 
@@ -180,13 +180,13 @@ def begin_tile(tile: Any, size: Size) -> None:
 def read_tile(samples: Samples, tile: Any, memory: Any, size: Size, start: int) -> None:
     """z and ω of the samples from number `start` on; zeros for those without weight, and behind the last one."""
     parts = max(cuda.blockDim.x >> size.log_T, 1)
-    for item in range(cuda.threadIdx.x, size.T * parts, cuda.blockDim.x):
+    for item in ascending(cuda.threadIdx.x, size.T * parts, cuda.blockDim.x):
         t, part, weight, row = item & (size.T - 1), item >> size.log_T, 0.0, 0
         if start + t < samples.n:
             row, weight = row_of(samples, size, start + t), 1.0
             if size.weighted:
                 weight = samples.weight[at(row)] / samples.largest
-        for d in range(part, size.D, parts):
+        for d in ascending(part, size.D, parts):
             tile[at(d * size.T + t)] = in_frame(samples, memory, size, row, d) if weight > 0 else 0.0
         if part == 0:
             tile[at(size.P * size.T + t)] = weight
@@ -197,6 +197,6 @@ def read_tile(samples: Samples, tile: Any, memory: Any, size: Size, start: int) 
 def sum_of(memory: Any, place: int, count: int) -> Any:
     """Of so many numbers, in order; every thread has it."""
     total = 0.0
-    for i in range(count):
+    for i in ascending(count):
         total += memory[at(place + i)]
     return total

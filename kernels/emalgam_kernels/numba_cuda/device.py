@@ -54,6 +54,77 @@ def inlined(function: Callable[..., Any]) -> Any:
     return function if SIMULATED else cuda.jit(device=True, forceinline=True)(function)
 
 
+def _upward() -> Any:
+    """A range that only goes up, as numba-cuda's interface for extensions takes it: its type, and its code."""
+    from numba.cuda import cgutils, types
+    from numba.cuda.core.imputils import RefType, iternext_impl
+    from numba.cuda.extending import lower_builtin, models, register_model, type_callable
+
+    class Upward(types.SimpleIteratorType):
+        """An iterator over int64."""
+
+    upward = Upward("upward", types.int64)
+
+    def ascending(*bounds: Any) -> range:
+        return range(*bounds)
+
+    @register_model(Upward)
+    class Model(models.StructModel):
+        def __init__(self, manager: Any, kind: Any) -> None:
+            place = types.EphemeralPointer(types.int64)
+            super().__init__(manager, kind, [("place", place), ("stop", types.int64), ("step", types.int64)])
+
+    @type_callable(ascending)
+    def kind_of(_: Any) -> Any:
+        def kind(first: Any, second: Any = None, third: Any = None) -> Any:
+            bounds = [each for each in (first, second, third) if each is not None]
+            return upward if all(isinstance(each, types.Integer) and each.signed for each in bounds) else None
+
+        return kind
+
+    @lower_builtin(ascending, types.VarArg(types.Integer))
+    def begin(context: Any, builder: Any, signature: Any, bounds: Any) -> Any:
+        zero, one = (context.get_constant(types.int64, number) for number in (0, 1))
+        numbers = [context.cast(builder, *each, types.int64) for each in zip(bounds, signature.args, strict=True)]
+        start, stop, step = [[zero, *numbers, one], [*numbers, one], numbers][len(numbers) - 1]
+        found = cgutils.create_struct_proxy(upward)(context, builder)
+        found.place, found.stop, found.step = cgutils.alloca_once_value(builder, start), stop, step
+        return found._getvalue()
+
+    @lower_builtin("iternext", Upward)
+    @iternext_impl(RefType.UNTRACKED)
+    def proceed(context: Any, builder: Any, _: Any, iterators: Any, result: Any) -> None:
+        found = cgutils.create_struct_proxy(upward)(context, builder, value=iterators[0])
+        value = builder.load(found.place)
+        result.set_valid(builder.icmp_signed("<", value, found.stop))
+        result.yield_(value)
+        # For all that LLVM is told this may overflow: else it unrolls loops with a step, which takes registers.
+        builder.store(builder.add(value, found.step), found.place)
+
+    return ascending
+
+
+# How kernels count and where they look. Python allows for negative numbers, Numba for all that Python allows, and LLVM
+# sees through little of it. What kernels count is not negative, and they say so:
+#
+# - ascending(stop), (start, stop) or (start, stop, step): `range`, with a step that is positive. Numba's own may
+#   descend: before the loop it divides, to know how often it runs, and in each turn it selects what it counts with, so
+#   that places which follow from it are multiplied anew.
+# - array[at(i)]: others count from the end. It enters no arithmetic: the sum of it and a signed integer is float64.
+ascending: Final = range if SIMULATED else _upward()
+at: Final = int if SIMULATED else numba.uint64
+
+
+def _divided(a: Any, b: Any) -> tuple[Any, Any]:
+    quotient = numba.int64(numba.uint32(a) // numba.uint32(b))
+    return quotient, a - quotient * b
+
+
+# divided(a, b): (a // b, a % b) of numbers of a block's threads and tasks, which 32 bits hold. Numba rounds downwards
+# whatever the signs, in 64 bits, and for either result anew.
+divided: Final = divmod if SIMULATED else inlined(_divided)
+
+
 # Python's own raise where a GPU returns NaN or an infinity.
 log, sqrt = (np.log, np.sqrt) if SIMULATED else (math.log, math.sqrt)
 
@@ -136,7 +207,8 @@ class Kernel:
     threads : int
         Threads of a block at most.
     blocks : int
-        Of so many threads, for which the registers of a multiprocessor have to suffice.
+        Of so many threads, for which the registers of a multiprocessor have to suffice. 0 leaves it to ptxas, which
+        then saves registers that 1 makes it spend, or spills them.
     """
 
     name: str
@@ -144,12 +216,12 @@ class Kernel:
     function: Callable[..., None]
     signature: tuple[Any, ...]
     threads: int
-    blocks: int = 1
+    blocks: int = 0
 
     @property
     def launch_bounds(self) -> int | tuple[int, int]:
-        """As Numba takes them; to ask for one block would make ptxas spend registers that it otherwise saves."""
-        return self.threads if self.blocks == 1 else (self.threads, self.blocks)
+        """As Numba takes them."""
+        return (self.threads, self.blocks) if self.blocks else self.threads
 
     @cached_property
     def _simulated(self) -> Any:

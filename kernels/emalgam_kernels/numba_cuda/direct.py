@@ -15,9 +15,9 @@ import torch
 from numba import cuda
 
 from emalgam_kernels.numba_cuda import device, products
-from emalgam_kernels.numba_cuda.device import NUMBA_REALS, REALS, Kernel, flat
+from emalgam_kernels.numba_cuda.device import NUMBA_REALS, REALS, Kernel, ascending, at, flat
 from emalgam_kernels.numba_cuda.problem import DirectProblem, Results
-from emalgam_kernels.numba_cuda.products import COLUMN_STEP, GROUP, THREADS, Chunk, Posterior, Samples, at, integers
+from emalgam_kernels.numba_cuda.products import COLUMN_STEP, FULL, GROUP, THREADS, Chunk, Posterior, Samples, integers
 
 # ---- kernels
 
@@ -35,21 +35,21 @@ def _diag_logits(arithmetic: str) -> Callable[..., None]:
             return
         first = cuda.blockIdx.y * GROUP
         distances = cuda.local.array(GROUP, real)
-        for g in range(GROUP):
+        for g in ascending(GROUP):
             distances[g] = zero
         # ‖P_kᵀ (z − μ_k)‖² = Σ_d ((z_d − μ_kd) p_kd)²
-        for d in range(D):
+        for d in ascending(D):
             z_d = z[at(d * width + column)]
-            for g in range(GROUP):
+            for g in ascending(GROUP):
                 k = first + g
                 if k < K:
                     y = (z_d - means[at(k * D + d)]) * factors[at(k * factor_stride + d)]
                     distances[g] += y * y
         # L_k = c_k − ½ ‖P_kᵀ (z − μ_k)‖²
-        for g in range(GROUP):
+        for g in ascending(GROUP):
             k = first + g
             if k < K:
-                logits[at(k * width + column)] = constants[k] - half * distances[g]
+                logits[at(k * width + column)] = constants[at(k)] - half * distances[g]
 
     return diag_logits
 
@@ -64,10 +64,10 @@ def _full_logits(arithmetic: str) -> Callable[..., None]:
         if column >= width:
             return
         distance = zero
-        for d in range(D):
+        for d in ascending(D):
             y_d = y[at(d * width + column)]
             distance += y_d * y_d
-        logits[at(k * width + column)] = constants[k] - half * distance
+        logits[at(k * width + column)] = constants[at(k)] - half * distance
 
     return full_logits
 
@@ -84,7 +84,7 @@ def _diag_statistics(arithmetic: str) -> Callable[..., None]:
         thread, K = cuda.threadIdx.x, cuda.gridDim.x
         mean = means[at(k * D + d)] if d < D else zero
         square, first = zero, zero
-        for column in range(part * rows + thread, (part + 1) * rows, cuda.blockDim.x):
+        for column in ascending(part * rows + thread, (part + 1) * rows, cuda.blockDim.x):
             omega_r = r[at(k * width + column)]
             if d < D:
                 centred = z[at(d * width + column)] - mean
@@ -92,20 +92,20 @@ def _diag_statistics(arithmetic: str) -> Callable[..., None]:
                 square += (omega_r * centred) * centred
             else:
                 first += omega_r
-        squares[thread], firsts[thread] = square, first
+        squares[at(thread)], firsts[at(thread)] = square, first
         cuda.syncthreads()
         half = cuda.blockDim.x >> 1
         while half > 0:
             if thread < half:
-                squares[thread] += squares[thread + half]
-                firsts[thread] += firsts[thread + half]
+                squares[at(thread)] += squares[at(thread + half)]
+                firsts[at(thread)] += firsts[at(thread + half)]
             cuda.syncthreads()
             half >>= 1
         if thread == 0:
             start = (part * K + k) * (2 * D + 1)
-            partial[start + D + d] = firsts[0]
+            partial[at(start + D + d)] = firsts[0]
             if d < D:
-                partial[start + d] = squares[0]
+                partial[at(start + d)] = squares[0]
 
     return diag_statistics
 
@@ -116,9 +116,9 @@ def accumulate_triangle(partial: Any, statistics: Any, k: int, size: int, parts:
     if j > i:
         return
     value = statistics.dtype.type(0)
-    for part in range(parts):
+    for part in ascending(parts):
         value += partial[at((part * size + i) * size + j)]
-    statistics[k * ((size * (size + 1)) >> 1) + ((i * (i + 1)) >> 1) + j] += value
+    statistics[at(k * ((size * (size + 1)) >> 1) + ((i * (i + 1)) >> 1) + j)] += value
 
 
 @cache
@@ -130,7 +130,7 @@ def _kernel(name: str, arithmetic: str) -> Kernel:
         "diag statistics": (_diag_statistics, 4, 3),
     }[name]
     signature = (*(flat(NUMBA_REALS[arithmetic]),) * arrays, *integers(count))
-    return Kernel(f"direct {name}, {arithmetic}", arithmetic, factory(arithmetic), signature, THREADS)
+    return Kernel(f"direct {name}, {arithmetic}", arithmetic, factory(arithmetic), signature, THREADS, FULL)
 
 
 @cache

@@ -27,8 +27,18 @@ from typing import Any, Final, NamedTuple
 from numba import cuda, types
 
 from emalgam_kernels import scalars
-from emalgam_kernels.numba_cuda.device import NUMBA_REALS, REALS, Kernel, flat, inlined, threads_per_block
-from emalgam_kernels.numba_cuda.fused import ALIGNMENT, VECTOR_BYTES, at, place_of_four
+from emalgam_kernels.numba_cuda.device import (
+    NUMBA_REALS,
+    REALS,
+    Kernel,
+    ascending,
+    at,
+    divided,
+    flat,
+    inlined,
+    threads_per_block,
+)
+from emalgam_kernels.numba_cuda.fused import ALIGNMENT, VECTOR_BYTES, place_of_four
 from emalgam_kernels.philox import LABELS
 
 THREADS: Final = threads_per_block(256)
@@ -36,8 +46,9 @@ FEATURES_AT_ONCE: Final = 4  # of a thread
 SUMS: Final = 5  # Σ d, Σ d², Σ c, Σ c², Σ d c
 SUMS_SHARED: Final = SUMS * THREADS
 
-_0, _1, _2 = at(0), at(1), at(2)
-_STREAM_OF_LABELS: Final = at(LABELS)
+uint64: Any = types.uint64  # the type as a conversion: of words and of what they are made from
+_0, _1, _2 = uint64(0), uint64(1), uint64(2)
+_STREAM_OF_LABELS: Final = uint64(LABELS)
 
 philox, unit_integer, column_of = (inlined(each) for each in (scalars.philox, scalars.unit_integer, scalars.column_of))
 unit_float64, unit_float32 = inlined(scalars.unit_float64), inlined(scalars.unit_float32)
@@ -108,7 +119,7 @@ def words(out: Any, seed: int, stream: int, block: int, first: int, rows: int, r
     """Four words of a row, as int32 of the same bits; thread: one row."""
     n = cuda.grid(1)
     if n < rows:
-        a, b, c, d = philox(at(seed), at(stream), at(block), at(first) + at(n))
+        a, b, c, d = philox(uint64(seed), uint64(stream), uint64(block), uint64(first) + uint64(n))
         out[at(n * row_stride)] = types.int32(a)
         out[at(n * row_stride + stride)] = types.int32(b)
         out[at(n * row_stride + 2 * stride)] = types.int32(c)
@@ -122,7 +133,7 @@ def _uniforms(arithmetic: str) -> Callable[..., None]:
         """The first uniform of a row's block 0; thread: one row."""
         n = cuda.grid(1)
         if n < rows:
-            a, b, _, _ = philox(at(seed), at(stream), _0, at(first) + at(n))
+            a, b, _, _ = philox(uint64(seed), uint64(stream), _0, uint64(first) + uint64(n))
             out[at(n * stride)] = unit_float32(a) if single else unit_float64(a, b)
 
     return uniforms
@@ -147,8 +158,8 @@ def _normals(arithmetic: str) -> Any:
     def normals(shared: Any, place: int, seed: Any, row: Any, block: int, size: Size) -> None:
         """ε of features 4 · block … 4 · block + 3, from element `place` on; −ε in odd rows of antithetic draws."""
         values = cuda.local.array(4, real)
-        drawn, odd = row >> at(size.antithetic), (row & at(size.antithetic)) != _0
-        stream, word_block = at(size.stream), at(block) if single else _2 * at(block)
+        drawn, odd = row >> uint64(size.antithetic), (row & uint64(size.antithetic)) != _0
+        stream, word_block = uint64(size.stream), uint64(block) if single else _2 * uint64(block)
         a, b, c, d = philox(seed, stream, word_block, drawn)
         if single:
             values[0], values[1] = pair(unit_float32(a), unit_float32(b))
@@ -157,7 +168,7 @@ def _normals(arithmetic: str) -> Any:
             values[0], values[1] = pair(unit_float64(a, b), unit_float64(c, d))
             a, b, c, d = philox(seed, stream, word_block + _1, drawn)
             values[2], values[3] = pair(unit_float64(a, b), unit_float64(c, d))
-        for i in range(4):
+        for i in ascending(4):
             shared[at(place + i)] = -values[i] if odd else values[i]
 
     return inlined(normals)
@@ -168,7 +179,7 @@ def _label(table: Any, seed: Any, row: Any, size: Size) -> Any:
     """The label of a row, which no float64 is needed for: `table` holds thresholds and aliases, or ends of strata."""
     if size.stratified:
         # the first k with i < ends_k, i = row mod n_total
-        position = types.int64(row % at(table[at(size.K - 1)]))
+        position = types.int64(row % uint64(table[at(size.K - 1)]))
         below, above = 0, size.K - 1
         while below < above:
             middle = (below + above) >> 1
@@ -181,7 +192,7 @@ def _label(table: Any, seed: Any, row: Any, size: Size) -> Any:
         return 0
     # column ⌊u₁ K⌋, kept if 2⁵³ u₂ < ⌈2⁵³ probability⌉
     a, b, c, d = philox(seed, _STREAM_OF_LABELS, _0, row)
-    column = column_of(unit_integer(a, b), at(size.K))
+    column = column_of(unit_integer(a, b), uint64(size.K))
     kept = types.int64(unit_integer(c, d)) < table[_2 * column]
     return types.int64(column) if kept else table[_2 * column + _1]
 
@@ -189,11 +200,11 @@ def _label(table: Any, seed: Any, row: Any, size: Size) -> Any:
 @inlined
 def _draw_labels(component: Any, table: Any, labels: Any, seed: Any, first: Any, size: Size, tile: int) -> None:
     """Labels of the tile's rows, one on a thread."""
-    thread, antithetic = cuda.threadIdx.x, at(size.antithetic)
+    thread, antithetic = cuda.threadIdx.x, uint64(size.antithetic)
     n = tile * size.T + thread
     if thread < size.T and n < size.N:
-        label = _label(table, seed, (first + at(n)) >> antithetic, size)
-        component[thread] = label
+        label = _label(table, seed, (first + uint64(n)) >> antithetic, size)
+        component[at(thread)] = label
         if size.labelled and cuda.blockIdx.y == 0:
             labels[at(n * size.stride_label)] = label
 
@@ -205,11 +216,11 @@ def _draw_labels(component: Any, table: Any, labels: Any, seed: Any, first: Any,
 def _add_columns_nearby(shared: Any, sums: Any, noise: int, column: int, columns: int, size: Size) -> None:
     """Σ_j ε_j L[4 g … 4 g + 3, j] with both in shared memory, in vectors: `noise` and `column` count those."""
     normals, vectors = cuda.local.array(4, shared.dtype), shared.itemsize >> 2
-    for _ in range(0, columns, 4):
-        for j in range(4):
+    for _ in ascending(0, columns, 4):
+        for j in ascending(4):
             normals[j] = shared[place_of_four(shared, noise, 1, j)]
-        for j in range(4):
-            for i in range(4):
+        for j in ascending(4):
+            for i in ascending(4):
                 sums[i] += shared[place_of_four(shared, column, 1, i)] * normals[j]
             column += (size.W >> 2) * vectors
         noise += vectors
@@ -220,9 +231,9 @@ def _add_columns_far(
     shared: Any, parameters: Any, sums: Any, noise: int, column: int, columns: int, ends: Any, size: Size
 ) -> None:
     """Σ_j ε_j L[g + i · groups, j] with L where it lies, for the j < ends_i in which it is not zero."""
-    for j in range(columns):
+    for j in range(columns):  # not `ascending`: registers would not suffice for as many blocks
         normal = shared[at(noise + j)]
-        for i in range(4):
+        for i in ascending(4):
             if j < ends[i]:
                 sums[i] += parameters[at(column + i * size.groups)] * normal
         column += size.W
@@ -231,7 +242,7 @@ def _add_columns_far(
 @inlined
 def _ends(ends: Any, columns: int, before: int, task: Task, size: Size) -> None:
     """How many columns of the panel `before` reach the thread's i-th feature: on the diagonal not all."""
-    for i in range(4):
+    for i in ascending(4):
         ends[i] = min((i + 1) * size.groups, columns) if before == task.panel else columns
         if task.panel + task.feature + i * size.groups >= size.D:
             ends[i] = 0
@@ -240,7 +251,7 @@ def _ends(ends: Any, columns: int, before: int, task: Task, size: Size) -> None:
 @inlined
 def _add_diagonal(shared: Any, parameters: Any, sums: Any, place: int, task: Task, size: Size) -> None:
     """l ε of the thread's features; what is past the last one nobody reads."""
-    for i in range(4):
+    for i in ascending(4):
         d = min(task.feature + i * task.step, size.D - task.panel - 1)
         sums[i] += parameters[at(place + d)] * shared[at(task.noise + d)]
 
@@ -253,14 +264,15 @@ def _affine(arithmetic: str, nearby: bool) -> Any:
         """μ_k with the first panel, and L_k ε."""
         place, first = task.start + k * size.component + task.panel, task.panel + task.feature
         if size.diagonal or before == 0:
-            for i in range(4):
+            for i in ascending(4):
                 d = min(first + i * task.step, size.W - 1)
                 sums[i] = parameters[at(task.start + size.means + k * size.W + d)]
         if size.diagonal:
             _add_diagonal(shared, parameters, sums, place, task, size)
         elif nearby:
             place += task.feature
-            _add_columns_nearby(shared, sums, task.noise // vector, place // vector, task.feature + 4, size)
+            (noise, _), (column, _) = divided(task.noise, vector), divided(place, vector)
+            _add_columns_nearby(shared, sums, noise, column, task.feature + 4, size)
         else:
             ends, columns = cuda.local.array(4, types.int64), min(4 * size.groups, size.D - before)
             _ends(ends, columns, before, task, size)
@@ -290,15 +302,16 @@ def _task(nearby: bool) -> Any:
 
     def task(size: Size) -> Task:
         thread, threads, panel = cuda.threadIdx.x, cuda.blockDim.x, cuda.blockIdx.y * 4 * size.groups
-        n, group = thread // size.groups, thread % size.groups
+        n, group = divided(thread, size.groups)
         feature, step = (4 * group, 1) if nearby else (group, size.groups)
         by_row = size.stride_d < size.stride_n
         length = min(4 * size.groups, size.D - panel) if by_row else size.T
+        (across, along), (further, more) = divided(thread, length), divided(threads, length)
         return Task(
             n=n, group=group, feature=feature, step=step,
             noise=n * size.S, panel=panel, start=size.T * size.S if nearby else 0,
             by_row=by_row, length=length,
-            along=thread % length, across=thread // length, more=threads % length, further=threads // length,
+            along=along, across=across, more=more, further=further,
         )  # fmt: skip
 
     return inlined(task)
@@ -320,25 +333,25 @@ def sample_kernel(arithmetic: str, nearby: bool) -> Kernel:
         thresholds = table[mixture * size.table :]
         task, source = task_of(size), shared if nearby else own
         if nearby:
-            for i in range(cuda.threadIdx.x, size.parameters, cuda.blockDim.x):
+            for i in ascending(cuda.threadIdx.x, size.parameters, cuda.blockDim.x):
                 shared[at(task.start + i)] = own[at(i)]
-        for tile in range(cuda.blockIdx.x, size.tiles, cuda.gridDim.x):
+        for tile in ascending(cuda.blockIdx.x, size.tiles, cuda.gridDim.x):
             row = tile * size.T + task.n
             there = task.n < size.T and row < size.N
-            _draw_labels(component, thresholds, labels, at(seed), at(first), size, tile)
+            _draw_labels(component, thresholds, labels, uint64(seed), uint64(first), size, tile)
             before = task.panel if size.diagonal else 0
             while before <= task.panel:
                 cuda.syncthreads()
                 if there:
                     place, block = task.noise + 4 * task.group, (before >> 2) + task.group
-                    leave_normals(shared, place, at(seed), at(first) + at(row), block, size)
+                    leave_normals(shared, place, uint64(seed), uint64(first) + uint64(row), block, size)
                 cuda.syncthreads()
                 if there:
-                    affine(shared, source, sums, component[task.n], before, task, size)
+                    affine(shared, source, sums, component[at(task.n)], before, task, size)
                 before += 4 * size.groups
             cuda.syncthreads()
             if there:
-                for i in range(4):
+                for i in ascending(4):
                     shared[at(task.noise + task.feature + i * task.step)] = sums[i]
             cuda.syncthreads()
             _write_tile(shared, x, tile, task, size)
@@ -348,7 +361,8 @@ def sample_kernel(arithmetic: str, nearby: bool) -> Kernel:
     sizes = integer_tuple(types.int64, len(Size._fields), Size)
     signature = (array, integers, array, integers, types.uint64, types.uint64, sizes)
     name = f"samples, {arithmetic}, parameters in {'shared' if nearby else 'global'} memory"
-    return Kernel(name, arithmetic, samples, signature, THREADS)
+    blocks = {"float32": 4, "float64": 3}[arithmetic]
+    return Kernel(name, arithmetic, samples, signature, THREADS, blocks)
 
 
 @cache
@@ -377,9 +391,9 @@ def log_ratio_sums(logs: Any, partial: Any, width: int, rows: int, controlled: i
     sums = cuda.local.array(SUMS, types.float64)
     thread, threads = cuda.threadIdx.x, cuda.blockDim.x
     start, step = cuda.blockIdx.y * width, cuda.gridDim.y * width
-    for i in range(SUMS):
+    for i in ascending(SUMS):
         sums[i] = types.float64(0)
-    for n in range(cuda.blockIdx.x * threads + thread, rows, cuda.gridDim.x * threads):
+    for n in ascending(cuda.blockIdx.x * threads + thread, rows, cuda.gridDim.x * threads):
         place = start + n
         d = types.float64(logs[at(place)]) - types.float64(logs[at(place + step)])
         sums[0] += d
@@ -389,17 +403,17 @@ def log_ratio_sums(logs: Any, partial: Any, width: int, rows: int, controlled: i
             sums[2] += c
             sums[3] += c * c
             sums[4] += d * c
-    for i in range(SUMS):
+    for i in ascending(SUMS):
         shared[at(i * threads + thread)] = sums[i]
     half = threads >> 1
     while half > 0:
         cuda.syncthreads()
         if thread < half:
-            for i in range(SUMS):
+            for i in ascending(SUMS):
                 shared[at(i * threads + thread)] += shared[at(i * threads + thread + half)]
         half >>= 1
     if thread == 0:
-        for i in range(SUMS):
+        for i in ascending(SUMS):
             partial[at((cuda.blockIdx.x * cuda.gridDim.y + cuda.blockIdx.y) * SUMS + i)] = shared[at(i * threads)]
 
 

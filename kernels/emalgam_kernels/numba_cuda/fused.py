@@ -32,6 +32,9 @@ from emalgam_kernels.numba_cuda.device import (
     SHARED_BYTES,
     SIMULATED,
     Kernel,
+    ascending,
+    at,
+    divided,
     flat,
     inlined,
     integers_of,
@@ -53,11 +56,10 @@ RESERVED_BYTES: Final = 1024  # of each block, by the system: a multiprocessor h
 MOST_TASKS: Final = 3  # of a thread: more, and registers spill
 
 # Vectors: LLVM joins loads if it sees that they are neighbours and aligned, which takes all three of these: indices
-# written as a multiple of the vector's length plus a constant, indices without a sign (Python's count from the end if
-# negative, which Numba honours), and memory of known alignment.
+# written as a multiple of the vector's length plus a constant, indices without a sign (`at`), and memory of known
+# alignment.
 VECTOR_BYTES: Final = 16
 ALIGNMENT: Final = None if SIMULATED else VECTOR_BYTES
-at: Final = numba.uint64
 
 
 class Tile(NamedTuple):
@@ -235,7 +237,7 @@ def _two_sum(a: Any, b: Any) -> tuple[Any, Any]:
 def _load_weights(shared: Any, weight: Any, size: Size, first: int) -> None:
     """ω of the tile's rows; zero beyond the last row of all."""
     real = shared.dtype.type
-    for n in range(cuda.threadIdx.x, size.tile.T, cuda.blockDim.x):
+    for n in ascending(cuda.threadIdx.x, size.tile.T, cuda.blockDim.x):
         value = real(0)
         if first + n < size.N:
             value = weight[at(first + n)] if size.weighted else real(1)
@@ -251,11 +253,11 @@ def _load_rows(shared: Any, x: Any, size: Size, first: int, target: int) -> None
     """
     by_row = size.stride_d < size.stride_n
     length = size.D if by_row else size.tile.T
-    along, across = cuda.threadIdx.x % length, cuda.threadIdx.x // length
-    more, further = cuda.blockDim.x % length, cuda.blockDim.x // length
+    across, along = divided(cuda.threadIdx.x, length)
+    further, more = divided(cuda.blockDim.x, length)
     values, places = cuda.local.array(4, x.dtype), cuda.local.array((4, 2), numba.int64)
     while across < (size.tile.T if by_row else size.D):
-        for i in range(4):
+        for i in ascending(4):
             n, d = (across, along) if by_row else (along, across)
             places[i, 0], places[i, 1] = n, d
             if n < size.tile.T and d < size.D and first + n < size.N:
@@ -263,7 +265,7 @@ def _load_rows(shared: Any, x: Any, size: Size, first: int, target: int) -> None
             along, across = along + more, across + further
             if along >= length:
                 along, across = along - length, across + 1
-        for i in range(4):
+        for i in ascending(4):
             n, d = places[i, 0], places[i, 1]
             if n < size.tile.T and d < size.D:
                 shared[_place(shared, target + d * size.tile.S, n)] = _in_frame(values[i], shared, size, n, d)
@@ -292,22 +294,22 @@ def _product(shared: Any, size: Size, left: int, right: int, length: int, target
     s = cuda.local.array((4, 4), shared.dtype)
     columns, first, step = _columns(size)
     distance, groups, vectors = size.tile.T >> 2, (rows + 3) >> 2, shared.itemsize >> 2
-    for group in range(first, groups, step):
+    for group in ascending(first, groups, step):
         _clear(s)
         # Running places, not products of f: integers would cost as much as the arithmetic.
         place, row = left + group * vectors, right + columns
-        for _ in range(length):
-            for i in range(4):
+        for _ in ascending(length):
+            for i in ascending(4):
                 a[i] = shared[place_of_four(shared, place, 1, i)]
-            for j in range(4):
+            for j in ascending(4):
                 b[j] = shared[place_of_four(shared, row, distance, j)]
-            for i in range(4):
-                for j in range(4):
+            for i in ascending(4):
+                for j in ascending(4):
                     s[i, j] += a[i] * b[j]
             place, row = place + groups * vectors, row + size.tile.S
-        for i in range(4):
+        for i in ascending(4):
             if 4 * group + i < rows:
-                for j in range(4):
+                for j in ascending(4):
                     row = target + (4 * group + i) * size.tile.S
                     shared[place_of_four(shared, row + columns, distance, j)] = s[i, j]
 
@@ -315,8 +317,8 @@ def _product(shared: Any, size: Size, left: int, right: int, length: int, target
 @inlined
 def _clear(values: Any) -> None:
     """Zero 4 × 4 registers."""
-    for i in range(4):
-        for j in range(4):
+    for i in ascending(4):
+        for j in ascending(4):
             values[i, j] = values.dtype.type(0)
 
 
@@ -327,16 +329,16 @@ def _products_of_features(shared: Any, pairs: Any, size: Size) -> None:
     columns, first, step = _columns(size)
     distance, products = size.tile.T >> 2, size.F - size.D - 1
     z = size.tile.phi + products * size.tile.S + columns
-    for f in range(first, products, step):
-        for i in range(4):
+    for f in ascending(first, products, step):
+        for i in ascending(4):
             s[i] = shared.dtype.type(0)
-        for d in range(size.D if size.spherical else 1):
+        for d in ascending(size.D if size.spherical else 1):
             row = z + (d if size.spherical else pairs[at(2 * f)]) * size.tile.S
             other = z + (d if size.spherical else pairs[at(2 * f + 1)]) * size.tile.S
-            for i in range(4):
+            for i in ascending(4):
                 factor = shared[place_of_four(shared, other, distance, i)]
                 s[i] += shared[place_of_four(shared, row, distance, i)] * factor
-        for i in range(4):
+        for i in ascending(4):
             shared[place_of_four(shared, size.tile.phi + f * size.tile.S + columns, distance, i)] = s[i]
 
 
@@ -363,7 +365,7 @@ def _leave_maximum(shared: Any, size: Size) -> None:
     """The largest of the thread's logits, where `_combined` finds it."""
     top = shared.dtype.type(-math.inf)
     n, first, step = _column(size)
-    for k in range(first, size.K, step):
+    for k in ascending(first, size.K, step):
         top = max(top, shared[_place(shared, size.tile.logits + k * size.tile.S, n)])
     shared[at(size.tile.scratch + cuda.threadIdx.x)] = top
 
@@ -373,7 +375,7 @@ def _combined(shared: Any, size: Size, start: int, largest: bool) -> Any:
     """The largest, or the sum, of what the threads of a column left, in their order."""
     n, _, parts = _column(size)
     value = shared[at(start + n)]
-    for part in range(1, parts):
+    for part in ascending(1, parts):
         other = shared[at(start + part * size.tile.T + n)]
         value = max(value, other) if largest else value + other
     return value
@@ -389,7 +391,7 @@ def _leave_exponentials(shared: Any, size: Size, top: Any) -> int:
         while chosen < size.K - 1 and shared[_place(shared, size.tile.logits + chosen * size.tile.S, n)] != top:
             chosen += 1
     else:
-        for k in range(first, size.K, step):
+        for k in ascending(first, size.K, step):
             place = _place(shared, size.tile.logits + k * size.tile.S, n)
             exponential = real(math.exp(shared[place] - top))
             shared[place] = exponential
@@ -404,12 +406,12 @@ def _normalize(shared: Any, size: Size, top: Any, chosen: int, factor: Any) -> A
     real = shared.dtype.type
     n, first, step = _column(size)
     if size.hard:
-        for k in range(first, size.K, step):
+        for k in ascending(first, size.K, step):
             shared[_place(shared, size.tile.logits + k * size.tile.S, n)] = factor if k == chosen else real(0)
         return top
     total = _combined(shared, size, size.tile.scratch + cuda.blockDim.x, False)
     scale = real(1) / total
-    for k in range(first, size.K, step):
+    for k in ascending(first, size.K, step):
         place = _place(shared, size.tile.logits + k * size.tile.S, n)
         shared[place] = shared[place] * scale * factor
     return top + real(math.log(total))
@@ -431,8 +433,8 @@ def _log_sum_exp(shared: Any, size: Size, factor: Any) -> Any:
 @inlined
 def _write_responsibilities(shared: Any, responsibilities: Any, size: Size, first: int) -> None:
     """r of the tile's rows, consecutive threads to consecutive places."""
-    n, k = cuda.threadIdx.x // size.K, cuda.threadIdx.x % size.K
-    further, more = cuda.blockDim.x // size.K, cuda.blockDim.x % size.K
+    n, k = divided(cuda.threadIdx.x, size.K)
+    further, more = divided(cuda.blockDim.x, size.K)
     while n < min(size.tile.T, size.N - first):
         responsibilities[at((first + n) * size.K + k)] = shared[_place(shared, size.tile.logits + k * size.tile.S, n)]
         n, k = n + further, k + more
@@ -444,7 +446,7 @@ def _write_responsibilities(shared: Any, responsibilities: Any, size: Size, firs
 def _weigh(shared: Any, size: Size) -> None:
     """ω r in place of r."""
     n, first, step = _column(size)
-    for k in range(first, size.K, step):
+    for k in ascending(first, size.K, step):
         shared[_place(shared, size.tile.logits + k * size.tile.S, n)] *= shared[at(size.tile.weight + n)]
 
 
@@ -461,22 +463,22 @@ def _accumulate(shared: Any, size: Size, number: int, task: int, part: int, high
     a, b = cuda.local.array(4, shared.dtype), cuda.local.array((4, 4), shared.dtype)
     s = cuda.local.array((4, 4), shared.dtype)
     distance, components, features = size.tile.T >> 2, (size.K + 3) >> 2, (size.F + 3) >> 2
-    k, f = task // features, task % features
-    for i in range(4):
-        for j in range(4):
+    k, f = divided(task, features)
+    for i in ascending(4):
+        for j in ascending(4):
             s[i, j] = shared.dtype.type(0) if shared.itemsize == 4 else high[number, i, j]
-    for columns in range(part, distance, size.tile.slices):
+    for columns in ascending(part, distance, size.tile.slices):
         # Where K or F is no multiple of 4 some threads compute the last one again; nobody writes that.
-        for j in range(4):
+        for j in ascending(4):
             phi = size.tile.phi + min(f + j * features, size.F - 1) * size.tile.S + columns
-            for n in range(4):
+            for n in ascending(4):
                 b[j, n] = shared[place_of_four(shared, phi, distance, n)]
-        for i in range(4):
+        for i in ascending(4):
             r = size.tile.logits + min(k + i * components, size.K - 1) * size.tile.S + columns
-            for n in range(4):
+            for n in ascending(4):
                 a[n] = shared[place_of_four(shared, r, distance, n)]
-            for j in range(4):
-                for n in range(4):
+            for j in ascending(4):
+                for n in ascending(4):
                     s[i, j] += a[n] * b[j, n]
     _keep(s, number, high, low)
 
@@ -484,8 +486,8 @@ def _accumulate(shared: Any, size: Size, number: int, task: int, part: int, high
 @inlined
 def _keep(s: Any, number: int, high: Any, low: Any) -> None:
     """The sums of the thread's task `number` with those of another tile."""
-    for i in range(4):
-        for j in range(4):
+    for i in ascending(4):
+        for j in ascending(4):
             if s.itemsize == 4:
                 high[number, i, j], error = _two_sum(high[number, i, j], s[i, j])
                 low[number, i, j] += error
@@ -512,18 +514,18 @@ def _write_statistics(shared: Any, partial: Any, size: Size, number: int, high: 
     """The block's sums of each thread's task `number`, in the order of S: the parts of the columns are added here."""
     thread, threads, pairs = cuda.threadIdx.x, cuda.blockDim.x, 8 // shared.itemsize
     components, features = (size.K + 3) >> 2, (size.F + 3) >> 2
-    for i in range(4):
-        for j in range(4):
+    for i in ascending(4):
+        for j in ascending(4):
             shared[at((4 * i + j) * threads + thread)] = high[number, i, j]
             if shared.itemsize == 4:
                 shared[at((16 + 4 * i + j) * threads + thread)] = low[number, i, j]
     cuda.syncthreads()
     first = number * threads
     tasks = min(components * features - first, threads)
-    for item in range(thread, 16 * tasks, threads):
-        output, task = item // tasks, item % tasks
-        k = (first + task) // features + (output >> 2) * components
-        f = (first + task) % features + (output & 3) * features
+    for item in ascending(thread, 16 * tasks, threads):
+        output, task = divided(item, tasks)
+        k, f = divided(first + task, features)
+        k, f = k + (output >> 2) * components, f + (output & 3) * features
         if k < size.K and f < size.F:
             place = cuda.blockIdx.x * pairs * (size.K * size.F + 1) + k * size.F + f
             _write_sum(shared, partial, size, output * threads + task, tasks, place)
@@ -537,7 +539,7 @@ def _write_sum(shared: Any, partial: Any, size: Size, start: int, step: int, pla
     high, low = shared[at(start)], shared.dtype.type(0)
     if shared.itemsize == 4:
         low = shared[at(lows)]
-    for part in range(1, size.tile.slices):
+    for part in ascending(1, size.tile.slices):
         high, error = _two_sum(high, shared[at(start + part * step)])
         low += error
         if shared.itemsize == 4:
@@ -586,18 +588,18 @@ def _fused(sample: str, arithmetic: str, tasks_of_a_thread: int) -> Kernel:
     ) -> None:
         shared = cuda.shared.array(0, real, alignment=ALIGNMENT)
         high, low = cuda.local.array((tasks_of_a_thread, 4, 4), real), cuda.local.array((tasks_of_a_thread, 4, 4), real)
-        for number in range(tasks_of_a_thread):
+        for number in ascending(tasks_of_a_thread):
             _clear(high[number]), _clear(low[number])
         total_high, total_low = zero, zero
         thread, threads, features = cuda.threadIdx.x, cuda.blockDim.x, (size.F + 3) >> 2
         tasks = ((size.K + 3) >> 2) * features
-        task, part = thread % tasks, thread // tasks
+        part, task = divided(thread, tasks)
         z = size.tile.phi + (size.F - size.D - 1) * size.tile.S
-        for i in range(thread, size.tile.frame + 3 * size.D, threads):
+        for i in ascending(thread, size.tile.frame + 3 * size.D, threads):
             shared[at(i)] = parameters[at(i)]
-        for n in range(thread, size.tile.T, threads):
+        for n in ascending(thread, size.tile.T, threads):
             shared[_place(shared, z + size.D * size.tile.S, n)] = one
-        for first in range(cuda.blockIdx.x * size.tile.T, size.N, cuda.gridDim.x * size.tile.T):
+        for first in ascending(cuda.blockIdx.x * size.tile.T, size.N, cuda.gridDim.x * size.tile.T):
             cuda.syncthreads()
             _features(shared, x, weight, pairs, size, first)
             _product(shared, size, 0, size.tile.phi, size.F, size.tile.logits, size.K)
@@ -645,7 +647,7 @@ def _reduction(arithmetic: str) -> Kernel:
         output = cuda.blockIdx.x * across + x
         value = numba.float64(0)
         if output < outputs:
-            for row in range(y, rows, down):
+            for row in ascending(y, rows, down):
                 value += numba.float64(partial[at(row * outputs + output)])
         sums[at(y * across + x)] = value
         half = down >> 1

@@ -10,6 +10,9 @@ F is Pᵀ, lower triangular, row by row: F_ij = P_ji. While P is computed, L and
 low halves in those of E, column and m: `factorize` and `invert` leave P where a pair wants it, which so can do without
 P given, and without memory for it. Of Σ_p only a distant pair needs the pivots, when all else has been read.
 
+Loops over triangles stay Numba's ranges: through `ascending` the compiler sees more of them than registers allow, and
+on some architectures fewer blocks fit a multiprocessor.
+
 Features of all pairs are feature-major, (F + D + 2, M): F for the divergence, D + 2 for the size B of its terms (see
 `emalgam_kernels.kl_blocks`).
 """
@@ -26,8 +29,8 @@ from numba import cuda, types
 from emalgam_kernels import polynomials
 from emalgam_kernels.kl_blocks import ASYMMETRY, FARTHEST
 from emalgam_kernels.kl_blocks import guard as guard_of
-from emalgam_kernels.numba_cuda.device import NUMBA_REALS, REALS, SIMULATED, Kernel, flat, fma, inlined, log, sqrt
-from emalgam_kernels.numba_cuda.products import at, integers
+from emalgam_kernels.numba_cuda.device import NUMBA_REALS, REALS, SIMULATED, Kernel, at, flat, fma, inlined, log, sqrt
+from emalgam_kernels.numba_cuda.products import integers
 
 THREADS: Final = 8 if SIMULATED else 128
 WARP: Final = 8 if SIMULATED else 32  # threads of a block whose matrices are in global memory
@@ -482,15 +485,15 @@ def _expectations(arithmetic: str, full: bool) -> Callable[..., None]:
             logs = _log_factors(factors, n * factor_stride, D, D + 1 if full else 1)
             out[at((F - 1) * M + n)] = out[at((F + D) * M + n)] = one
             out[at((F + D + 1) * M + n)] = abs(logs)
-            negative_entropy[n] = logs - half * real(D)
+            negative_entropy[at(n)] = logs - half * real(D)
             return
         mean, covariance = n * mean_stride, n * covariance_stride
-        m = means[at(mean + i)] - shift[i]
+        m = means[at(mean + i)] - shift[at(i)]
         place = _row(i) if full else i
         if full:
             covariance += i * D
             for j in range(i):
-                product = m * (means[at(mean + j)] - shift[j])
+                product = m * (means[at(mean + j)] - shift[at(j)])
                 out[at((place + j) * M + n)] = covariances[at(covariance + j)] + product
             place += i
         second = covariances[at(covariance + i)] + m * m
@@ -514,7 +517,7 @@ def _whitened(factors: Any, start: int, means: Any, mean: int, shift: Any, k: in
     """(Pᵀ m)_k."""
     total = factors.dtype.type(0)
     for i in range(k + 1):
-        total += factors[at(start + i * D + k)] * (means[at(mean + i)] - shift[i])
+        total += factors[at(start + i * D + k)] * (means[at(mean + i)] - shift[at(i)])
     return total
 
 
@@ -547,7 +550,7 @@ def _full_naturals(arithmetic: str) -> Callable[..., None]:
         logs, distance = _log_factors(factors, start, D, D + 1), zero
         size = abs(logs) + real(D)
         for k in range(D):
-            y, m = _whitened(factors, start, means, mean, shift, k, D), means[at(mean + k)] - shift[k]
+            y, m = _whitened(factors, start, means, mean, shift, k, D), means[at(mean + k)] - shift[at(k)]
             distance += y * y
             size += _dot_of_rows(factors, start, k, k, D) * m * m
         out[at((F - 1) * M + n)] = half * distance - logs
@@ -570,7 +573,7 @@ def _diag_naturals(arithmetic: str) -> Callable[..., None]:
             return
         logs, distance = _log_factors(factors, n * factor_stride, D, 1), real(0)
         for i in range(D):
-            factor, m = factors[at(n * factor_stride + i)], means[at(n * mean_stride + i)] - shift[i]
+            factor, m = factors[at(n * factor_stride + i)], means[at(n * mean_stride + i)] - shift[at(i)]
             diagonal, y = factor * factor, factor * m
             distance += y * y
             out[at(i * M + n)] = half * diagonal
@@ -592,7 +595,7 @@ def _guard(arithmetic: str) -> Callable[..., None]:
         if j >= columns:
             return
         place = at(i * columns + j)
-        value = divergence[place] + negative_entropy[i]
+        value = divergence[place] + negative_entropy[at(i)]
         divergence[place] = value
         rejected[place] = types.uint8(0) if value >= limit * sizes[place] else types.uint8(1)
 

@@ -6,6 +6,8 @@ columns of its own, then the components one after the other. What a mixture need
 
     shift, what shift lost in float32, scale (D each)   whitening (D, D) if there is one
     packed: η (K, F)   direct: μ (K, D), P (K or 1, D, D) or its diagonals (K, D), c (K)
+
+Loops stay Numba's ranges, see `kl_kernels`.
 """
 
 from __future__ import annotations
@@ -19,9 +21,20 @@ import numpy as np
 import torch
 from numba import cuda
 
-from emalgam_kernels.numba_cuda.device import NUMBA_REALS, REALS, Kernel, flat, inlined, integers_of, log, upload, view
+from emalgam_kernels.numba_cuda.device import (
+    NUMBA_REALS,
+    REALS,
+    Kernel,
+    at,
+    flat,
+    inlined,
+    integers_of,
+    log,
+    upload,
+    view,
+)
 from emalgam_kernels.numba_cuda.device import threads_per_block as at_most
-from emalgam_kernels.numba_cuda.fused import ALIGNMENT, at, framed
+from emalgam_kernels.numba_cuda.fused import ALIGNMENT, framed
 from emalgam_kernels.parameters import Direct, Packed
 
 THREADS: Final = at_most(64)

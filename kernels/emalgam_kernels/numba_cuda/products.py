@@ -26,7 +26,7 @@ import torch
 from numba import cuda, types
 
 from emalgam_kernels.numba_cuda import device
-from emalgam_kernels.numba_cuda.device import NUMBA_REALS, REALS, Kernel, flat, inlined, integers_of
+from emalgam_kernels.numba_cuda.device import NUMBA_REALS, REALS, Kernel, ascending, at, flat, inlined, integers_of
 from emalgam_kernels.numba_cuda.problem import Frame, PackedProblem, Results
 
 SHARE_OF_CACHE: Final = 0.5  # of L2, for a chunk's features and logits; the rest is for x, η, R Φᵀ and what is written
@@ -43,8 +43,6 @@ TILE: Final = 1024  # numbers of a tile of x
 TILE_SHARED: Final = TILE + PANEL  # with the padding against bank conflicts
 GROUP: Final = 4  # rows of Φ that share what they read
 MOST_LANES: Final = 16
-
-at: Final = types.uint64  # an index that cannot be negative: Numba leaves out the code for those that are
 
 
 # ---- chunks
@@ -128,7 +126,7 @@ def _frame(sample: str, arithmetic: str) -> Callable[..., None]:
         first_column, first_feature = cuda.blockIdx.x * columns, cuda.blockIdx.y * PANEL
         # z = ((x − shift₀) − shift₁) · scale, rounded once (Knuth's two-sum); 0 for rows of weight zero, which may hold
         # anything, and past the last one
-        for t in range(cuda.threadIdx.x, panel * columns, cuda.blockDim.x):
+        for t in ascending(cuda.threadIdx.x, panel * columns, cuda.blockDim.x):
             if feature_stride <= row_stride:
                 column, i = t >> source.panel_bits, t & (panel - 1)
             else:
@@ -145,7 +143,7 @@ def _frame(sample: str, arithmetic: str) -> Callable[..., None]:
                 z = centred * scale[at(d)]
             tile[at(i * (columns + 1) + column)] = z
         cuda.syncthreads()
-        for t in range(cuda.threadIdx.x, panel * columns, cuda.blockDim.x):
+        for t in ascending(cuda.threadIdx.x, panel * columns, cuda.blockDim.x):
             column, i = t & (columns - 1), t >> source.tile_bits
             if first_feature + i < D and first_column + column < chunk.width:
                 place = source.offset + (first_feature + i) * chunk.width + first_column + column
@@ -167,16 +165,16 @@ def _full_features(arithmetic: str) -> Callable[..., None]:
         z = cuda.local.array(GROUP, real)
         starts = cuda.local.array(GROUP, types.int64)
         ends = cuda.local.array(GROUP, types.int64)
-        for g in range(GROUP):
+        for g in ascending(GROUP):
             i = first + g
             z[g] = phi[at(linear + min(i, D - 1) * width)]
             starts[g] = ((i * (i + 1)) >> 1) * width + column
             ends[g] = i if i < D else -1
         # φ_{i(i+1)/2 + j} = z_i z_j, i ≥ j
         row = 0
-        for j in range(min(first + GROUP, D)):
+        for j in ascending(min(first + GROUP, D)):
             z_j = phi[at(linear + row)]
-            for g in range(GROUP):
+            for g in ascending(GROUP):
                 if j <= ends[g]:
                     phi[at(starts[g] + row)] = z[g] * z_j
             row += width
@@ -195,10 +193,10 @@ def _spherical_features(arithmetic: str) -> Callable[..., None]:
             return
         # ‖z‖² = Σ_d z_d²
         total = zero
-        for d in range(1, D + 1):
+        for d in ascending(1, D + 1):
             z = phi[at(d * width + column)]
             total += z * z
-        phi[column] = total
+        phi[at(column)] = total
 
     return spherical_features
 
@@ -213,7 +211,7 @@ def _sum_up(values: Any, thread: int, count: int) -> None:
     half = count >> 1
     while half > 0:
         if thread < half:
-            values[thread] += values[thread + half]
+            values[at(thread)] += values[at(thread + half)]
         cuda.syncthreads()
         half >>= 1
 
@@ -248,33 +246,33 @@ def _softmax(arithmetic: str) -> Callable[..., None]:
         column = cuda.blockIdx.x * columns + c
         # max_k L_nk, and the first k that has it
         top, winner = lowest, lane
-        for k in range(lane, K, lanes):
+        for k in ascending(lane, K, lanes):
             logit = logits[at(k * width + column)]
             if logit > top:
                 top, winner = logit, k
-        largest[lane * columns + c], winners[lane * columns + c] = top, winner
+        largest[at(lane * columns + c)], winners[at(lane * columns + c)] = top, winner
         cuda.syncthreads()
-        for other in range(lanes):
-            logit, k = largest[other * columns + c], winners[other * columns + c]
+        for other in ascending(lanes):
+            logit, k = largest[at(other * columns + c)], winners[at(other * columns + c)]
             if logit > top or (logit == top and k < winner):
                 top, winner = logit, k
         # Σ_k exp(L_nk − max L)
         total = one
         if wanted.hard == 0:
             total = zero
-            for k in range(lane, K, lanes):
+            for k in ascending(lane, K, lanes):
                 total += real(math.exp(logits[at(k * width + column)] - top))
-            sums[lane * columns + c] = total
+            sums[at(lane * columns + c)] = total
             cuda.syncthreads()
             total = zero
-            for other in range(lanes):
-                total += sums[other * columns + c]
+            for other in ascending(lanes):
+                total += sums[at(other * columns + c)]
         # ω r_nk = ω exp(L_nk − max L) / Σ
         omega = zero
         if column < chunk.rows:
             omega = weight[at(chunk.first + column)] if wanted.weighted else one
         inverse, factor = one / total, one if wanted.plain else omega
-        for k in range(lane, K, lanes):
+        for k in ascending(lane, K, lanes):
             won = one if k == winner else zero
             r = won if wanted.hard else real(math.exp(logits[at(k * width + column)] - top)) * inverse
             logits[at(k * width + column)] = r * factor
@@ -283,11 +281,11 @@ def _softmax(arithmetic: str) -> Callable[..., None]:
         if lane == 0:
             log_p = top + real(math.log(total))
             if wanted.log_prob and column < chunk.rows:
-                log_prob[chunk.first + column] = log_p
-            sums[c] = omega * log_p if omega != zero else zero
+                log_prob[at(chunk.first + column)] = log_p
+            sums[at(c)] = omega * log_p if omega != zero else zero
         _sum_up(sums, lane * columns + c, columns)
         if lane == 0 and c == 0:
-            terms[cuda.blockIdx.x] = sums[0]
+            terms[at(cuda.blockIdx.x)] = sums[0]
 
     return softmax
 
@@ -300,7 +298,7 @@ def _responsibilities(arithmetic: str) -> Callable[..., None]:
         """r (K, width) to rows of `out` (n, K), turned in shared memory; r becomes ω r."""
         tile = cuda.shared.array(TILE_SHARED, real)
         first_column, first_component = cuda.blockIdx.x * 32, cuda.blockIdx.y * 32
-        for t in range(cuda.threadIdx.x, 1024, cuda.blockDim.x):
+        for t in ascending(cuda.threadIdx.x, 1024, cuda.blockDim.x):
             column, k = first_column + (t & 31), first_component + (t >> 5)
             if k < K:
                 value = r[at(k * chunk.width + column)]
@@ -310,7 +308,7 @@ def _responsibilities(arithmetic: str) -> Callable[..., None]:
                     omega = weight[at(chunk.first + column)] if weighted else one
                 r[at(k * chunk.width + column)] = omega * value
         cuda.syncthreads()
-        for t in range(cuda.threadIdx.x, 1024, cuda.blockDim.x):
+        for t in ascending(cuda.threadIdx.x, 1024, cuda.blockDim.x):
             column, k = first_column + (t >> 5), first_component + (t & 31)
             if k < K and column < chunk.rows:
                 out[at((chunk.first + column) * K + k)] = tile[at((t & 31) * 33 + (t >> 5))]
@@ -329,13 +327,13 @@ def accumulate(partial: Any, terms: Any, statistics: Any, total: Any, elements: 
     if cuda.blockIdx.x < cuda.gridDim.x - 1:
         element = cuda.blockIdx.x * threads + thread
         if element < elements:
-            for part in range(parts):
+            for part in ascending(parts):
                 value += partial[at(part * elements + element)]
-            statistics[element] += value
+            statistics[at(element)] += value
         return
-    for term in range(thread, n_terms, threads):
-        value += terms[term]
-    sums[thread] = value
+    for term in ascending(thread, n_terms, threads):
+        value += terms[at(term)]
+    sums[at(thread)] = value
     _sum_up(sums, thread, threads)
     if thread == 0:
         total[0] += sums[0]
