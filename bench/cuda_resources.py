@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
+import multiprocessing
 import os
 import re
 import sys
@@ -34,6 +36,8 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 TABLE: Final = ROOT / "bench" / "CUDA_RESOURCES.md"
 ARCHITECTURES: Final = {"sm_80": (8, 0), "sm_90": (9, 0), "sm_100": (10, 0)}
 PACKAGES: Final = ("numba", "numba-cuda", "cuda-core", "cuda-toolkit", "nvidia-nvvm", "nvidia-nvjitlink")
+
+WORTH_A_PROCESS: Final = 32  # kernels and architectures
 
 # Kernels that keep Numba's ranges, since registers would not suffice for as many blocks: see `kl_kernels`.
 WITH_RANGES: Final = re.compile(
@@ -118,8 +122,25 @@ class Resources:
 
 
 def measure_all(kernels: Iterable[Kernel]) -> list[Resources]:
-    """Each kernel on each architecture."""
-    return [measure(kernel, architecture) for kernel in kernels for architecture in ARCHITECTURES]
+    """Each kernel on each architecture; many of them in as many processes as there are processors."""
+    pairs = list(itertools.product(kernels, ARCHITECTURES))
+    processes = min(len(os.sched_getaffinity(0)), len(pairs) // WORTH_A_PROCESS)
+    if processes < 2:
+        return [measure(*pair) for pair in pairs]
+    # Kernels are closures, which do not travel between processes: those that are forked have them.
+    with multiprocessing.get_context("fork").Pool(processes, _inherit, (pairs,)) as pool:
+        return pool.map(_measure_inherited, range(len(pairs)), chunksize=1)
+
+
+_inherited: list[tuple[Kernel, str]] = []
+
+
+def _inherit(pairs: list[tuple[Kernel, str]]) -> None:
+    _inherited[:] = pairs
+
+
+def _measure_inherited(number: int) -> Resources:
+    return measure(*_inherited[number])
 
 
 def measure(kernel: Kernel, architecture: str) -> Resources:
