@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from emalgam_kernels import Packed
 from emalgam_kernels.numba_cuda import crossover, device, fused
 from emalgam_kernels.numba_cuda.fused import BLOCKS_PER_MULTIPROCESSOR, ROWS_OF_A_TILE, Plan, plan, run
 from emalgam_kernels.numba_cuda.mixture import suits_fused
@@ -20,9 +19,7 @@ from tests.cuda.passes import (
     make,
     one_pass,
 )
-from tests.kernels.problems import Problem, assert_within
-from tests.oracles import Gaussians
-from tests.tolerances import tolerance
+from tests.kernels.problems import assert_within
 
 SIZES = {
     "one row": (1, 3, 4),
@@ -90,37 +87,6 @@ def test_threads_of_a_column(monkeypatch: pytest.MonkeyPatch, rows: int) -> None
         assert_right(given, "float64", one_pass(run, given.x, given.weight, given.parameters("float64")))
     finally:
         plan.cache_clear()
-
-
-@pytest.mark.parametrize("K", [3, 20])
-def test_first_of_equals_takes_the_row(K: int) -> None:
-    """The first component never wins, the others are equal."""
-    given = make("diag", "float32", "packed", 10, 2, K)
-    parameters = given.parameters("float32")
-    assert isinstance(parameters, Packed)
-    parameters.natural[1:] = parameters.natural[1]
-    parameters.natural[0] = 0
-    parameters.natural[0, -1] = -np.inf
-    found = one_pass(run, given.x, None, parameters, hard=True, wanted="responsibilities statistics")
-    assert found.responsibilities is not None
-    np.testing.assert_array_equal(found.responsibilities, np.tile(np.arange(K) == 1, (10, 1)))
-
-
-@pytest.mark.parametrize("hard", [False, True])
-def test_component_of_weight_zero_takes_nothing(hard: bool) -> None:
-    some = make("full", "float32", "packed", 50, 2, 3)
-    mixture = Gaussians(np.array([0.4, 0.0, 0.6]), some.mixture.means, some.mixture.covariances, "full")
-    given = Problem(some.x, mixture, "packed")
-    found = one_pass(run, given.x, None, given.parameters("float32"), hard)
-    assert found.log_prob is not None
-    assert found.responsibilities is not None
-    assert found.statistics is not None
-    assert (found.responsibilities[:, 1] == 0).all()
-    assert (found.statistics[1] == 0).all()
-    if not hard:
-        scale = np.delete(given.logit_scale, 1, axis=1).max(axis=1) + np.abs(given.log_prob)
-        limit = tolerance("packed log_prob", "float32") * scale
-        assert_within(found.log_prob, given.log_prob, limit, "log p(x_n)")
 
 
 @pytest.mark.usefixtures("small")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
@@ -19,9 +18,6 @@ from tests.cuda.passes import (
     on_device,
     one_pass,
 )
-from tests.kernels.problems import Problem, assert_within
-from tests.oracles import Gaussians
-from tests.tolerances import tolerance
 
 SIZES = {
     "one row": (1, 3, 4),
@@ -46,36 +42,6 @@ def test_sizes(covariance_type: str, size: str) -> None:
 def test_hard_assignment_over_lanes() -> None:
     given = make("diag", "float64", "packed", *SIZES["several lanes"])
     assert_right_when_hard(given, "float64", one_pass(run, given.x, given.weight, given.parameters("float64"), True))
-
-
-@pytest.mark.parametrize("K", [3, 20])
-def test_first_of_equals_takes_the_row(K: int) -> None:
-    """The component that most lanes would miss: K − 1 equal ones behind one that never wins."""
-    given = make("diag", "float32", "packed", 10, 2, K)
-    parameters = given.parameters("float32")
-    parameters.natural[1:] = parameters.natural[1]
-    parameters.natural[0] = 0
-    parameters.natural[0, -1] = -np.inf
-    found = one_pass(run, given.x, None, parameters, hard=True, wanted="responsibilities statistics")
-    assert found.responsibilities is not None
-    np.testing.assert_array_equal(found.responsibilities, np.tile(np.arange(K) == 1, (10, 1)))
-
-
-@pytest.mark.parametrize("hard", [False, True])
-def test_component_of_weight_zero_takes_nothing(hard: bool) -> None:
-    some = make("full", "float32", "packed", 50, 2, 3)
-    mixture = Gaussians(np.array([0.4, 0.0, 0.6]), some.mixture.means, some.mixture.covariances, "full")
-    given = Problem(some.x, mixture, "packed")
-    found = one_pass(run, given.x, None, given.parameters("float32"), hard)
-    assert found.log_prob is not None
-    assert found.responsibilities is not None
-    assert found.statistics is not None
-    assert (found.responsibilities[:, 1] == 0).all()
-    assert (found.statistics[1] == 0).all()
-    if not hard:
-        scale = np.delete(given.logit_scale, 1, axis=1).max(axis=1) + np.abs(given.log_prob)
-        limit = tolerance("packed log_prob", "float32") * scale
-        assert_within(found.log_prob, given.log_prob, limit, "log p(x_n)")
 
 
 @pytest.mark.skipif(not ON_A_GPU, reason="only a GPU has TF32")

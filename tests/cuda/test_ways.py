@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from emalgam_kernels import Packed
 from tests.conftest import COVARIANCE_TYPES
 from tests.cuda.passes import (
     ARITHMETICS,
@@ -19,10 +20,14 @@ from tests.cuda.passes import (
     make,
     one_pass,
 )
+from tests.kernels.problems import Problem, assert_within
+from tests.oracles import Gaussians
+from tests.tolerances import tolerance
 
 every_arithmetic = pytest.mark.parametrize(("dtype", "arithmetic"), ARITHMETICS)
 both_forms = pytest.mark.parametrize("covariance_type", ["full", "diag"])
 several = pytest.mark.usefixtures("small")
+packed_ways = pytest.mark.parametrize("way", ["fused", "products"], indirect=True)
 
 
 @pytest.fixture(params=WAYS)
@@ -48,6 +53,39 @@ def test_hard_assignment(way: Way, covariance_type: str, dtype: str, arithmetic:
     given = make(covariance_type, dtype, way.algorithm, way.fewer, 3, 5)
     found = one_pass(way.run, given.x, given.weight, given.parameters(arithmetic), True)
     assert_right_when_hard(given, arithmetic, found)
+
+
+@packed_ways
+@pytest.mark.parametrize("K", [3, 20])
+def test_first_of_equals_takes_the_row(way: Way, K: int) -> None:
+    """K − 1 equal ones behind one that never wins: most threads of a row would miss the first of them."""
+    given = make("diag", "float32", "packed", 10, 2, K)
+    parameters = given.parameters("float32")
+    assert isinstance(parameters, Packed)
+    parameters.natural[1:] = parameters.natural[1]
+    parameters.natural[0] = 0
+    parameters.natural[0, -1] = -np.inf
+    found = one_pass(way.run, given.x, None, parameters, hard=True, wanted="responsibilities statistics")
+    assert found.responsibilities is not None
+    np.testing.assert_array_equal(found.responsibilities, np.tile(np.arange(K) == 1, (10, 1)))
+
+
+@packed_ways
+@pytest.mark.parametrize("hard", [False, True])
+def test_component_of_weight_zero_takes_nothing(way: Way, hard: bool) -> None:
+    some = make("full", "float32", "packed", 50, 2, 3)
+    mixture = Gaussians(np.array([0.4, 0.0, 0.6]), some.mixture.means, some.mixture.covariances, "full")
+    given = Problem(some.x, mixture, "packed")
+    found = one_pass(way.run, given.x, None, given.parameters("float32"), hard)
+    assert found.log_prob is not None
+    assert found.responsibilities is not None
+    assert found.statistics is not None
+    assert (found.responsibilities[:, 1] == 0).all()
+    assert (found.statistics[1] == 0).all()
+    if not hard:
+        scale = np.delete(given.logit_scale, 1, axis=1).max(axis=1) + np.abs(given.log_prob)
+        limit = tolerance("packed log_prob", "float32") * scale
+        assert_within(found.log_prob, given.log_prob, limit, "log p(x_n)")
 
 
 @both_forms
