@@ -62,8 +62,9 @@ test-cuda: $(VENV)/cuda  ## the CUDA kernels in Numba's simulator: the contract,
 
 test-emulated: $(VENV)/cuda  ## the same on what NVIDIA's compiler made of the kernels, run on the CPU: real blocks, races
 	EMALGAM_EMULATED_CUDA=1 $(OF_CUDA) tests/emulator
+	EMALGAM_EMULATED_CUDA=1 EMALGAM_EMULATED_PRODUCTS=joined $(BIN)/python -m pytest -q tests/cuda/test_ways.py tests/cuda/test_kl.py
 
-cuda-gate: $(VENV)/cuda  ## compile every CUDA kernel: no spills, no stack, no float64 in float32 kernels
+cuda-gate: $(VENV)/cuda  ## compile every CUDA kernel: no spills, no stack, no float64 in float32 kernels, no negative counts
 	$(BIN)/python -m pytest -q tests/cuda/test_compile_gate.py
 	$(BIN)/python bench/cuda_resources.py --check
 

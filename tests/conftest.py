@@ -112,6 +112,10 @@ def need(backend: str) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     required_backends()
     known_backends("EMALGAM_TESTED_BACKENDS")
+    if SIMULATED and EMULATED:
+        raise pytest.UsageError(
+            "NUMBA_ENABLE_CUDASIM and EMALGAM_EMULATED_CUDA are both 1; expected one of them at most"
+        )
     if (SIMULATED or EMULATED) and missing_packages() is None:
         take_the_place_of_a_gpu()
 
@@ -137,8 +141,11 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         f"{backend}: {emalgam_kernels.probe(backend) or 'available'}{' (required)' if backend in required else ''}"
         for backend in emalgam_kernels.BACKENDS
     ]
-    where = {SIMULATED: "in Numba's simulator, without large data", EMULATED: "on an emulated GPU"}.get(True)
-    return [*lines, f"numba_cuda: {where}"] if where else lines
+    if SIMULATED:
+        lines.append("numba_cuda: in Numba's simulator, without large data")
+    if EMULATED:
+        lines.append("numba_cuda: on an emulated GPU")
+    return lines
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

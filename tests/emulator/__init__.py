@@ -5,7 +5,8 @@ a driver would turn into machine code, is translated to C statement by statement
 (`machine`, `runtime.h`): float32 is float32, integers overflow, blocks have their hundreds of threads. As each access
 to memory is looked at, races show, too.
 
-`EMALGAM_EMULATED_CUDA=1` makes the tests run so; `make test-emulated` does.
+`EMALGAM_EMULATED_CUDA=1` makes the tests run so; `make test-emulated` does. With `EMALGAM_EMULATED_PRODUCTS=joined`
+too, products are joined with the sums they go into wherever PTX lets NVIDIA's assembler do so.
 """
 
 from __future__ import annotations

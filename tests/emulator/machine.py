@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import math
 import os
+import platform
 import struct
 import subprocess
 import sysconfig
@@ -30,16 +31,17 @@ RUNTIME: Final = Path(__file__).with_name("runtime.h")
 ARCHITECTURE: Final = "sm_90"
 
 MOST_THREADS: Final = 1024
-STACK_BYTES: Final = 2**19
-FRAME_BYTES: Final = STACK_BYTES - 2**16  # of a kernel, at most
+STACK_BYTES: Final = 2**17
+FRAME_BYTES: Final = STACK_BYTES // 2  # of a kernel, at most
 
 # Signed numbers wrap around; a + b c is one rounding only where PTX says so, unless "joined" allows what ptxas may do.
 FLAGS: Final = (
-    "-std=gnu11", "-O1", "-fPIC", "-shared", "-w", "-fwrapv", "-fno-strict-aliasing", "-frounding-math",
+    "-std=gnu11", "-O1", "-fPIC", "-shared", "-fwrapv", "-fno-strict-aliasing", "-frounding-math",
     "-U_FORTIFY_SOURCE",  # which takes a change of stacks for an attack
     f"-Werror=frame-larger-than={FRAME_BYTES}",
 )  # fmt: skip
 JOINED: Final = os.environ.get("EMALGAM_EMULATED_PRODUCTS") == "joined"
+JOINING: Final = ["-ffp-contract=fast", *(["-march=x86-64-v3"] if platform.machine() == "x86_64" else [])]
 
 SHARED_BYTES: Final = 227 * 1024  # of an H100 or H200
 
@@ -75,7 +77,7 @@ class Failure(ctypes.Structure):
     """`struct failure`."""
 
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("kind", "line", "writes", "shared")),
+        *((name, ctypes.c_int32) for name in ("kind", "line", "writes", "space")),
         ("address", ctypes.c_uint64),
         *((name, ctypes.c_uint32) for name in ("block", "thread", "other", "other_block")),
     )
@@ -99,8 +101,8 @@ class Launch(ctypes.Structure):
 
 
 TRACE_BYTES: Final = 24  # `struct trace`
-SHARED_ITEM_BYTES: Final = 4
-OUTSIDE, MISALIGNED, UNWRITTEN, READ_AND_WRITTEN, WRITTEN_TWICE, DIFFERENT_BARRIERS = range(1, 7)
+OUTSIDE, MISALIGNED, UNWRITTEN, READ_AND_WRITTEN, WRITTEN_TWICE, DIFFERENT_BARRIERS, BARRIER_WITHOUT = range(1, 8)
+ARRAY, SHARED, CONSTANT = range(3)
 
 
 # ---- from a kernel to a function
@@ -141,7 +143,7 @@ class Loaded:
         words = b"".join(each.ljust(8, b"\0") for each in parameters)
         given.parameters = ctypes.cast(ctypes.c_char_p(words), ctypes.c_void_p)
         joined = _joined(arrays)
-        traced = [*joined, Array(_shared().data_ptr(), whole_bytes, SHARED_ITEM_BYTES)]
+        traced = [*joined, Array(_shared().data_ptr(), whole_bytes, self.program.shared_item_bytes)]
         with _traces(traced) as (*memories, given.shared), _launching:
             given.arrays = ctypes.cast((Memory * len(memories))(*memories), ctypes.c_void_p)
             given.n_arrays = len(memories)
@@ -165,7 +167,7 @@ def loaded(kernel: Kernel) -> Loaded:
 
 def built(source: str) -> Path:
     """The library of a kernel in C."""
-    command = [*_compiler(), *FLAGS, f"-ffp-contract={'fast' if JOINED else 'off'}", "-march=native", "-x", "c", "-"]
+    command = [*_compiler(), *FLAGS, *(JOINING if JOINED else ["-ffp-contract=off"]), "-x", "c", "-"]
     whole = RUNTIME.read_text() + source
     name = hashlib.sha256("\0".join([*command, whole]).encode()).hexdigest()[:32]
     library = BUILT / f"{name}.so"
@@ -262,6 +264,7 @@ def _explained(failure: Failure, program: Program, arrays: Sequence[Array]) -> s
         READ_AND_WRITTEN: f"{action} what {other} {'reads' if failure.writes else 'writes'}, unordered, {where}",
         WRITTEN_TWICE: f"writes what {other} writes, unordered, {where}",
         DIFFERENT_BARRIERS: f"waits at another barrier than {other}",
+        BARRIER_WITHOUT: f"waits at a barrier for {other}, which has ended",
     }[failure.kind]
     line = program.lines[failure.line - 1].strip()
     return f"thread {failure.thread - 1} of block {failure.block - 1} {what} (PTX line {failure.line}: {line})"
@@ -269,8 +272,10 @@ def _explained(failure: Failure, program: Program, arrays: Sequence[Array]) -> s
 
 def _place(failure: Failure, arrays: Sequence[Array]) -> str:
     """Bytes from the start of the nearest array."""
-    if failure.shared:
+    if failure.space == SHARED:
         return f"byte {failure.address - _shared().data_ptr()} of shared memory"
+    if failure.space == CONSTANT:
+        return "among the constants"
     if not arrays:
         return f"address {failure.address:#x}"
     distances = [(failure.address - each.start, each.n_bytes) for each in arrays]

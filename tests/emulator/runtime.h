@@ -1,9 +1,10 @@
 /* A GPU as a kernel's threads see one: blocks one after the other, and in a block each thread up to the next barrier.
 
    Every thread has a stack, so that a barrier is a function that returns when all others have come to it. Every access
-   to memory goes through `touch`, which keeps who touched what since when; what a GPU would leave to chance ends the launch:
-   an access outside the arrays of the launch or not aligned, shared memory that is read before it is written, and two
-   threads at one place without a barrier between them, if one of them writes. */
+   to memory goes through `touch`, which keeps who touched what since when, or `constant`; what a GPU would leave to chance
+   ends the launch: an access outside all arrays of the launch (not one that meets a neighbour of its own array) or not
+   aligned, shared memory that is read before it is written, two threads at one place without a barrier between them, if
+   one of them writes, and a barrier that not all threads reach. */
 
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -17,8 +18,9 @@
 #include <string.h>
 #include <ucontext.h>
 
-enum { FINE, OUTSIDE, MISALIGNED, UNWRITTEN, READ_AND_WRITTEN, WRITTEN_TWICE, DIFFERENT_BARRIERS };
+enum { FINE, OUTSIDE, MISALIGNED, UNWRITTEN, READ_AND_WRITTEN, WRITTEN_TWICE, DIFFERENT_BARRIERS, BARRIER_WITHOUT };
 enum { NEW, RUNNING, WAITING, FINISHED };
+enum { ARRAY, SHARED, CONSTANT }; /* where memory is */
 
 /* Who touched a place last. Blocks, phases (between two barriers) and threads are counted from 1; 0 is nobody. */
 struct trace {
@@ -34,7 +36,7 @@ struct memory {
 
 /* What went wrong: the same in Python. `line` of the PTX, `other` thread, and in what block that was. */
 struct failure {
-    int32_t kind, line, writes, shared;
+    int32_t kind, line, writes, space;
     uint64_t address;
     uint32_t block, thread, other, other_block;
 };
@@ -69,23 +71,23 @@ static void end_turn(int state)
     _longjmp(scheduler, 1);
 }
 
-static void fail(int kind, uint64_t address, int writes, int shared, int line, uint32_t other, uint32_t other_block)
+static void fail(int kind, uint64_t address, int writes, int space, int line, uint32_t other, uint32_t other_block)
 {
     if (launch->failure.kind == FINE)
         launch->failure =
-            (struct failure){kind, line, writes, shared, address, block_number, self->number, other, other_block};
+            (struct failure){kind, line, writes, space, address, block_number, self->number, other, other_block};
     end_turn(FINISHED);
 }
 
-static struct memory *memory_at(uint64_t address, uint64_t bytes, int shared)
+static struct memory *memory_at(uint64_t address, uint64_t bytes, int space)
 {
     static int64_t last;
-    int64_t n = shared ? 1 : launch->n_arrays;
-    struct memory *all = shared ? &launch->shared : launch->arrays;
+    int64_t n = space == SHARED ? 1 : launch->n_arrays;
+    struct memory *all = space == SHARED ? &launch->shared : launch->arrays;
     for (int64_t tried = 0; tried < n; tried++) {
         int64_t i = (last + tried) % n;
         if (address >= all[i].start && address + bytes <= all[i].start + all[i].bytes) {
-            last = shared ? last : i;
+            last = space == SHARED ? last : i;
             return &all[i];
         }
     }
@@ -93,51 +95,61 @@ static struct memory *memory_at(uint64_t address, uint64_t bytes, int shared)
 }
 
 /* In shared memory, what another block left counts as never written; in global memory blocks are never in step. */
-static void keep_read(struct trace *t, uint64_t address, int shared, int line)
+static void keep_read(struct trace *t, uint64_t address, int space, int line)
 {
     if (t->writing_block == block_number) {
         if (t->writing_phase == phase && t->writer != self->number)
-            fail(READ_AND_WRITTEN, address, 0, shared, line, t->writer, t->writing_block);
-    } else if (shared)
-        fail(UNWRITTEN, address, 0, shared, line, 0, 0);
+            fail(READ_AND_WRITTEN, address, 0, space, line, t->writer, t->writing_block);
+    } else if (space == SHARED)
+        fail(UNWRITTEN, address, 0, space, line, 0, 0);
     else if (t->writing_block)
-        fail(READ_AND_WRITTEN, address, 0, shared, line, t->writer, t->writing_block);
+        fail(READ_AND_WRITTEN, address, 0, space, line, t->writer, t->writing_block);
     bool same_block = t->reading_block == block_number;
     t->several_blocks |= t->reading_block && !same_block;
     t->several_readers = same_block && t->reading_phase == phase && (t->several_readers || t->reader != self->number);
     t->reading_block = block_number, t->reading_phase = phase, t->reader = self->number;
 }
 
-static void keep_write(struct trace *t, uint64_t address, int shared, int line)
+static void keep_write(struct trace *t, uint64_t address, int space, int line)
 {
-    bool other_writes = t->writing_block && t->writing_block != block_number && !shared;
+    bool other_writes = t->writing_block && t->writing_block != block_number && space == ARRAY;
     if (t->writing_block == block_number && t->writing_phase == phase && t->writer != self->number)
         other_writes = true;
     if (other_writes)
-        fail(WRITTEN_TWICE, address, 1, shared, line, t->writer, t->writing_block);
-    bool other_reads = !shared && (t->several_blocks || (t->reading_block && t->reading_block != block_number));
+        fail(WRITTEN_TWICE, address, 1, space, line, t->writer, t->writing_block);
+    bool other_reads = space == ARRAY && (t->several_blocks || (t->reading_block && t->reading_block != block_number));
     if (t->reading_block == block_number && t->reading_phase == phase)
         other_reads |= t->several_readers || t->reader != self->number;
     if (other_reads)
-        fail(READ_AND_WRITTEN, address, 1, shared, line, t->reader, t->reading_block);
+        fail(READ_AND_WRITTEN, address, 1, space, line, t->reader, t->reading_block);
     t->writing_block = block_number, t->writing_phase = phase, t->writer = self->number;
 }
 
-static void *touch(uint64_t address, uint64_t bytes, int writes, int shared, int line)
+static void *touch(uint64_t address, uint64_t bytes, int writes, int space, int line)
 {
     if (address % bytes)
-        fail(MISALIGNED, address, writes, shared, line, 0, 0);
-    struct memory *found = memory_at(address, bytes, shared);
+        fail(MISALIGNED, address, writes, space, line, 0, 0);
+    struct memory *found = memory_at(address, bytes, space);
     if (!found)
-        fail(OUTSIDE, address, writes, shared, line, 0, 0);
+        fail(OUTSIDE, address, writes, space, line, 0, 0);
     uint64_t first = (address - found->start) / found->granule;
     uint64_t last = (address - found->start + bytes - 1) / found->granule;
     for (uint64_t i = first; i <= last; i++)
         if (writes)
-            keep_write(&found->traces[i], address, shared, line);
+            keep_write(&found->traces[i], address, space, line);
         else
-            keep_read(&found->traces[i], address, shared, line);
+            keep_read(&found->traces[i], address, space, line);
     return (void *)address;
+}
+
+/* Of a module's constants, which are all in one array and which no thread writes. */
+static const void *constant(uint64_t address, const void *start, uint64_t size, uint64_t bytes, int line)
+{
+    if (address % bytes)
+        fail(MISALIGNED, address, 0, CONSTANT, line, 0, 0);
+    if (address < (uint64_t)start || address + bytes > (uint64_t)start + size)
+        fail(OUTSIDE, address, 0, CONSTANT, line, 0, 0);
+    return (const void *)address;
 }
 
 /* ---- threads */
@@ -173,21 +185,23 @@ static void give_turn(struct thread *thread)
     setcontext(&start);
 }
 
-/* All that wait do so at one place: threads that have ended hold nobody up. */
-static uint32_t count_waiting(struct thread *threads, uint32_t n)
+/* All threads of a block wait at one place, or none does. */
+static void check_barrier(struct thread *threads, uint32_t n)
 {
-    struct thread *first = NULL;
-    uint32_t waiting = 0;
+    struct thread *ended = NULL, *first = NULL;
     for (uint32_t i = 0; i < n && launch->failure.kind == FINE; i++) {
-        if (threads[i].state != WAITING)
-            continue;
-        first = first ? first : &threads[i];
-        waiting++;
-        if (threads[i].line != first->line)
+        struct thread *each = &threads[i], *other = NULL;
+        ended = ended || each->state != FINISHED ? ended : each;
+        first = first || each->state != WAITING ? first : each;
+        if (first && ended)
+            other = ended, each = first;
+        else if (first && each->line != first->line)
+            other = first;
+        if (other)
             launch->failure = (struct failure){
-                DIFFERENT_BARRIERS, threads[i].line, 0, 0, 0, block_number, threads[i].number, first->number, 0};
+                other == ended ? BARRIER_WITHOUT : DIFFERENT_BARRIERS, each->line, 0, 0, 0,
+                block_number, each->number, other->number, block_number};
     }
-    return waiting;
 }
 
 static void run_block(struct thread *threads, uint32_t n)
@@ -195,12 +209,10 @@ static void run_block(struct thread *threads, uint32_t n)
     const uint32_t *size = launch->block;
     for (uint32_t i = 0; i < n; i++)
         threads[i] = (struct thread){.number = i + 1, .place = {i % size[0], i / size[0] % size[1], i / size[0] / size[1]}};
-    volatile uint32_t waiting = n;
-    for (phase = 1; waiting && launch->failure.kind == FINE; phase++) {
+    for (phase = 1; threads[0].state != FINISHED && launch->failure.kind == FINE; phase++) {
         for (volatile uint32_t i = 0; i < n && launch->failure.kind == FINE; i++)
-            if (threads[i].state != FINISHED)
-                give_turn(&threads[i]);
-        waiting = count_waiting(threads, n);
+            give_turn(&threads[i]);
+        check_barrier(threads, n);
     }
 }
 
@@ -281,13 +293,19 @@ static __attribute__((noinline)) float fma_downwards(float a, float b, float c)
     return value;
 }
 
-/* The nearest integer there is if it lies outside; 0 for NaN. */
+/* The nearest integer there is if it lies outside; for NaN the least. */
 static inline int64_t towards_zero(double value)
 {
-    if (isnan(value))
-        return 0;
-    return value >= 0x1p63 ? INT64_MAX : value < -0x1p63 ? INT64_MIN : (int64_t)value;
+    if (isnan(value) || value < -0x1p63)
+        return INT64_MIN;
+    return value >= 0x1p63 ? INT64_MAX : (int64_t)value;
 }
+
+/* Of a number and NaN the number; −0 is less than 0. */
+static inline float least_float(float a, float b) { return a == b && signbit(a) ? a : a == b ? b : fminf(a, b); }
+static inline float largest_float(float a, float b) { return a == b && signbit(a) ? b : a == b ? a : fmaxf(a, b); }
+static inline double least_double(double a, double b) { return a == b && signbit(a) ? a : a == b ? b : fmin(a, b); }
+static inline double largest_double(double a, double b) { return a == b && signbit(a) ? b : a == b ? a : fmax(a, b); }
 
 static inline float without_subnormals(float value) { return fabsf(value) < 0x1p-126f ? copysignf(0, value) : value; }
 static inline float power_of_two(float value) { return without_subnormals(exp2f(without_subnormals(value))); }

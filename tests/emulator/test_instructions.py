@@ -66,6 +66,10 @@ CASES: list[tuple[str, str, tuple[Any, ...], Any]] = [
     ("max.f32", "f32 f32 f32", (1.0, NAN), 1.0),
     ("min.f64", "f64 f64 f64", (-1.0, NAN), -1.0),
     ("max.f64", "f64 f64 f64", (-1.0, 2.0), 2.0),
+    ("min.f32", "f32 f32 f32", (0.0, -0.0), -0.0),
+    ("max.f32", "f32 f32 f32", (0.0, -0.0), 0.0),
+    ("min.f64", "f64 f64 f64", (-0.0, 0.0), -0.0),
+    ("max.f64", "f64 f64 f64", (-0.0, 0.0), 0.0),
     ("min.s64", "s64 s64 s64", (-1, 1), -1),
     ("min.s32", "s32 s32 s32", (-1, 1), -1),
     ("max.s64", "s64 s64 s64", (-1, 1), 1),
@@ -98,7 +102,7 @@ CASES: list[tuple[str, str, tuple[Any, ...], Any]] = [
     ("cvt.rzi.s64.f64", "s64 f64", (-2.9,), -2),
     ("cvt.rzi.s64.f64", "s64 f64", (1e30,), MOST),
     ("cvt.rzi.s64.f64", "s64 f64", (-INF,), LEAST),
-    ("cvt.rzi.s64.f64", "s64 f64", (NAN,), 0),
+    ("cvt.rzi.s64.f64", "s64 f64", (NAN,), LEAST),
     ("cvt.sat.f32.f32", "f32 f32", (1.5,), 1.0),
     ("cvt.sat.f32.f32", "f32 f32", (0.5,), 0.5),
     ("cvt.sat.f32.f32", "f32 f32", (NAN,), 0.0),
@@ -153,6 +157,7 @@ def test_instruction(instruction: str, kinds: str, operands: tuple[Any, ...], ex
     target, *of_operands = kinds.split()
     found = result_of(instruction, target, of_operands, operands)
     np.testing.assert_array_equal(found, expected)
+    assert math.isnan(expected) or np.signbit(found) == np.signbit(expected)
 
 
 ORDER = {"lt": {-1}, "le": {-1, 0}, "gt": {1}, "ge": {0, 1}, "eq": {0}, "ne": {-1, 1}}
@@ -263,8 +268,11 @@ def test_every_rule_has_a_case() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["shfl.sync.bfly.b32 %r1, %r2, %r3, 31, -1;", "add.bf16 %r1, %r2, %r3;", "bar.sync 1;", "mov.u32 %r1, %clock;"],
-)
+    [
+        "shfl.sync.bfly.b32 %r1, %r2, %r3, 31, -1;", "add.bf16 %r1, %r2, %r3;", "bar.sync 1;", "mov.u32 %r1, %clock;",
+        "trap;", "membar.gl;", "mul.f32 %f1, %f2, %f3, %f4;", "mul.f32 %f1, %f2;",
+    ],
+)  # fmt: skip
 def test_what_is_not_known_is_an_error(line: str) -> None:
     with pytest.raises(UnknownInstruction, match=r"line \d+: .*tests/emulator/translation.py has no rule"):
         translate(module(line, []))

@@ -14,7 +14,7 @@ from numba import cuda
 from bench.cuda_resources import ARCHITECTURES, compiled, compiling_for
 from emalgam_kernels.numba_cuda import fused
 from emalgam_kernels.numba_cuda.device import Kernel, flat, view
-from tests.emulator.machine import ARCHITECTURE, SHARED_BYTES, Array, Fault, built, launch, load
+from tests.emulator.machine import ARCHITECTURE, SHARED_BYTES, STACK_BYTES, Array, Fault, built, launch, load
 
 THREADS = 64
 int64, float32, float64 = numba.types.int64, numba.types.float32, numba.types.float64
@@ -75,19 +75,6 @@ def test_what_blocks_leave_in_the_arrays_stays() -> None:
     x = torch.arange(float(THREADS))
     run(shifted, 1, x, x[:])
     assert x.equal(torch.arange(float(THREADS)).roll(-1))
-
-
-def test_threads_that_end_early_hold_nobody_up() -> None:
-    def odd(out: Any) -> None:
-        i = cuda.threadIdx.x
-        if i % 2 == 0:
-            return
-        cuda.syncthreads()
-        out[i] = i
-
-    out = torch.zeros(THREADS, dtype=torch.int64)
-    run(odd, 1, out)
-    assert out.tolist() == [i * (i % 2) for i in range(THREADS)]
 
 
 # ---- what is left to chance
@@ -151,6 +138,28 @@ def two_barriers(x: Any, out: Any) -> None:
         out[n] *= float32(2)
 
 
+def half_ended(x: Any, out: Any) -> None:
+    n = cuda.grid(1)
+    if cuda.threadIdx.x % 2 == 0:
+        return
+    cuda.syncthreads()
+    out[n] = x[n]
+
+
+def unequal_turns(x: Any, out: Any) -> None:
+    for n in range(cuda.threadIdx.x, 96, THREADS):
+        out[n] = x[n]
+        cuda.syncthreads()
+
+
+CONSTANTS = np.arange(8.0)
+
+
+def behind_the_constants(x: Any, out: Any) -> None:
+    numbers, n = cuda.const.array_like(CONSTANTS), cuda.grid(1)
+    out[n] = numbers[cuda.threadIdx.x]
+
+
 FAULTS = {
     without_barrier: r"thread 0 of block 0 reads what no thread of its block has written, byte 4 of shared memory",
     read_first: r"thread 1 of block 0 writes what thread 0 reads, unordered, byte 4 of shared memory",
@@ -159,13 +168,16 @@ FAULTS = {
     blocks_write_the_same: r"thread 0 of block 1 writes what thread 0 of block 0 writes, unordered, byte 0 of an array",
     blocks_read_what_others_write: r"thread 0 of block 1 writes what thread 0 of block 0 reads, unordered, byte 256 of",
     behind_the_end: r"thread 63 of block 2 reads outside all arrays, byte 768 of an array of 768",
-    two_barriers: r"thread 32 of block 0 waits at another barrier than thread 0",
+    two_barriers: r"thread 32 of block 0 waits at another barrier than thread 0 \(",
+    half_ended: r"thread 1 of block 0 waits at a barrier for thread 0, which has ended \(",
+    unequal_turns: r"thread 0 of block \d waits at a barrier for thread 32, which has ended \(",
+    behind_the_constants: r"thread 8 of block 0 reads outside all arrays, among the constants \(",
 }
 
 
 @pytest.mark.parametrize("function", FAULTS, ids=lambda function: function.__name__)
 def test_fault(function: Any) -> None:
-    with pytest.raises(Fault, match=rf"toy: {FAULTS[function]}.* \(PTX line \d+: .*;.*\)"):
+    with pytest.raises(Fault, match=rf"toy: {FAULTS[function]}.*PTX line \d+: .*;.*\)"):
         run(function, 3, torch.ones(3 * THREADS), torch.zeros(3 * THREADS))
 
 
@@ -195,7 +207,9 @@ def test_a_fault_ends_that_launch_alone() -> None:
 
 def test_neighbouring_bytes_are_no_race() -> None:
     def flags(out: Any) -> None:
-        out[cuda.grid(1)] = cuda.threadIdx.x
+        shared = cuda.shared.array(THREADS, numba.types.uint8)
+        shared[cuda.threadIdx.x] = cuda.threadIdx.x
+        out[cuda.grid(1)] = shared[cuda.threadIdx.x]
 
     out = torch.zeros(2 * THREADS, dtype=torch.uint8)
     run(flags, 2, out)
@@ -244,6 +258,11 @@ def launched(ptx: str) -> None:
     torch.testing.assert_close(torch.cat([statistics, total]), expected, rtol=1e-12, atol=0)
 
 
-def test_c_that_does_not_compile_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="could not compile a kernel's C"):
-        built("static void kernel(const uint64_t *parameters) { nothing; }")
+@pytest.mark.parametrize(
+    ("statements", "fault"),
+    [("nothing;", "undeclared"), (f"volatile char much[{STACK_BYTES}]; much[0] = 1;", "frame")],
+)
+def test_c_that_does_not_compile_is_an_error(statements: str, fault: str) -> None:
+    """Nor does a kernel that would write past its stack."""
+    with pytest.raises(RuntimeError, match=rf"could not compile a kernel's C:[\s\S]*{fault}"):
+        built(f"static void kernel(const uint64_t *parameters) {{ {statements} }}")

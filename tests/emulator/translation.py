@@ -52,10 +52,10 @@ RULES: Final = tuple(
         (r"abs\.(f64)", "fabs({a})"),
         (rf"abs\.({INTEGER})", "{a} < 0 ? -{a} : {a}"),
         (rf"neg\.({REAL}|{INTEGER})", "-{a}"),
-        (r"min\.(f32)", "fminf({a}, {b})"),
-        (r"max\.(f32)", "fmaxf({a}, {b})"),
-        (r"min\.(f64)", "fmin({a}, {b})"),
-        (r"max\.(f64)", "fmax({a}, {b})"),
+        (r"min\.(f32)", "least_float({a}, {b})"),
+        (r"max\.(f32)", "largest_float({a}, {b})"),
+        (r"min\.(f64)", "least_double({a}, {b})"),
+        (r"max\.(f64)", "largest_double({a}, {b})"),
         (rf"min\.({INTEGER})", "{a} < {b} ? {a} : {b}"),
         (rf"max\.({INTEGER})", "{a} > {b} ? {a} : {b}"),
         (rf"and\.({BITS})", "{a} & {b}"),
@@ -121,6 +121,8 @@ class Program:
         Each in 8 bytes.
     shared_bytes : int
         Static shared memory; what a launch asks for comes behind it.
+    shared_item_bytes : int
+        Of the smallest number in shared memory.
     lines : tuple of str
         The PTX, to quote from.
     """
@@ -128,6 +130,7 @@ class Program:
     source: str
     n_parameters: int
     shared_bytes: int
+    shared_item_bytes: int
     lines: tuple[str, ...]
 
 
@@ -147,6 +150,7 @@ def translate(ptx: str) -> Program:
     ...     ret;
     ... }'''
     >>> print(translate(text).source.strip())
+    static const uint8_t constants[] __attribute__((aligned(16))) = {0};
     static void kernel(const uint64_t *parameters)
     {
     uint64_t rd1;
@@ -169,19 +173,19 @@ class _Translation:
     parameters: dict[str, int] = field(default_factory=dict)
     shared: dict[str, int] = field(default_factory=dict)  # where in shared memory each array begins
     shared_bytes: int = 0
-    constants: dict[str, str] = field(default_factory=dict)
+    shared_item_bytes: int = 8
+    constants: dict[str, int] = field(default_factory=dict)  # where each begins in the array of all
+    constant_bytes: list[int] = field(default_factory=list)
     line: int = 0
 
     def program(self) -> Program:
         start = next(i for i, line in enumerate(self.lines) if line.startswith("{"))
         self._declarations(self.lines[:start])
-        constants = [
-            f"static const uint8_t {name}[] __attribute__((aligned(16))) = {values};"
-            for name, values in self.constants.items()
-        ]
-        body = self._body(self.lines[start:], start + 1)
-        source = "\n".join([*constants, "static void kernel(const uint64_t *parameters)", *body, ""])
-        return Program(source, len(self.parameters), self.shared_bytes, self.lines)
+        numbers = ", ".join(map(str, self.constant_bytes or [0]))
+        constants = f"static const uint8_t constants[] __attribute__((aligned(16))) = {{{numbers}}};"
+        body = list(self._body(self.lines[start:], start + 1))
+        source = "\n".join([constants, "static void kernel(const uint64_t *parameters)", *body, ""])
+        return Program(source, len(self.parameters), self.shared_bytes, self.shared_item_bytes, self.lines)
 
     def _declarations(self, lines: Sequence[str]) -> None:
         """Parameters, and arrays of the module: static shared ones one after the other, the dynamic one behind all."""
@@ -195,8 +199,10 @@ class _Translation:
                     self.shared_bytes = self.shared[found[2]] + int(found[3])
                 else:
                     dynamic.append(found[2])
-            elif found := re.match(r"\.const \.align \d+ \.b8 (\w+)\[\d+\] = (\{.*\});", line):
-                self.constants[found[1]] = found[2]
+            elif found := re.match(r"\.const \.align (\d+) \.b8 (\w+)\[\d+\] = \{(.*)\};", line):
+                before = len(self.constant_bytes)
+                self.constants[found[2]] = _rounded_up(before, int(found[1]))
+                self.constant_bytes += [0] * (self.constants[found[2]] - before) + [*map(int, found[3].split(","))]
         self.shared_bytes = _rounded_up(self.shared_bytes, 16)
         self.shared |= dict.fromkeys(dynamic, self.shared_bytes)
 
@@ -216,7 +222,7 @@ class _Translation:
         try:
             unless, guard, name, operands = STATEMENT.match(text).groups()  # type: ignore[union-attr]
             done = self._instruction(name, _split(operands))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise UnknownInstruction(f"line {self.line}: {text}: tests/emulator/translation.py has no rule") from error
         return f"if ({'!' if unless else ''}{guard}) {{ {done} }}" if guard else done
 
@@ -226,7 +232,7 @@ class _Translation:
             return self._access(found, operands)
         if found := re.fullmatch(r"ld\.(param|const)\.(\w+)", name):
             target, place = operands
-            return f"{_target(target)} = *(const {C_TYPES[found[2]]} *){self._fixed(found[1], place[1:-1])};"
+            return f"{_target(target)} = *(const {C_TYPES[found[2]]} *){self._fixed(*found.groups(), place[1:-1])};"
         if family == "mov":
             return self._move(name.removeprefix("mov."), *operands)
         if family in ("ret", "bra", "bar"):
@@ -243,15 +249,17 @@ class _Translation:
         }
         return ways[name, place]
 
-    def _fixed(self, space: str, place: str) -> str:
+    def _fixed(self, space: str, kind: str, place: str) -> str:
         """The address of a parameter or of a constant, which no thread writes."""
-        return f"&parameters[{self.parameters[place]}]" if space == "param" else f"({self._address(place)})"
+        if space == "param":
+            return f"&parameters[{self.parameters[place]}]"
+        return f"constant({self._address(place)}, constants, sizeof constants, {_bytes_of(kind)}, {self.line})"
 
     def _expression(self, name: str, operands: list[str]) -> str:
         found, expression = next(
             ((found, expression) for rule, expression in RULES if (found := rule.fullmatch(name))), (None, "")
         )
-        if found is None:
+        if found is None or len(operands) != len(set(re.findall(r"\{([abcd])", expression))):
             raise KeyError(name)
         kind = found[1]
 
@@ -289,6 +297,8 @@ class _Translation:
         if len(numbers) != n:
             raise ValueError(given)
         n_bytes, shared, writes = n * _bytes_of(kind), int(space == "shared"), int(action == "st")
+        if shared:
+            self.shared_item_bytes = min(self.shared_item_bytes, _bytes_of(kind))
         touched = f"touch({self._address(place[1:-1])}, {n_bytes}, {writes}, {shared}, {self.line})"
         if writes:
             stored = " ".join(f"to[{i}] = {self._value(number, kind)};" for i, number in enumerate(numbers))
@@ -316,7 +326,7 @@ class _Translation:
         if base.startswith("%"):
             start = _target(base)
         elif base in self.constants:
-            start = f"(uint64_t){base}"
+            start = f"(uint64_t)constants + {self.constants[base]}"
         else:
             start = f"launch->shared.start + {self.shared[base]}"
         return f"{start} + {int(distance)}" if distance else start

@@ -135,3 +135,54 @@ def test_equal_distances_are_equal_on_every_backend(compiled: ModuleType, refere
 def test_passes_of_a_fit() -> None:
     how = Settings("full", np.array([1, 2]), np.array([3, 2]), n_init=5, max_iter=10)
     assert passes_of_a_fit(how) == 2 * 5 * 12
+
+
+@pytest.mark.parametrize(
+    ("cancellation", "terms", "form"),
+    [
+        (0.25, [1.0, 0.5], "RELATIVE"),  # the component with the smallest terms is left out
+        (0.25, [1.0, 0.8], "PACKED"),
+        (1.1, [0.0, 0.0], "DIRECT"),
+        (np.inf, [0.0, 0.0], "DIRECT"),
+        (np.nan, [0.0, 0.0], "DIRECT"),
+        (0.25, [np.nan, np.nan], "PACKED"),
+        (0.25, [np.inf, np.inf], "PACKED"),
+    ],
+)
+def test_form_that_keeps_digits(cancellation: float, terms: list[float], form: str) -> None:
+    """In multiples of what the guard lets pass."""
+    need("numba_cpu")
+    import numba
+
+    from emalgam_kernels.batch import MOST_CANCELLATION
+    from emalgam_kernels.numba_cpu import batch_expectation
+    from emalgam_kernels.numba_cpu.batch_fit import form_of
+    from emalgam_kernels.numba_cpu.batch_maximization import Verdict
+
+    @numba.njit
+    def form_for(cancellation: float, terms: np.ndarray) -> int:
+        return form_of(Verdict(True, False, cancellation, 0.0), terms, len(terms))
+
+    found = form_for(cancellation * MOST_CANCELLATION, np.array(terms) * MOST_CANCELLATION)
+    assert found == getattr(batch_expectation, form)
+
+
+def test_a_covariance_that_takes_a_floor_was_lifted() -> None:
+    """Then what it came from cancels, however small the terms of the logits are."""
+    need("numba_cpu")
+    import numba
+
+    from emalgam_kernels.numba_cpu import batch_maximization
+    from emalgam_kernels.numba_cpu.batch_maximization import regularize
+    from emalgam_kernels.numba_cpu.batch_memory import FLOOR, PIVOT, Frame
+
+    @numba.njit
+    def outcome(covariance: np.ndarray, rows: np.ndarray) -> int:
+        unused = np.zeros((1, 1))
+        frame = Frame(rows, np.zeros((1, 1, 1)), unused, rows[0], unused, rows[0])
+        return regularize(frame, covariance, np.zeros_like(covariance))
+
+    rows = np.zeros((10, 2))
+    rows[FLOOR], rows[PIVOT] = 1e-6, 1.0
+    for covariance, expected in (([[1.0, 1.0], [1.0, 1.0]], "LIFTED"), ([[1.0, 0.5], [0.5, 1.0]], "BROAD")):
+        assert outcome(np.array(covariance), rows) == getattr(batch_maximization, expected)

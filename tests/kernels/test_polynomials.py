@@ -20,7 +20,7 @@ import pytest
 import emalgam_kernels
 from emalgam_kernels import Packed, polynomials
 from tests import oracles
-from tests.conftest import DTYPES
+from tests.conftest import DTYPES, need
 from tests.tolerances import EPS, tolerance
 
 HEADER = Path(emalgam_kernels.__file__).parent / "cython_cpu" / "polynomials.h"
@@ -158,6 +158,26 @@ def assert_few_ulp(backend: str, dtype: str, errors: dict[str, float]) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_exp(backend: str, dtype: str) -> None:
     assert_few_ulp(backend, dtype, exp_errors(backend, dtype))
+
+
+def test_exp_of_logits_relative_to_a_component() -> None:
+    """Those of many fits may be as large as `MOST_LOGIT`: the function that Numba's kernels call is there to call."""
+    need("numba_cpu")
+    import numba
+
+    from emalgam_kernels.numba_cpu import tiles
+    from emalgam_kernels.numba_cpu.batch_expectation import MOST_LOGIT
+
+    @numba.njit
+    def exp_of(x: np.ndarray, out: np.ndarray) -> None:
+        for n in range(len(x)):
+            out[n] = tiles.exp(x[n])
+
+    x = np.append(np.random.default_rng(0).uniform(0, MOST_LOGIT, 3000), [0.0, MOST_LOGIT])
+    out = np.empty_like(x)
+    exp_of(x, out)
+    errors = oracles.ulp_errors(out, oracles.elementwise(mpmath.exp, x), "float64")
+    assert_few_ulp("numba_cpu", "float64", {"exp": float(errors.max())})
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -173,7 +173,7 @@ _log_float64, _log_float32 = _log_of("float64", np.int64, 52), _log_of("float32"
 
 
 def exp(x: Any) -> Any:
-    """exp(x) for x ≤ 0, float32 or float64, ≤ 2 ulp; 0 where the result would be subnormal, NaN for NaN.
+    """exp(x) for x ≤ 0, or ≤ 650 in float64, ≤ 2 ulp; 0 where the result would be subnormal, NaN for NaN.
 
     >>> @numba.njit
     ... def half(x):

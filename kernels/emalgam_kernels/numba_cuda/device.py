@@ -120,8 +120,8 @@ def _divided(a: Any, b: Any) -> tuple[Any, Any]:
     return quotient, a - quotient * b
 
 
-# divided(a, b): (a // b, a % b) of numbers of a block's threads and tasks, which 32 bits hold. Numba rounds downwards
-# whatever the signs, in 64 bits, and for either result anew.
+# divided(a, b): (a // b, a % b) of numbers of a block's threads and tasks and of elements of one problem's parameters,
+# which 32 bits hold. Numba rounds downwards whatever the signs, in 64 bits, and for either result anew.
 divided: Final = divmod if SIMULATED else inlined(_divided)
 
 
