@@ -113,9 +113,7 @@ def pytest_configure(config: pytest.Config) -> None:
     required_backends()
     known_backends("EMALGAM_TESTED_BACKENDS")
     if SIMULATED and EMULATED:
-        raise pytest.UsageError(
-            "NUMBA_ENABLE_CUDASIM and EMALGAM_EMULATED_CUDA are both 1; expected one of them at most"
-        )
+        raise pytest.UsageError("NUMBA_ENABLE_CUDASIM and EMALGAM_EMULATED_CUDA are both 1; unset one of them")
     if (SIMULATED or EMULATED) and missing_packages() is None:
         take_the_place_of_a_gpu()
 

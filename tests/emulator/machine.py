@@ -192,9 +192,7 @@ def _compiler() -> list[str]:
 _launching: Final = threading.Lock()  # a library's variables are those of one launch
 
 
-def launch(
-    kernel: Kernel, grid: int | tuple[int, ...], block: int | tuple[int, ...], *arguments: Any, shared_bytes: int = 0
-) -> None:
+def launch(kernel: Kernel, grid: Three, block: Three, *arguments: Any, shared_bytes: int = 0) -> None:
     """As `Kernel.launch`; returns when all blocks are done."""
     if math.prod(_three(block)) > kernel.threads:
         raise Fault(f"{kernel.name}: a block of {_three(block)} threads, it was compiled for {kernel.threads}")

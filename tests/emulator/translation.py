@@ -219,10 +219,11 @@ class _Translation:
                 yield self._statement(text.rstrip(";"))
 
     def _statement(self, text: str) -> str:
+        found = STATEMENT.match(text)
         try:
-            unless, guard, name, operands = STATEMENT.match(text).groups()  # type: ignore[union-attr]
+            unless, guard, name, operands = found.groups() if found else ("", "", text, "")
             done = self._instruction(name, _split(operands))
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        except (IndexError, KeyError, TypeError, ValueError) as error:
             raise UnknownInstruction(f"line {self.line}: {text}: tests/emulator/translation.py has no rule") from error
         return f"if ({'!' if unless else ''}{guard}) {{ {done} }}" if guard else done
 
@@ -334,7 +335,10 @@ class _Translation:
 
 def _target(register: str) -> str:
     """The variable of a register."""
-    return re.fullmatch(r"%([a-z]+\d+|temp)", register)[1]  # type: ignore[index]
+    found = re.fullmatch(r"%([a-z]+\d+|temp)", register)
+    if found is None:
+        raise ValueError(register)
+    return found[1]
 
 
 def _split(operands: str) -> list[str]:
