@@ -222,7 +222,7 @@ def test_info_times_the_numba_kernels() -> None:
     }
     assert blocks >= {(name, dtype) for name in kernels_of for dtype in ("float64", "float32")}
     assert sum(name.startswith("mixture_block") for name in seconds) >= 6, "packed and direct, in three pairs of types"
-    assert all(value > 0.1 for value in seconds.values()), "a compilation that takes no time is none"
+    assert all(value > 0 for value in seconds.values()), "0 is what comes from disk with no record of its compilation"
     text = run("info").stdout
     for name, value in seconds.items():
         assert f"{name}: compiled in {value:.1f} s" in text
