@@ -63,10 +63,13 @@ class Problem:
     precisions: np.ndarray
 
 
-def blobs(N: int, D: int, K: int, seed: int = SEED) -> tuple[np.ndarray, np.ndarray]:
-    """N rows from K Gaussians of unequal weight in any orientation, variances from 1/2 to 2; and their means (K, D)."""
+def blobs(N: int, D: int, K: int, seed: int = SEED, separation: float = SEPARATION) -> tuple[np.ndarray, np.ndarray]:
+    """N rows from K Gaussians of unequal weight in any orientation, variances from 1/2 to 2; and their means (K, D).
+
+    `separation` is the typical distance of two means.
+    """
     rng = np.random.default_rng(seed)
-    means = rng.normal(size=(K, D)) * SEPARATION / np.sqrt(2 * D)
+    means = rng.normal(size=(K, D)) * separation / np.sqrt(2 * D)
     weights = rng.uniform(0.5, 1.5, K)
     labels = rng.choice(K, N, p=weights / weights.sum())
     x = rng.normal(size=(N, D))

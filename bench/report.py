@@ -23,6 +23,7 @@ from bench import (
     machine,
     many_fits,
     memory,
+    mixed_precision,
     mixture_divergence,
     operators,
     sampling,
@@ -33,6 +34,7 @@ from bench.tables import Target, Topic, judged, say, table
 
 TOPICS: Final[dict[str, Callable[[bool], Topic]]] = {
     "core": core.topic,
+    "mixed_precision": mixed_precision.topic,
     "initialization": initialization.topic,
     "memory": memory.topic,
     "start": startup.topic,

@@ -20,13 +20,14 @@ import numpy as np
 
 from emalgam.covariance import COVARIANCES
 from emalgam.files import replacing
+from emalgam.guard import Schedule
 from emalgam.model_file import ModelFileError, read_header
 from emalgam.packing import Components
 
 FORMAT: Final = "emalgam.checkpoint"
 FORMAT_VERSION: Final = "1"
 PARTS: Final = ("weights", "means", "covariances", "precisions_cholesky")
-FACTS: Final = ("converged", "effective_components", "algorithm", "arithmetic", "error_bound")
+FACTS: Final = ("converged", "effective_components", "algorithm", "arithmetic", "error_bound", "float32_iterations")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,8 @@ class State:
         Of the restart's iterations, nats.
     reseeds_left : int
         How many components the M-step may still start anew.
+    schedule : dict
+        What `emalgam.guard.Schedule` remembers of the passes.
     rng : dict
         The random generator's state.
     best : Best or None
@@ -54,6 +57,7 @@ class State:
     components: Components
     lower_bounds: list[float]
     reseeds_left: int
+    schedule: dict[str, Any]
     rng: dict[str, Any]
     best: Best | None = None
 
@@ -69,6 +73,7 @@ class Best:
     algorithm: str
     arithmetic: str
     error_bound: float
+    float32_iterations: int
 
 
 class Checkpoint:
@@ -104,7 +109,9 @@ class Checkpoint:
         tensors, metadata = _read(self.path)
         try:
             return self._state(tensors, metadata)
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
+        except ModelFileError:
+            raise
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise ModelFileError(f"{self.path}: metadata is not that of a checkpoint ({error!r})") from error
 
     def record(self, state: State) -> None:
@@ -123,6 +130,7 @@ class Checkpoint:
             "restart": state.restart,
             "iteration": state.iteration,
             "reseeds_left": state.reseeds_left,
+            "schedule": state.schedule,
             "rng": state.rng,
         }
         if state.best is not None:
@@ -155,8 +163,9 @@ class Checkpoint:
             raise ModelFileError(
                 f"{self.path}: lower_bounds has {len(trace)} entries for {about['iteration']} iterations"
             )
+        schedule = {name: kind(about["schedule"][name]) for name, kind in Schedule.MEMORY.items()}
         counts = int(about["restart"]), int(about["iteration"])
-        return State(*counts, components, trace, int(about["reseeds_left"]), about["rng"], best)
+        return State(*counts, components, trace, int(about["reseeds_left"]), schedule, about["rng"], best)
 
     def _components(self, prefix: str, tensors: dict[str, np.ndarray], K: int, D: int) -> Components:
         shape = COVARIANCES[self.covariance_type].shape(K, D)

@@ -11,15 +11,15 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from emalgam import arrays
 from emalgam.blas import one_blas_thread
-from emalgam.checkpoint import Best, Checkpoint, State
+from emalgam.checkpoint import FACTS, Best, Checkpoint, State
 from emalgam.covariance import COVARIANCES, Covariance
-from emalgam.guard import ALGORITHMS, PRECISIONS, Cancellation, Evaluation, choose_evaluation, parameters_of
+from emalgam.guard import ALGORITHMS, PRECISIONS, Cancellation, Evaluation, Schedule, parameters_of
 from emalgam.initialization import INITIALIZATIONS, Given
 from emalgam.m_step import POLICIES, MStep, NumericalError, effective_components
 from emalgam.mixture import Mixture, check_numbers, check_symmetric, check_weights
@@ -28,8 +28,6 @@ from emalgam.packing import Components, Frame, Moments
 from emalgam.parts import Data, observe
 from emalgam.stream import for_many_passes
 from emalgam.validation import check_choice, check_integer, check_number, generator
-
-LARGEST_FLOAT32: Final = 1e9  # squares of rows further out than this could overflow a float32 tile
 
 
 class ConvergenceWarning(UserWarning):
@@ -68,6 +66,8 @@ class Fit:
         Bound on the absolute error of a log-density near the components, in nats.
     stopped : bool
         Whether the callback ended it.
+    float32_iterations : int
+        Those of `n_iter` that computed in float32.
     """
 
     mixture: Mixture
@@ -81,6 +81,7 @@ class Fit:
     arithmetic: str
     error_bound: float
     stopped: bool = False
+    float32_iterations: int = 0
 
     @property
     def short_of_convergence(self) -> bool:
@@ -119,6 +120,11 @@ class Settings:
         check_choice("on_degenerate", self.on_degenerate, POLICIES)
         check_choice("algorithm", self.algorithm, ALGORITHMS)
         check_choice("precision", self.precision, PRECISIONS)
+        if self.precision == "mixed" and self.algorithm == "direct":
+            raise ValueError(
+                "precision is 'mixed' and algorithm 'direct', which computes in float64 only; expected algorithm "
+                "'auto' or 'packed', or precision 'strict'"
+            )
         if self.reg_covar != "auto":
             check_number("reg_covar (unless it is 'auto')", self.reg_covar)
         if self.callback is not None and not callable(self.callback):
@@ -192,7 +198,10 @@ def fit(
         None means all processors (of a task of Dask: one thread); the result does not depend on it.
     callback : function of one `Iteration`, optional
         Called after every iteration; the fit ends, without further restarts, when it returns something true.
-    precision : {"strict", "tf32"}
+    precision : {"strict", "mixed", "tf32"}
+        "strict" computes in the data's own precision, or higher where that would cancel; "mixed" in float32 first and
+        in float64 last, of float32 data too, see `emalgam.guard.Schedule`: a long fit of float64 data takes a good half
+        of the time.
         "tf32" lets the matrix products of a GPU round float32 operands to ten bits; `Fit.error_bound` says what that
         costs.
     checkpoint : emalgam.checkpoint.Checkpoint, optional
@@ -327,6 +336,7 @@ def _resumed(
         "init_params": settings.init_params,
         "on_degenerate": settings.on_degenerate,
         "algorithm": settings.algorithm,
+        "precision": settings.precision,
         "random_state": rng.bit_generator.state,
         "weights_init": _digest(given.weights),
         "means_init": _digest(given.means),
@@ -356,6 +366,7 @@ def _fit_of(best: Best, data: Data, covariance: Covariance) -> Fit:
         algorithm=best.algorithm,
         arithmetic=best.arithmetic,
         error_bound=best.error_bound,
+        float32_iterations=best.float32_iterations,
     )
 
 
@@ -385,27 +396,30 @@ class _Restart:
         self.number, self.best = number, best
         self.m_step = MStep(data, covariance, K, settings.reg_covar, settings.on_degenerate, rng)
         self.frame = data.frame
+        self.schedule = Schedule(settings.algorithm, settings.precision, settings.tol, data.dtype, data.largest)
 
     def run(self, given: Given, start: Start | None, state: State | None = None) -> Fit:
         lower_bound = start.lower_bound if start is not None else -np.inf
         trace: list[float] = []
         if state is not None:
             components, trace, self.m_step.reseeds_left = state.components, state.lower_bounds, state.reseeds_left
+            self.schedule = replace(self.schedule, **state.schedule)
             lower_bound = trace[-1] if trace else lower_bound
         else:
             components = start.mixture.components(self.data.frame) if start is not None else self.first(given)
         converged = stopped = False
-        how = following = self.evaluation(Cancellation.of(self.covariance, components))
+        cancellation = Cancellation.of(self.covariance, components)
+        how = self.schedule.before(cancellation, last=self.settings.max_iter == 0)
         components = components.beside(self.frame.shift)
         for iteration in range(len(trace) + 1, self.settings.max_iter + 1):
-            how = following
+            how = self.schedule.before(cancellation, last=iteration == self.settings.max_iter)
             parameters = parameters_of(self.covariance, components, self.frame, how)
             statistics, bound = self.data.statistics(parameters)
             moments = self.covariance.moments(statistics, components, how.algorithm)
-            components, bound, following = self.maximize(moments, components, bound, how, iteration)
+            components, bound, cancellation = self.maximize(moments, components, bound, how, iteration)
             change, lower_bound = bound - lower_bound, bound
             trace.append(bound)
-            converged = abs(change) < self.settings.tol and not self.m_step.reseeded
+            converged = self.schedule.after(how, change) and not self.m_step.reseeded
             stopped = self.report(Iteration(self.number, iteration, bound, change, converged))
             if converged or stopped:
                 break
@@ -423,22 +437,18 @@ class _Restart:
             arithmetic=how.arithmetic,
             error_bound=how.error_bound,
             stopped=stopped,
+            float32_iterations=self.schedule.float32_iterations,
         )
 
     def maximize(
         self, moments: Moments, old: Components, bound: float, how: Evaluation, iteration: int
-    ) -> tuple[Components, float, Evaluation]:
-        """The M-step, the lower bound as a number, and how the next pass evaluates what came out."""
+    ) -> tuple[Components, float, Cancellation]:
+        """The M-step, the lower bound as a number, and what the guard has to know of the components that came out."""
         if not np.isfinite(bound):
             raise NumericalError(f"the log-likelihood became {bound} in iteration {iteration}")
         last = iteration == self.settings.max_iter
         components = self.m_step.update(moments, old, how.algorithm, iteration, reseed=not last)
-        return components, bound, self.evaluation(Cancellation.of(self.covariance, components))
-
-    def evaluation(self, cancellation: Cancellation) -> Evaluation:
-        """The guard, before each pass."""
-        dtype = self.data.dtype if self.data.largest < LARGEST_FLOAT32 else np.dtype(np.float64)
-        return choose_evaluation(self.settings.algorithm, dtype, cancellation, self.settings.precision)
+        return components, bound, Cancellation.of(self.covariance, components)
 
     def report(self, iteration: Iteration) -> bool:
         callback = self.settings.callback
@@ -448,7 +458,8 @@ class _Restart:
         """Let the checkpoint have the state, if there is one."""
         if self.settings.checkpoint is not None:
             rng: Any = self.rng.bit_generator.state
-            state = State(self.number, len(trace), components, trace, self.m_step.reseeds_left, rng, self._so_far())
+            memory = self.m_step.reseeds_left, self.schedule.memory(), rng
+            state = State(self.number, len(trace), components, trace, *memory, self._so_far())
             self.settings.checkpoint.record(state)
 
     def _so_far(self) -> Best | None:
@@ -457,8 +468,7 @@ class _Restart:
             return None
         best, mixture = self.best, self.best.mixture
         parts = (mixture.weights, mixture.means, mixture.covariances, mixture.precisions_cholesky)
-        facts = (best.converged, best.effective_components, best.algorithm, best.arithmetic, best.error_bound)
-        return Best(Components(*parts), best.lower_bounds, *facts)
+        return Best(Components(*parts), best.lower_bounds, **{name: getattr(best, name) for name in FACTS})
 
     def first(self, given: Given) -> Components:
         """The components to begin with: given, or the M-step of the initialization's responsibilities."""
@@ -495,13 +505,13 @@ class _RestartOnGpu(_Restart):
 
     def maximize(
         self, moments: Moments, old: Components, bound: Any, how: Evaluation, iteration: int
-    ) -> tuple[Components, float, Evaluation]:
+    ) -> tuple[Components, float, Cancellation]:
         components, sound = self.m_step.update_where_it_lies(moments, old, how.algorithm)
         numbers = [bound, sound, *(scalar() for scalar in Cancellation.scalars(self.covariance, components))]
         xp = namespace(bound)
         bound, sound, packed, own = to_host(xp.stack([number.to(xp.float64) for number in numbers])).tolist()
         if sound and np.isfinite(bound):
             self.m_step.reseeded = False
-            return components, bound, self.evaluation(Cancellation(packed, lambda: own))
-        components, bound, following = super().maximize(moments.on_host(), old.on_host(), bound, how, iteration)
-        return components.beside(self.frame.shift), bound, following
+            return components, bound, Cancellation(packed, lambda: own)
+        components, bound, cancellation = super().maximize(moments.on_host(), old.on_host(), bound, how, iteration)
+        return components.beside(self.frame.shift), bound, cancellation

@@ -61,8 +61,9 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         What happens to a component that collapses.
     n_threads : int or None, default=None
         None means all processors; results do not depend on it.
-    precision : {"strict", "tf32"}, default="strict"
-        "tf32" lets the matrix products of a GPU round float32 operands to ten bits; see `error_bound_`.
+    precision : {"strict", "mixed", "tf32"}, default="strict"
+        "mixed" computes in float32 first and in float64 last, which takes half the time for float64 data; "tf32" lets
+        the matrix products of a GPU round float32 operands to ten bits. See `emalgam.fit`, and `error_bound_`.
 
     Attributes
     ----------
@@ -289,7 +290,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         if result:
             self.effective_components_ = result.effective_components
             self.backend_, self.algorithm_, self.arithmetic_ = result.backend, result.algorithm, result.arithmetic
-            self.error_bound_ = result.error_bound
+            self.error_bound_, self.float32_iterations_ = result.error_bound, result.float32_iterations
         return self
 
     def _read(self, X: Any, *, reset: bool) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 import numpy as np
 
@@ -24,8 +24,13 @@ ALGORITHMS: Final = ("auto", "packed", "direct")
 TOLERANCE: Final = {"float32": 1e-3, "float64": 1e-9}
 ERROR_FACTOR: Final = 4.0
 
-PRECISIONS: Final = ("strict", "tf32")
+PRECISIONS: Final = ("strict", "mixed", "tf32")
 EPS_OF_TF32: Final = 2.0**-10
+
+LARGEST_FLOAT32: Final = 1e9  # squares of rows further out than this could overflow a float32 tile
+# What rounding may add to a change of the mean log-density, by the error bound of a pass. Errors of rows and components
+# average out: that of a mean was up to 6 % of the bound (`python bench/precision.py`), and a change has two of them.
+NOISE_OF_A_CHANGE: Final = 1 / 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,67 @@ def packed_reach(arithmetic: str, own: Number, n_features: int) -> Number:
     4 · eps · m² · own / D does, with `own` as in Cancellation.
     """
     return 0.5 * TOLERANCE[arithmetic] / (packed_bound(arithmetic, own) / n_features)
+
+
+@dataclass
+class Schedule:
+    """The arithmetic of the passes of one run of EM, and which changes of the log-likelihood mean convergence.
+
+    Under "mixed", passes compute in float32, where the guard lets them, until they change the mean log-likelihood by
+    less than `tol` or than rounding might; then in float64, until a change is below `tol` whatever rounding did. The
+    last pass is in float64, unless a callback ends the fit.
+
+    Attributes
+    ----------
+    algorithm, precision : str
+        As in `emalgam.fit`.
+    tol : float
+        Nats.
+    dtype : dtype
+        Of the data.
+    largest : float
+        max |z| in the frame.
+    float32_iterations : int
+        Passes that computed in float32.
+    settled : bool
+        Under "mixed": whether no more will.
+    noise : float
+        What the last pass, if it is one of those, may add to the next change; nats.
+    """
+
+    MEMORY: ClassVar[dict[str, type]] = {"float32_iterations": int, "settled": bool, "noise": float}
+
+    algorithm: str
+    precision: str
+    tol: float
+    dtype: np.dtype
+    largest: float
+    float32_iterations: int = 0
+    settled: bool = False
+    noise: float = 0.0
+
+    def before(self, cancellation: Cancellation, last: bool = False) -> Evaluation:
+        """The guard, before each pass; `last` if no other can follow."""
+        dtype = self.dtype
+        if self.precision == "mixed":
+            dtype = np.dtype(np.float64 if self.settled or last else np.float32)
+        if self.largest >= LARGEST_FLOAT32:
+            dtype = np.dtype(np.float64)
+        return choose_evaluation(self.algorithm, dtype, cancellation, self.precision)
+
+    def after(self, how: Evaluation, change: float) -> bool:
+        """Whether EM has converged, after a pass that changed the log-likelihood by `change`."""
+        in_float32 = how.arithmetic != "float64"
+        self.float32_iterations += in_float32
+        if self.precision != "mixed":
+            return abs(change) < self.tol
+        noise_before, self.noise = self.noise, NOISE_OF_A_CHANGE * how.error_bound if in_float32 else 0.0
+        self.settled |= in_float32 and abs(change) < max(self.tol, self.noise)
+        return not in_float32 and abs(change) + noise_before < self.tol
+
+    def memory(self) -> dict[str, Any]:
+        """What a checkpoint has to keep."""
+        return {name: getattr(self, name) for name in self.MEMORY}
 
 
 def parameters_of(covariance: Covariance, components: Components, frame: Frame, how: Evaluation) -> Parameters:

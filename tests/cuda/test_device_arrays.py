@@ -336,6 +336,20 @@ def test_pieces_of_any_layout(kind: str, tmp_path: Any) -> None:
     np.testing.assert_array_equal(out, found)
 
 
+@every_type
+@every_dtype
+def test_mixed_precision_ends_in_float64(covariance_type: str, dtype: str) -> None:
+    x, centres = data(dtype)
+    how = {"covariance_type": covariance_type, "tol": 1e-3, "precision": "mixed", **start(centres, covariance_type)}
+    found = quiet_fit(on_device(x), 3, **how)
+    expected = quiet_fit(x, 3, backend="reference", **how)
+    assert found.converged
+    assert (found.arithmetic, expected.arithmetic) == ("float64", "float64")
+    assert found.float32_iterations == expected.float32_iterations > 0
+    assert found.n_iter > found.float32_iterations
+    assert_same(found, expected, "float32")
+
+
 # ---- what is refused
 
 

@@ -116,11 +116,14 @@ def test_every_start(init_params: str) -> None:
     assert_close(distributed.fit(as_array(rows(), None)[0], 3, **how), emalgam.fit(rows(), 3, **how))
 
 
-def test_a_stream_of_the_same_chunks_agrees() -> None:
-    x = rows()
+@pytest.mark.parametrize("precision", ["strict", "mixed"])
+def test_a_stream_of_the_same_chunks_agrees(precision: str) -> None:
+    x, how = rows(), {"random_state": 0, "precision": precision}
     chunks = [x[first : first + 300] for first in range(0, N, 300)]
-    streamed = emalgam.fit(emalgam.open_stream(chunks, chunk_rows=300), 4, random_state=0)
-    assert_same_bits(emalgam.fit(da.from_array(x, chunks=(300, 3)), 4, random_state=0), streamed)
+    streamed = emalgam.fit(emalgam.open_stream(chunks, chunk_rows=300), 4, **how)
+    found = emalgam.fit(da.from_array(x, chunks=(300, 3)), 4, **how)
+    assert_same_bits(found, streamed)
+    assert (found.float32_iterations > 0) == (precision == "mixed")
 
 
 def test_columns_are_chosen_and_ordered() -> None:
