@@ -10,7 +10,10 @@ import pytest
 import emalgam_kernels
 
 # torch is no dependency: `make test-torch` installs it and names these tests, and finds none without it.
-collect_ignore = [] if find_spec("torch") else ["tests/torch", "src/emalgam/nn", "src/emalgam/autoencoder_commands.py"]
+collect_ignore = []
+if not find_spec("torch"):
+    collect_ignore += ["tests/torch", "src/emalgam/nn"]
+    collect_ignore += [f"src/emalgam/cli/autoencoder_{what}.py" for what in ("training", "generation")]
 
 # Nor is Dask: `make test-dask`.
 if not (find_spec("dask") and find_spec("distributed")):

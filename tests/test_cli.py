@@ -14,8 +14,10 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
+import emalgam
 import emalgam_kernels
 from emalgam import cli
+from emalgam.cli import options
 from emalgam.mixture import Mixture
 from emalgam.model_file import load_metadata, load_model, save_model
 from emalgam.tables import FORMATS, read_table, write_table
@@ -52,11 +54,11 @@ def test_help_names_every_command_and_the_exit_codes() -> None:
 
 
 def test_version() -> None:
-    assert run("--version").stdout == f"emalgam {cli.__version__}\n"
+    assert run("--version").stdout == f"emalgam {emalgam.__version__}\n"
 
 
 def test_every_backend_can_be_named() -> None:
-    assert get_args(get_args(cli.Backend)[0]) == ("auto", *emalgam_kernels.BACKENDS)
+    assert get_args(get_args(options.Backend)[0]) == ("auto", *emalgam_kernels.BACKENDS)
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

@@ -1,32 +1,29 @@
-"""What ``emalgam train-ae`` and ``emalgam generate`` do: files in, files out, and what to report."""
+"""What ``emalgam train-ae`` does: data in, a folder out, and what to report."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
-from safetensors import safe_open
 
 from emalgam import __version__, plot
-from emalgam.files import replacing
-from emalgam.nn.data import NUMBERS_AT_ONCE, ROWS_AT_ONCE, as_dataset, as_loader, load_idx
-from emalgam.nn.evaluation import evaluating, on_host, reconstruct
+from emalgam.cli.pictures import prepare_pictures, write_picture
+from emalgam.nn.data import NUMBERS_AT_ONCE, as_dataset, as_loader, load_idx
+from emalgam.nn.evaluation import reconstruct
 from emalgam.nn.latent import LatentMixtureSampler
 from emalgam.nn.mixture_vae import MixtureVAE
 from emalgam.nn.model import LatentModel
-from emalgam.nn.model_file import NAME_IN_FOLDER, load_extra, load_model, load_sampler, save_model
+from emalgam.nn.model_file import save_model
 from emalgam.nn.models import MODELS
 from emalgam.nn.prior import COVARIANCE_TYPES
 from emalgam.nn.training import CHECKPOINT, LOSSES, History, train
-from emalgam.plot.style import pyplot_module
-from emalgam.tables import FORMATS, read_table, write_npy, write_table
+from emalgam.tables import FORMATS, read_table
 
 # Options that only some models have.
 BELONGS_TO: Final = {
@@ -95,21 +92,9 @@ class TrainingJob:
             raise ValueError("--patience looks at the validation loss, and --validation 0 leaves none")
 
 
-@contextmanager
-def _lack_of_memory() -> Iterator[None]:
-    """torch's RuntimeErrors for want of memory as MemoryErrors."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
-            raise
-        raise MemoryError(str(error).splitlines()[0].rpartition("Allocator: ")[2]) from error
-
-
-@_lack_of_memory()
 def run_training(job: TrainingJob, progress: bool) -> dict[str, Any]:
     """Train, save, fit the mixture of the latents, draw; returns what to report."""
-    _use_files_for_pictures()
+    prepare_pictures()
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     if not job.resume and any((folder / CHECKPOINT).exists() for folder in (job.output, job.output / PRETRAINING)):
@@ -145,31 +130,6 @@ def run_training(job: TrainingJob, progress: bool) -> dict[str, Any]:
         "mixture_seconds": None if sampler is None else fitted - trained,
         "output": job.output,
     }
-
-
-@_lack_of_memory()
-def run_generation(
-    model: Path, output: Path, n: int, *, seed: int, prior: str, shape: tuple[int, ...] | None
-) -> dict[str, Any]:
-    """Draw data from a saved model and write them, as a picture or as numbers; returns what to report."""
-    check_output(output)
-    x, drawn_from = _generated(model, n, seed, prior)
-    if output.suffix.lower() == ".png":
-        _use_files_for_pictures()
-        image_shape = shape or load_extra(model).get("image_shape")
-        _write(output, plot.samples(x, shape=None if image_shape is None else tuple(image_shape)))
-    elif output.suffix.lower() == ".npy":
-        with replacing(output) as file:
-            write_npy(file, x)
-    else:
-        write_table(output, x.reshape(n, -1))
-    return {"n_samples": n, "data_shape": list(x.shape[1:]), "prior": drawn_from, "output": output}
-
-
-def check_output(path: Path) -> None:
-    """ValueError unless samples can be written in the format that the suffix names."""
-    if path.suffix.lower() not in (".png", *FORMATS):
-        raise ValueError(f"{path}: expected a picture, .png, or numbers: {', '.join(FORMATS)}")
 
 
 # ---- data
@@ -283,41 +243,5 @@ def _mixture(job: TrainingJob, model: LatentModel, data: Any) -> LatentMixtureSa
 
 
 def _draw(folder: Path, model: LatentModel, x: torch.Tensor, shape: tuple[int, ...], history: History) -> None:
-    _write(folder / "losses.png", plot.losses(history))
-    _write(folder / "reconstructions.png", plot.reconstructions(x, reconstruct(model, x), shape=shape))
-
-
-def _use_files_for_pictures() -> None:
-    """No window; ImportError if matplotlib is missing, before the hours of a training and not after them."""
-    pyplot_module().switch_backend("Agg")
-
-
-def _write(path: Path, ax: Any) -> None:
-    """The figure of an Axes as a PNG file, at once and whole."""
-    with replacing(path) as file:
-        ax.figure.savefig(file, format="png", dpi=110)
-    pyplot_module().close(ax.figure)
-
-
-# ---- generation
-
-
-def _generated(path: Path, n: int, seed: int, prior: str) -> tuple[np.ndarray, str]:
-    """(n, *data_shape) on the host, and from what the latents were drawn."""
-    model = load_model(path)
-    if prior == "mixture" or (prior == "auto" and _has_sampler(path)):
-        sampler = load_sampler(path)
-        return on_host(sampler.sample(n, seed)[0]), f"mixture of {sampler.mixture.n_components}"
-    generator = torch.Generator().manual_seed(seed)
-    sizes = [min(ROWS_AT_ONCE, n - start) for start in range(0, n, ROWS_AT_ONCE)]
-    with evaluating(model):
-        try:
-            return on_host(torch.cat([model.generate(size, generator=generator) for size in sizes])), "the model's own"
-        except NotImplementedError as error:
-            raise ValueError(f"{path}: {error}") from error
-
-
-def _has_sampler(path: Path) -> bool:
-    """Whether a mixture was saved along with a model that has been loaded."""
-    with safe_open(path / NAME_IN_FOLDER if path.is_dir() else path, framework="np") as file:
-        return "sampler" in (file.metadata() or {})
+    write_picture(folder / "losses.png", plot.losses(history))
+    write_picture(folder / "reconstructions.png", plot.reconstructions(x, reconstruct(model, x), shape=shape))
