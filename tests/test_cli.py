@@ -307,6 +307,14 @@ def test_a_precision_that_the_backend_does_not_have_is_one_line(dtype: str, x: n
     assert run_json(*command, "--precision", "strict")["arithmetic"] == dtype
 
 
+def test_mixed_precision_says_how_many_iterations_were_in_float32(folder: Path) -> None:
+    report = run_json("fit", folder / "x.npy", "-k", 2, "--precision", "mixed", "--init", "random_from_data")
+    assert report["arithmetic"] == "float64"
+    assert 0 < report["float32_iterations"] < report["n_iter"]
+    command = ["fit", folder / "x.npy", "-k", 2, "--precision", "mixed", "--algorithm", "direct"]
+    assert "precision is 'mixed' and algorithm 'direct', which computes in float64 only" in error_of(*command)
+
+
 def test_a_collapsed_component_is_named(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.repeat([[0.0, 0.0], [1.0, 1.0]], 20, axis=0))
     message = error_of("fit", tmp_path / "x.npy", "-k", 2, "--on-degenerate", "error")

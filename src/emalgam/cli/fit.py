@@ -78,7 +78,11 @@ def fit(
     algorithm: Algorithm = "auto",
     threads: Threads = None,
     precision: Annotated[
-        Literal["strict", "tf32"], typer.Option(help="tf32: a GPU's products may round float32 operands to ten bits.")
+        Literal["strict", "mixed", "tf32"],
+        typer.Option(
+            help="mixed: float32 first and float64 last, in half the time if EM takes long; tf32: a GPU's products may "
+            "round float32 operands to ten bits."
+        ),
     ] = "strict",
     on_degenerate: Annotated[
         Literal["regularize", "reseed", "error"], typer.Option(help="What to do with a component that collapses.")
@@ -126,7 +130,7 @@ def fit(
         if saved is not None:
             saved.end()
         if as_json or not quiet:
-            report = _fit_report(fitted, watched, seconds)
+            report = _fit_report(fitted, watched, seconds, precision)
             if sample_weight is None and weight_column is None:  # the criteria count rows and have no place for weights
                 how = {"backend": backend, "algorithm": algorithm, "n_threads": threads}
                 report |= criteria(fitted.mixture, *log_likelihood(fitted.mixture, x, **how))
@@ -179,7 +183,7 @@ def _save(fitted: Fit, path: Path) -> None:
     save_model(fitted.mixture, path, metadata=metadata)
 
 
-def _fit_report(fitted: Fit, x: Any, seconds: float) -> dict[str, Any]:
+def _fit_report(fitted: Fit, x: Any, seconds: float, precision: str) -> dict[str, Any]:
     passes = getattr(x, "passes", None)
     streamed = {} if passes is None else {"passes": passes, "rows_per_second": x.rows / seconds}
     return {
@@ -193,6 +197,7 @@ def _fit_report(fitted: Fit, x: Any, seconds: float) -> dict[str, Any]:
         "error_bound": fitted.error_bound,
         "converged": fitted.converged,
         "n_iter": fitted.n_iter,
+        **({"float32_iterations": fitted.float32_iterations} if precision == "mixed" else {}),
         "seconds": seconds,
         **streamed,
         "effective_components": fitted.effective_components,
