@@ -7,6 +7,9 @@ Chebyshev interpolants; ``tests/kernels/test_polynomials.py`` fits them again wi
 header of the Cython backend to these numbers. ``LN2_HIGH`` has so many trailing zero bits that ``n · LN2_HIGH`` is
 exact for every exponent ``n``.
 
+Where registers hold a table of ``2^(j/S)``, j < S (AVX-512), ``exp`` is reduced to ``|r| ≤ ln 2 / (2 S)`` and its ``q``
+is shorter: `EXP_STEPS` is S, `EXP_TABLE` the table, `EXP_OF_A_STEP` that q.
+
 Highest degree first, one tuple per arithmetic dtype.
 """
 
@@ -36,6 +39,87 @@ EXP: Final[dict[str, tuple[float, ...]]] = {
         map(
             float.fromhex,
             ("0x1.6d10fcp-10", "0x1.120b62p-7", "0x1.55551ap-5", "0x1.5554dep-3", "0x1.000000p-1"),
+        )
+    ),
+}
+
+EXP_STEPS: Final = {"float64": 16, "float32": 32}
+EXP_OF_A_STEP: Final[dict[str, tuple[float, ...]]] = {
+    "float64": tuple(
+        map(
+            float.fromhex,
+            (
+                "0x1.6c17bb51f236dp-10",
+                "0x1.11120af701debp-7",
+                "0x1.55555555194d2p-5",
+                "0x1.55555554dd44dp-3",
+                "0x1.0000000000000p-1",
+            ),
+        )
+    ),
+    "float32": tuple(map(float.fromhex, ("0x1.555596p-3", "0x1.000052p-1"))),
+}
+EXP_TABLE: Final[dict[str, tuple[float, ...]]] = {
+    "float64": tuple(
+        map(
+            float.fromhex,
+            (
+                "0x1.0000000000000p+0",
+                "0x1.0b5586cf9890fp+0",
+                "0x1.172b83c7d517bp+0",
+                "0x1.2387a6e756238p+0",
+                "0x1.306fe0a31b715p+0",
+                "0x1.3dea64c123422p+0",
+                "0x1.4bfdad5362a27p+0",
+                "0x1.5ab07dd485429p+0",
+                "0x1.6a09e667f3bcdp+0",
+                "0x1.7a11473eb0187p+0",
+                "0x1.8ace5422aa0dbp+0",
+                "0x1.9c49182a3f090p+0",
+                "0x1.ae89f995ad3adp+0",
+                "0x1.c199bdd85529cp+0",
+                "0x1.d5818dcfba487p+0",
+                "0x1.ea4afa2a490dap+0",
+            ),
+        )
+    ),
+    "float32": tuple(
+        map(
+            float.fromhex,
+            (
+                "0x1.000000p+0",
+                "0x1.059b0ep+0",
+                "0x1.0b5586p+0",
+                "0x1.11301ep+0",
+                "0x1.172b84p+0",
+                "0x1.1d4874p+0",
+                "0x1.2387a6p+0",
+                "0x1.29e9e0p+0",
+                "0x1.306fe0p+0",
+                "0x1.371a74p+0",
+                "0x1.3dea64p+0",
+                "0x1.44e086p+0",
+                "0x1.4bfdaep+0",
+                "0x1.5342b6p+0",
+                "0x1.5ab07ep+0",
+                "0x1.6247ecp+0",
+                "0x1.6a09e6p+0",
+                "0x1.71f75ep+0",
+                "0x1.7a1148p+0",
+                "0x1.82589ap+0",
+                "0x1.8ace54p+0",
+                "0x1.93737cp+0",
+                "0x1.9c4918p+0",
+                "0x1.a5503cp+0",
+                "0x1.ae89fap+0",
+                "0x1.b7f770p+0",
+                "0x1.c199bep+0",
+                "0x1.cb720ep+0",
+                "0x1.d5818ep+0",
+                "0x1.dfc974p+0",
+                "0x1.ea4afap+0",
+                "0x1.f50766p+0",
+            ),
         )
     ),
 }

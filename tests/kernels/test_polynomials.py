@@ -67,6 +67,19 @@ def test_coefficients_are_chebyshev_interpolants(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_exp_with_a_table(dtype: str) -> None:
+    steps, given = polynomials.EXP_STEPS[dtype], polynomials.EXP_OF_A_STEP[dtype]
+    assert (steps, len(given)) == {"float64": (16, 5), "float32": (32, 2)}[dtype]
+    with mpmath.workdps(oracles.DIGITS):
+        half = mpmath.log(2) / (2 * steps)
+        powers = [mpmath.mpf(2) ** (mpmath.mpf(j) / steps) for j in range(steps)]
+        rounded = [float(mpmath.mpf(power, prec=np.finfo(dtype).nmant + 1, rounding="n")) for power in powers]
+    assert list(polynomials.EXP_TABLE[dtype]) == rounded
+    fitted = oracles.chebyshev_coefficients(exp_remainder, (-half, half), len(given), dtype)
+    assert [c.hex() for c in given] == [c.hex() for c in fitted]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_constants_of_the_range_reduction(dtype: str) -> None:
     high, low = polynomials.LN2_HIGH[dtype], polynomials.LN2_LOW[dtype]
     bits, exponents = np.finfo(dtype).nmant + 1, np.finfo(dtype).maxexp
@@ -101,7 +114,14 @@ def test_header_holds_the_same_numbers() -> None:
             "LN2_HIGH": (polynomials.LN2_HIGH[name],),
             "LN2_LOW": (polynomials.LN2_LOW[name],),
             "EXP_UNDERFLOW": (polynomials.EXP_UNDERFLOW[name],),
+            "EXP_OF_A_STEP": polynomials.EXP_OF_A_STEP[name],
         }
+        steps = polynomials.EXP_STEPS[name]
+        assert int(defined.pop(f"EXP_STEPS_{suffix}")) == steps
+        bits = [int(literal, 16) for literal in defined.pop(f"EXP_TABLE_{suffix}").split(",")]
+        place = 2 ** np.finfo(name).nmant // steps
+        restored = np.array([each + j * place for j, each in enumerate(bits)], f"int{8 * np.dtype(name).itemsize}")
+        assert restored.view(name).tolist() == list(polynomials.EXP_TABLE[name])
         for macro, numbers in expected.items():
             literals = [literal.strip() for literal in defined.pop(f"{macro}_{suffix}").split(",")]
             assert all(literal.endswith("f") for literal in literals) == (suffix == "f32"), f"{macro}_{suffix}: type"

@@ -7,6 +7,23 @@
     0x1.5555555555556p-3, 0x1.0000000000001p-1
 #define EXP_COEFFICIENTS_f32 0x1.6d10fcp-10f, 0x1.120b62p-7f, 0x1.55551ap-5f, 0x1.5554dep-3f, 0x1.000000p-1f
 
+/* The bits of 2^(j/S) less j in the place that n = S e + j has when it is shifted so that e meets the exponent. */
+#define EXP_STEPS_f64 16
+#define EXP_STEPS_f32 32
+#define EXP_OF_A_STEP_f64 \
+    0x1.6c17bb51f236dp-10, 0x1.11120af701debp-7, 0x1.55555555194d2p-5, 0x1.55555554dd44dp-3, 0x1.0000000000000p-1
+#define EXP_OF_A_STEP_f32 0x1.555596p-3f, 0x1.000052p-1f
+#define EXP_TABLE_f64 \
+    0x3ff0000000000000, 0x3fefb5586cf9890f, 0x3fef72b83c7d517b, 0x3fef387a6e756238, \
+    0x3fef06fe0a31b715, 0x3feedea64c123422, 0x3feebfdad5362a27, 0x3feeab07dd485429, \
+    0x3feea09e667f3bcd, 0x3feea11473eb0187, 0x3feeace5422aa0db, 0x3feec49182a3f090, \
+    0x3feee89f995ad3ad, 0x3fef199bdd85529c, 0x3fef5818dcfba487, 0x3fefa4afa2a490da
+#define EXP_TABLE_f32 \
+    0x3f800000, 0x3f7ecd87, 0x3f7daac3, 0x3f7c980f, 0x3f7b95c2, 0x3f7aa43a, 0x3f79c3d3, 0x3f78f4f0, \
+    0x3f7837f0, 0x3f778d3a, 0x3f76f532, 0x3f767043, 0x3f75fed7, 0x3f75a15b, 0x3f75583f, 0x3f7523f6, \
+    0x3f7504f3, 0x3f74fbaf, 0x3f7508a4, 0x3f752c4d, 0x3f75672a, 0x3f75b9be, 0x3f76248c, 0x3f76a81e, \
+    0x3f7744fd, 0x3f77fbb8, 0x3f78ccdf, 0x3f79b907, 0x3f7ac0c7, 0x3f7be4ba, 0x3f7d257d, 0x3f7e83b3
+
 #define LOG_COEFFICIENTS_f64 \
     0x1.2b584aae78a57p-3, 0x1.39fe606542ddep-3, 0x1.7462b4ab2ef6bp-3, 0x1.c71c62e5800a1p-3, \
     0x1.2492492df148dp-2, 0x1.99999999952e2p-2, 0x1.5555555555558p-1

@@ -8,21 +8,47 @@ typedef REAL N_(anywhere) __attribute__((vector_size(VECTOR_BYTES), aligned(size
 
 /* ---- exp and log ------------------------------------------------------------------------------------------- */
 
-/* exp(x), x ≤ 0, or ≤ 650 in float64: n = round(x log2 e), r = x − n ln 2, exp(x) = 2ⁿ (1 + r + r² q(r)); 0 below the
- * normal range. */
+/* How finely exp is reduced: to r = x − n ln 2 / S. Two registers of AVX-512 hold a table of 2^(j/S), j < S. */
+#if defined(__x86_64__) && VECTOR_BYTES == 64
+#define STEPS P_(EXP_STEPS)
+#define STEP_COEFFICIENTS P_(EXP_OF_A_STEP)
+#else
+#define STEPS 1
+#define STEP_COEFFICIENTS P_(EXP_COEFFICIENTS)
+#endif
+
+/* 2^(n/S) for n = S e + j in the low bits of `shifted`: they move so that e adds to the exponent of the table's j. */
+INLINE VEC N_(two_to_the)(IVEC shifted) {
+    const IVEC exponent = shifted << (MANTISSA_BITS - __builtin_ctz(STEPS));
+#if defined(__x86_64__) && VECTOR_BYTES == 64
+    static const INTEGER table[STEPS] = {P_(EXP_TABLE)};
+    const __m512i low = _mm512_loadu_si512(table), high = _mm512_loadu_si512(table + STEPS / 2);
+#if IS_FLOAT64
+    return (VEC)(exponent + (IVEC)_mm512_permutex2var_epi64(low, (__m512i)shifted, high));
+#else
+    return (VEC)(exponent + (IVEC)_mm512_permutex2var_epi32(low, (__m512i)shifted, high));
+#endif
+#else
+    return (VEC)(exponent + (EXPONENT_BIAS << MANTISSA_BITS));
+#endif
+}
+
+/* exp(x), x ≤ 0, or ≤ 650 in float64: n = round(x S log2 e), r = x − n ln 2 / S, exp(x) = 2^(n/S) (1 + r + r² q(r)); 0
+ * below the normal range. */
 INLINE VEC N_(exp)(VEC x) {
-    static const REAL q[] = {P_(EXP_COEFFICIENTS)};
-    const VEC shifted = x * P_(LOG2_E) + ROUND_TO_INTEGER;
+    static const REAL q[] = {STEP_COEFFICIENTS};
+    const VEC shifted = x * (P_(LOG2_E) * STEPS) + ROUND_TO_INTEGER;
     const VEC n = shifted - ROUND_TO_INTEGER;
-    const VEC r = (x - n * P_(LN2_HIGH)) - n * P_(LN2_LOW);
+    const VEC r = (x - n * (P_(LN2_HIGH) / STEPS)) - n * (P_(LN2_LOW) / STEPS);
     VEC p = r * q[0] + q[1];
 #pragma GCC unroll 16
     for (size_t i = 2; i < sizeof(q) / sizeof(q[0]); ++i) p = p * r + q[i];
-    p = p * (r * r) + r + (REAL)1;
-    /* The low bits of `shifted` hold n: move them into the exponent. */
-    const VEC power = (VEC)(((IVEC)shifted << MANTISSA_BITS) + (EXPONENT_BIAS << MANTISSA_BITS));
-    return (VEC)((IVEC)(p * power) & ~(IVEC)(x < P_(EXP_UNDERFLOW)));
+    const VEC power = N_(two_to_the)((IVEC)shifted);
+    return (VEC)((IVEC)((p * (r * r) + r) * power + power) & ~(IVEC)(x < P_(EXP_UNDERFLOW)));
 }
+
+#undef STEPS
+#undef STEP_COEFFICIENTS
 
 /* log(x) for normal x > 0: x = 2ᵉ (1 + f), s = f / (2 + f), log(1 + f) = f − (f²/2 − s (f²/2 + s² p(s²))). NaN stays.
  */
