@@ -8,6 +8,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from emalgam_kernels import Packed
 from tests.conftest import COVARIANCE_TYPES, Variant, variants
 from tests.kernels import test_mixture
 from tests.kernels.problems import SIZES, problem
@@ -26,6 +27,29 @@ def test_lower_levels_against_the_oracle(simd_level: str, variant: Variant, size
     test_mixture.test_log_prob(variant, size)
     test_mixture.test_responsibilities(variant, size)
     test_mixture.test_em_statistics(variant, size)
+
+
+@pytest.mark.parametrize("simd_level", LEVELS, indirect=True)
+@pytest.mark.parametrize("arithmetic", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("D", [1, 2, 3, 7, 8, 9, 16, 19])
+def test_rows_are_loaded_to_the_bits_of_columns(
+    cython_cpu: ModuleType, simd_level: str, D: int, dtype: str, arithmetic: str
+) -> None:
+    """Features side by side are read as vectors and transposed, whatever D is; others one by one."""
+    rng, N, F = np.random.default_rng(0), 45, 2 * D + 1
+    wide = rng.normal(size=(2 * N, D + 3)).astype(dtype)
+    rows = wide[::2, 1 : D + 1]
+    shift, scale = np.arange(D) * 0.3, 2.0 ** -np.arange(D)
+    for d in range(D):
+        natural = np.zeros((1, F))
+        natural[0, D + d] = 1.0  # log p is z_d
+        packed = Packed("diag", shift, scale, None, natural, arithmetic)
+        found = np.empty((3, N))
+        for out, x in zip(found, (rows, np.ascontiguousarray(rows), np.asfortranarray(rows)), strict=True):
+            cython_cpu.log_prob(x, packed, out)
+        expected = ((rows[:, d].astype(np.float64) - shift[d]) * scale[d]).astype(arithmetic)
+        np.testing.assert_array_equal(found, np.tile(expected, (3, 1)))
 
 
 @lower_levels

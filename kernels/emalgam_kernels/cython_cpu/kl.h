@@ -40,10 +40,6 @@ typedef struct {
     Py_ssize_t (*precision_factors)(const Factorization *, Py_ssize_t start, Py_ssize_t stop, char *workspace);
 } Divergence_functions;
 
-/* As in lanes.h, the halves of two vectors of sixteen lanes. */
-#define EVEN_16_8 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
-#define ODD_16_8 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
-
 #define BODY "kl_tile.h"
 #include "levels.h"
 #undef BODY

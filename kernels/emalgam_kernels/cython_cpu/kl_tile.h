@@ -10,27 +10,6 @@
 
 /* ---- from one pair after the other to lanes ------------------------------------------------------------------- */
 
-/* LANES vectors as the rows of a matrix ← its columns: swap off-diagonal blocks of 1, 2, 4, 8 lanes in turn. */
-INLINE void N_(transpose)(VEC *v) {
-#define SWAP(GROUP)                                                                                                 \
-    _Pragma("GCC unroll 16") for (int i = 0; i < VECTOR_LANES; ++i) if (!(i & GROUP)) {                              \
-        const VEC a = v[i], b = v[i + GROUP];                                                                       \
-        v[i] = __builtin_shufflevector(a, b, JOIN3(EVEN, VECTOR_LANES, GROUP));                                     \
-        v[i + GROUP] = __builtin_shufflevector(a, b, JOIN3(ODD, VECTOR_LANES, GROUP));                              \
-    }
-    SWAP(1)
-#if VECTOR_LANES >= 4
-    SWAP(2)
-#endif
-#if VECTOR_LANES >= 8
-    SWAP(4)
-#endif
-#if VECTOR_LANES >= 16
-    SWAP(8)
-#endif
-#undef SWAP
-}
-
 /* Prefetches what the pairs after the next LANES want, if they lie `tile` elements apart: the processor does not foresee
  * so many short streams. Into the second cache, whose queue of loads is long: a tile's loads at once would fill that of
  * the first and hold up the arithmetic. An address that is not one is no fault. */
@@ -53,7 +32,7 @@ KERNEL void N_(gather)(const REAL *const *a, const REAL *const *b, Py_ssize_t co
         }
 #pragma GCC unroll 16
         for (int l = 0; l < VECTOR_LANES; ++l) v[l] = b ? LOAD(a[l] + first) - LOAD(b[l] + first) : LOAD(a[l] + first);
-        N_(transpose)(v);
+        N_(transpose)(v, VECTOR_LANES);
 #pragma GCC unroll 16
         for (int i = 0; i < VECTOR_LANES; ++i) PUT(tile, first + i, v[i]);
         f = first + LANES;
@@ -72,7 +51,7 @@ KERNEL void N_(scatter)(const REAL *restrict tile, Py_ssize_t count, Py_ssize_t 
         VEC v[VECTOR_LANES];
 #pragma GCC unroll 16
         for (int i = 0; i < VECTOR_LANES; ++i) v[i] = AT(tile, first + i);
-        N_(transpose)(v);
+        N_(transpose)(v, VECTOR_LANES);
         for (Py_ssize_t l = 0; l < lanes; ++l) STORE(out[l] + first, v[l]);
     }
 }

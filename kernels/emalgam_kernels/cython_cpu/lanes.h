@@ -1,5 +1,6 @@
 /* Lanes for __builtin_shufflevector: EVEN_<lanes>_<group> takes the even groups of lanes of two vectors alternately,
- * ODD_ the odd ones. Their sum is one step of the reduction in tile.h. */
+ * ODD_ the odd ones. Both together are one step of a transposition, their sum one of a reduction; see tile.h.
+ * BOTH_<lanes> joins two vectors of half as many lanes. */
 #pragma once
 #define EVEN_2_1 0, 2
 #define ODD_2_1 1, 3
@@ -19,3 +20,8 @@
 #define ODD_16_2 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31
 #define EVEN_16_4 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27
 #define ODD_16_4 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31
+#define EVEN_16_8 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
+#define ODD_16_8 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
+#define BOTH_4 0, 1, 2, 3
+#define BOTH_8 0, 1, 2, 3, 4, 5, 6, 7
+#define BOTH_16 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15

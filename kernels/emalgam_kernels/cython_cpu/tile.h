@@ -16,6 +16,28 @@
     (__builtin_shufflevector(a, b, JOIN3(EVEN, VECTOR_LANES, group)) +                                               \
      __builtin_shufflevector(a, b, JOIN3(ODD, VECTOR_LANES, group)))
 
+/* `lanes` vectors as the rows of a matrix ← its columns: swap off-diagonal blocks of 1, 2, 4, 8 lanes in turn. With fewer
+ * vectors than lanes, each group of `lanes` lanes is a matrix of its own. */
+INLINE void N_(transpose)(VEC *v, const int lanes) {
+#define SWAP(GROUP)                                                                                                 \
+    _Pragma("GCC unroll 16") for (int i = 0; i < lanes; ++i) if (GROUP < lanes && !(i & GROUP)) {                    \
+        const VEC a = v[i], b = v[i + GROUP];                                                                       \
+        v[i] = __builtin_shufflevector(a, b, JOIN3(EVEN, VECTOR_LANES, GROUP));                                     \
+        v[i + GROUP] = __builtin_shufflevector(a, b, JOIN3(ODD, VECTOR_LANES, GROUP));                              \
+    }
+    SWAP(1)
+#if VECTOR_LANES >= 4
+    SWAP(2)
+#endif
+#if VECTOR_LANES >= 8
+    SWAP(4)
+#endif
+#if VECTOR_LANES >= 16
+    SWAP(8)
+#endif
+#undef SWAP
+}
+
 /* ---- features ---------------------------------------------------------------------------------------------- */
 
 /* How many rows of φ are quadratic in z; D linear ones and a constant follow. */
@@ -265,6 +287,51 @@ INLINE Py_ssize_t N_(row_of)(const Problem *p, Py_ssize_t n) {
     return p->order ? (Py_ssize_t)*(const int64_t *)(p->order + n * p->order_stride) : n;
 }
 
+#define DOUBLES (VECTOR_BYTES / 8) /* of a vector, whatever the arithmetic type */
+typedef double N_(doubles) __attribute__((vector_size(VECTOR_BYTES)));
+typedef double N_(doubles_anywhere) __attribute__((vector_size(VECTOR_BYTES), aligned(8), may_alias));
+typedef float N_(floats) __attribute__((vector_size(VECTOR_BYTES / 2)));
+typedef float N_(floats_anywhere) __attribute__((vector_size(VECTOR_BYTES / 2), aligned(4), may_alias));
+
+/* (x − shift) · scale of DOUBLES features side by side. */
+INLINE N_(doubles) N_(framed)(const int x_is_float32, const char *x, const double *shift, const double *scale) {
+    const N_(doubles) v = x_is_float32 ? __builtin_convertvector(*(const N_(floats_anywhere) *)x, N_(doubles))
+                                       : (N_(doubles))*(const N_(doubles_anywhere) *)x;
+    return (v - *(const N_(doubles_anywhere) *)shift) * *(const N_(doubles_anywhere) *)scale;
+}
+
+/* z ← (x − shift) · scale for whole vectors of rows whose D ≥ DOUBLES features lie side by side: read row by row, and
+ * transposed, DOUBLES features of LANES rows at once. Returns how many of `rows` these are. */
+INLINE Py_ssize_t N_(load_rows)(const int x_is_float32, const Problem *p, Py_ssize_t start, Py_ssize_t rows,
+                                Py_ssize_t stride, REAL *restrict z) {
+    const Py_ssize_t size = x_is_float32 ? sizeof(float) : sizeof(double);
+    Py_ssize_t n = 0;
+    for (; n + LANES <= rows; n += LANES) {
+        const char *row[VECTOR_LANES];
+        for (Py_ssize_t l = 0; l < LANES; ++l) row[l] = p->x + N_(row_of)(p, start + n + l) * p->x_row_stride;
+        for (Py_ssize_t d = 0; d < p->D; d += DOUBLES) {
+            const Py_ssize_t first = d + DOUBLES <= p->D ? d : p->D - DOUBLES; /* the last ones may overlap */
+            const double *shift = p->shift + first, *scale = p->scale + first;
+            VEC v[DOUBLES];
+#pragma GCC unroll 8
+            for (int i = 0; i < DOUBLES; ++i) {
+                const N_(doubles) one = N_(framed)(x_is_float32, row[i] + first * size, shift, scale);
+#if IS_FLOAT64
+                v[i] = one;
+#else
+                const N_(doubles) two = N_(framed)(x_is_float32, row[i + DOUBLES] + first * size, shift, scale);
+                v[i] = __builtin_shufflevector(__builtin_convertvector(one, N_(floats)),
+                                               __builtin_convertvector(two, N_(floats)), JOIN2(BOTH, VECTOR_LANES));
+#endif
+            }
+            N_(transpose)(v, DOUBLES);
+#pragma GCC unroll 8
+            for (int i = 0; i < DOUBLES; ++i) STORE(z + (first + i) * stride + n, v[i]);
+        }
+    }
+    return n;
+}
+
 /* z ← (x − shift) · scale for one feature of `rows` rows from `start`. */
 INLINE void N_(load_feature)(const int x_is_float32, const int ordered, const Problem *p, Py_ssize_t start,
                              Py_ssize_t rows, Py_ssize_t d, REAL *restrict z) {
@@ -284,8 +351,12 @@ KERNEL void N_(load_tile)(const Problem *p, Py_ssize_t start, Py_ssize_t rows, P
         weight[n] = p->weight
             ? (REAL)*(const double *)(p->weight + N_(row_of)(p, start + n) * p->weight_stride) : (REAL)1;
     for (Py_ssize_t n = rows; n < columns; ++n) weight[n] = 0;
+    Py_ssize_t first = 0;
+    if (p->x_column_stride == (Py_ssize_t)(p->x_is_float32 ? sizeof(float) : sizeof(double)) && p->D >= DOUBLES)
+        first = p->x_is_float32 ? N_(load_rows)(1, p, start, rows, stride, z)
+                                : N_(load_rows)(0, p, start, rows, stride, z);
     /* A few rows at a time, so that the cache lines of row-major x are still there for the next feature. */
-    for (Py_ssize_t first = 0; first < rows; first += ROWS_OF_A_LOAD) {
+    for (; first < rows; first += ROWS_OF_A_LOAD) {
         const Py_ssize_t count = rows - first < ROWS_OF_A_LOAD ? rows - first : ROWS_OF_A_LOAD;
         for (Py_ssize_t d = 0; d < p->D; ++d) {
             REAL *row = z + d * stride + first;
@@ -524,5 +595,6 @@ static const JOIN2(Tiles, TYPE) N_(tiles) = {
     LEVEL_NAME, 8 * VECTOR_LANES, N_(workspace_size), N_(mixture_block), N_(feature_tile), N_(pack_natural),
     N_(logit_tile), N_(softmax_tile), N_(statistic_tile)};
 
+#undef DOUBLES
 #undef INTERLEAVE
 #include "vectors_end.h"
