@@ -24,6 +24,7 @@ from emalgam.packing import (
     log_constants,
     natural_parameters,
     pack_precisions,
+    pack_symmetric,
     unpack_symmetric,
 )
 from emalgam_kernels import Direct, Packed
@@ -103,6 +104,13 @@ class Covariance(ABC):
         only)."""
 
     @abstractmethod
+    def second_moments(self, covariances: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
+        """E φ₂(z − μ_k) under each component, (K, n), which `estimate` takes back to the covariances.
+
+        φ₂ of the type's feature map; of a shared covariance, which a feature map of its own whitens, that of "full".
+        """
+
+    @abstractmethod
     def regularize(self, covariances: np.ndarray, floor: np.ndarray) -> np.ndarray:
         """Σ + diag(floor), `floor` (D,) or (K, D)."""
 
@@ -177,6 +185,9 @@ class _Matrix(Covariance):
         factors = self.matrices(components.precisions_cholesky, K, D)
         means = contiguous(components.means)
         return Direct("full", frame.shift, frame.scale, means, factors, self._constants(components, frame), arithmetic)
+
+    def second_moments(self, covariances: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
+        return pack_symmetric(self.matrices(covariances, n_components, n_features))
 
     def regularize(self, covariances: np.ndarray, floor: np.ndarray) -> np.ndarray:
         xp = namespace(floor)
@@ -356,6 +367,9 @@ class Diag(Covariance):
         # σ_i² = Σ r (z_i − a_i)² / N_k − δ_i²
         return moments.mean_of(moments.second) - moments.offset**2
 
+    def second_moments(self, covariances: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
+        return covariances
+
     def regularize(self, covariances: np.ndarray, floor: np.ndarray) -> np.ndarray:
         return covariances + floor
 
@@ -401,6 +415,9 @@ class Spherical(Diag):
         D = moments.first.shape[1]
         second = moments.mean_of(moments.second).sum(axis=1)
         return (second - (moments.offset**2).sum(axis=1)) / D
+
+    def second_moments(self, covariances: np.ndarray, n_components: int, n_features: int) -> np.ndarray:
+        return n_features * covariances[:, None]
 
     def regularize(self, covariances: np.ndarray, floor: np.ndarray) -> np.ndarray:
         return covariances + floor.mean(axis=-1)

@@ -64,6 +64,8 @@ class Fit:
         What ran last.
     error_bound : float
         Bound on the absolute error of a log-density near the components, in nats.
+    total_weight : float
+        Σ ω of the data, N without weights.
     stopped : bool
         Whether the callback ended it.
     float32_iterations : int
@@ -80,6 +82,7 @@ class Fit:
     algorithm: str
     arithmetic: str
     error_bound: float
+    total_weight: float
     stopped: bool = False
     float32_iterations: int = 0
 
@@ -366,6 +369,7 @@ def _fit_of(best: Best, data: Data, covariance: Covariance) -> Fit:
         algorithm=best.algorithm,
         arithmetic=best.arithmetic,
         error_bound=best.error_bound,
+        total_weight=data.total_weight / data.moderation,
         float32_iterations=best.float32_iterations,
     )
 
@@ -436,6 +440,7 @@ class _Restart:
             algorithm=how.algorithm,
             arithmetic=how.arithmetic,
             error_bound=how.error_bound,
+            total_weight=self.data.total_weight / self.data.moderation,
             stopped=stopped,
             float32_iterations=self.schedule.float32_iterations,
         )

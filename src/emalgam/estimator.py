@@ -21,7 +21,7 @@ from emalgam.em import Fit, Iteration, Settings, Start, fit_observations, not_co
 from emalgam.mixture import Mixture, log_likelihood
 from emalgam.namespace import to_host
 from emalgam.parts import Parts, observe
-from emalgam.stepwise import Running
+from emalgam.stepwise import Running, check_precision_of_steps
 from emalgam.stream import as_stream, for_many_passes
 from emalgam.validation import check_data, check_finite, check_integer, check_threads, check_weight
 
@@ -215,8 +215,12 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         """One step of stepwise EM, for streams that pass once; see `emalgam.fit_stepwise`, which does them all.
 
         The first call fits its batch; later ones, and those after `fit`, move running statistics and the parameters
-        with them; batches whose weights are all zero change nothing. `lower_bound_` is the batch's mean log p before
-        the step, in nats, and `n_iter_` counts the steps.
+        with them. A batch counts by its weight beside that of all data before it, those of `fit` among them
+        (`emalgam.stepwise.Memory`): one whose weights are all zero changes nothing. Parameters that were never fitted
+        count as much as the first batch. `lower_bound_` is the batch's mean log p before the step, in nats, and
+        `n_iter_` counts the steps, which compute in float64.
+
+        `reg_covar`, `on_degenerate`, `algorithm`, `backend` and `n_threads` may change between calls.
 
         Parameters
         ----------
@@ -228,13 +232,18 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         Raises
         ------
         ValueError
-            For bad data or parameters, or a number of features that differs from that of earlier batches.
+            For bad data or parameters, `precision` "tf32", or a number of features, a `n_components` or a
+            `covariance_type` that differs from that of earlier batches; `emalgam.DegenerateComponentError` and
+            `emalgam.NumericalError` are among them. The mixture is then as it was.
         BackendUnavailable
             If `backend` cannot run here.
         """
-        settings, fitted = self._settings(), hasattr(self, "mixture_")
-        for name in ("n_components", "covariance_type") if fitted else ():
-            if (before := getattr(self.mixture_, name)) != getattr(settings, name):
+        settings = self._settings()
+        check_precision_of_steps(settings)
+        # Also of parameters that somebody has set; then the running statistics are of other ones, and are dropped.
+        mixture = self._mixture() if all(hasattr(self, name) for name in PARAMETERS) else None
+        for name in () if mixture is None else ("n_components", "covariance_type"):
+            if (before := getattr(mixture, name)) != getattr(settings, name):
                 raise ValueError(f"{name} is {getattr(settings, name)!r}; the batches before had {before!r}")
         if isinstance(X, str | os.PathLike | Parts):
             raise ValueError(
@@ -243,22 +252,30 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
             )
         if arrays.on_gpu(X):
             raise ValueError("X is on a GPU, and partial_fit takes batches from the host; move it first: X.cpu()")
-        data = arrays.to_numpy(self._read(X, reset=not fitted), "X")
+        data = arrays.to_numpy(self._read(X, reset=mixture is None), "X")
         check_finite(check_data(data))
-        weight, threads = check_weight(sample_weight, len(data), some=not fitted), check_threads(self.n_threads)
+        weight, threads = check_weight(sample_weight, len(data), some=mixture is None), check_threads(self.n_threads)
         if weight is not None and not weight.any():  # which says nothing
             return self
-        running: Running | None = getattr(self, "_running", None)
-        if not fitted:
+        if mixture is None:
             running, result = Running.begin(data, weight, settings, self.backend, threads)
-            self._adopt(result.mixture, data.dtype, result)
+            self._adopt(result.mixture, arrays.tile_dtype(data), result)
         else:
-            running = running or Running.of(self._mixture(), settings.reg_covar)
-            running, bound = running.step(data, weight, backends.resolve(self.backend), threads)
-            self._adopt(running.mixture, self.means_.dtype)
-            self.lower_bound_, self.n_iter_ = bound, running.steps
+            running, result = self._step(mixture, data, weight, settings, threads)
+            self._adopt(result.mixture, self.means_.dtype, result)
         self._running = running
         return self
+
+    def _step(
+        self, mixture: Mixture, x: np.ndarray, weight: np.ndarray | None, settings: Settings, n_threads: int
+    ) -> tuple[Running, Fit]:
+        """One more batch: the state after it, which goes on from `mixture` if there was none, and what it says."""
+        backend, running = backends.resolve(self.backend), getattr(self, "_running", None)
+        if running is None:
+            total = float(len(x) if weight is None else weight.sum())
+            running = Running.of(mixture, weight=getattr(self, "_total_weight", total))
+        running, bound = running.step(x, weight, settings, backend, n_threads)
+        return running, running.result([bound], backend)
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Fit, and the component of each row: the same as ``fit(X).predict(X)``."""
@@ -291,6 +308,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
             self.effective_components_ = result.effective_components
             self.backend_, self.algorithm_, self.arithmetic_ = result.backend, result.algorithm, result.arithmetic
             self.error_bound_, self.float32_iterations_ = result.error_bound, result.float32_iterations
+            self._total_weight = result.total_weight
         return self
 
     def _read(self, X: Any, *, reset: bool) -> Any:

@@ -60,6 +60,7 @@ class MStep:
         # The same where the data lie: to send them in every iteration would wait for the device.
         self.added_there = beside(self.added, data.sample.x)
         self.scatter_there = None if data.scatter is None else beside(data.scatter, data.sample.x)
+        self.collapsed = np.empty(0, np.int64)  # components, in the last update; "regularize" does not look for them
         self.reseeded = False
         self.reseeds_left = RESEEDS_PER_COMPONENT * n_components
 
@@ -99,7 +100,7 @@ class MStep:
             raise NumericalError(f"a covariance became NaN or infinite in iteration {iteration}")
         if self.on_degenerate != "regularize":
             narrow = self.covariance.narrow(estimate, self.data.total_covariance, self.floor)
-            collapsed = np.flatnonzero(empty | narrow)
+            collapsed = self.collapsed = np.flatnonzero(empty | narrow)
             if len(collapsed) and self.on_degenerate == "error":
                 raise self.collapse(int(collapsed[0]), weights, iteration)
             self.reseeded = reseed and 0 < len(collapsed) <= self.reseeds_left

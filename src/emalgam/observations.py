@@ -80,6 +80,8 @@ class Observations:
         max |z| over rows with weight.
     scatter : (D, D) float64 or None
         Σ ω z zᵀ, for the tied type.
+    moderation : float
+        What the given weights were multiplied by.
     """
 
     x: Any
@@ -92,6 +94,7 @@ class Observations:
     backend: str
     kernels: ModuleType
     n_threads: int
+    moderation: float = 1.0
 
     @classmethod
     def of(
@@ -110,7 +113,7 @@ class Observations:
         arrays.same_device(x=x, sample_weight=sample_weight)
         data, threads = check_data(x), check_threads(n_threads)
         check_finite(data)
-        weight = _moderate(check_weight(sample_weight, len(data)))
+        weight, factor = moderate(check_weight(sample_weight, len(data)))
         kernels = backends.kernels(name)
         if name == "numba_cuda":
             data, weight = kernels.resident(data, weight, threads)
@@ -123,7 +126,7 @@ class Observations:
         )
         warn_of_constants(low, high)
         in_frame = (view.total_weight, view.frame, view.variance, view.largest, view.scatter)
-        return cls(data, weight, *in_frame, name, kernels, threads)
+        return cls(data, weight, *in_frame, name, kernels, threads, factor)
 
     @property
     def sample(self) -> Observations:
@@ -180,10 +183,10 @@ def moderation(largest: float) -> float:
     return 1.0 if moderate else float(power_of_two(np.array(largest)))
 
 
-def _moderate(weight: Any) -> Any:
-    """Weights whose largest is near one, if it was far from it."""
+def moderate(weight: Any) -> tuple[Any, float]:
+    """Weights whose largest is near one, if it was far from it, and what they were multiplied by."""
     factor = 1.0 if weight is None else moderation(float(weight.max()))
-    return weight if factor == 1 else weight * factor
+    return (weight if factor == 1 else weight * factor), factor
 
 
 def ranges_of(x: Any, weight: Any, n_threads: int) -> tuple[np.ndarray, np.ndarray]:

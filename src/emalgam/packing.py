@@ -131,20 +131,30 @@ def pack_precisions(precisions: np.ndarray) -> np.ndarray:
     return precisions[..., triangle.i, triangle.j] * triangle.sign
 
 
+def pack_symmetric(matrices: np.ndarray) -> np.ndarray:
+    """The lower triangles of symmetric matrices, row by row; (K, D, D) → (K, D (D + 1) / 2)."""
+    triangle = _triangle(matrices.shape[-1], matrices)
+    return matrices[:, triangle.i, triangle.j]
+
+
 def unpack_symmetric(packed: np.ndarray, n_features: int) -> np.ndarray:
     """The symmetric matrices (K, D, D) whose lower triangles are `packed`, (K, D (D + 1) / 2)."""
     return packed[:, _triangle(n_features, packed).position]
 
 
 def features(z: np.ndarray, feature_map: str) -> np.ndarray:
-    """φ(z), (N, F): see `emalgam_kernels.statistic_count`."""
+    """φ(z) = (φ₂(z), z, 1), (N, F): see `emalgam_kernels.statistic_count`."""
     xp = namespace(z)
-    one = xp.ones_like(z[:, :1])
+    return xp.concat([quadratic_features(z, feature_map), z, xp.ones_like(z[:, :1])], axis=1)
+
+
+def quadratic_features(z: np.ndarray, feature_map: str) -> np.ndarray:
+    """φ₂(z), (N, F − D − 1)."""
     if feature_map == "full":
         triangle = _triangle(z.shape[1], z)
-        return xp.concat([z[:, triangle.i] * z[:, triangle.j], z, one], axis=1)
+        return z[:, triangle.i] * z[:, triangle.j]
     square = z * z
-    return xp.concat([square if feature_map == "diag" else square.sum(axis=1)[:, None], z, one], axis=1)
+    return square if feature_map == "diag" else square.sum(axis=1)[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +162,8 @@ class Moments:
     """What the statistics of a pass say: ``S = (Σ r φ₂(z − a), Σ r (z − a), Σ r)`` about the centres a.
 
     `mass` N_k (K,), `first` Σ r (z − a) (K, D), `second` Σ r φ₂(z − a) packed as the feature map packs it, and
-    `centres` a (K, D), zero for packed kernels and the component's previous mean for direct ones.
+    `centres` a (K, D), zero for packed kernels and the component's previous mean for direct ones, or what `about`
+    moved them to.
     """
 
     mass: np.ndarray
@@ -165,6 +176,18 @@ class Moments:
         """The slices of S (K, F)."""
         D = centres.shape[1]
         return cls(statistics[:, -1], statistics[:, -1 - D : -1], statistics[:, : -1 - D], centres)
+
+    @property
+    def statistics(self) -> np.ndarray:
+        """S (K, F)."""
+        return namespace(self.mass).concat([self.second, self.first, self.mass[:, None]], axis=1)
+
+    def about(self, centres: np.ndarray, feature_map: str) -> Moments:
+        """The same moments about other `centres` (K, D), by the parallel axis theorem."""
+        # Σ r φ₂(z − c) = Σ r φ₂(z − a) − N φ₂(m − a) + N φ₂(m − c), where m = a + δ is the mean
+        mass, offset = self.mass[:, None], self.means() - centres
+        moved = quadratic_features(offset, feature_map) - quadratic_features(self.offset, feature_map)
+        return Moments(self.mass, mass * offset, self.second + mass * moved, centres)
 
     @cached_property
     def offset(self) -> np.ndarray:

@@ -1,10 +1,11 @@
 """Stepwise EM: streams that pass once. Each batch moves running statistics, and the M-step follows them.
 
-    ŝ ← (1 − γ_t) ŝ + γ_t s(batch),    γ_t = (t + t₀)^−κ
+    ŝ ← (1 − γ) ŝ + γ s(batch)
 
-s(batch) are the statistics of the E-step per unit of weight, in the frame of the first batch, about its origin. The
-first batch is fitted by EM to convergence; what later batches hold is forgotten slowly enough for the estimate to
-converge (½ < κ ≤ 1), and fast enough to leave the start behind.
+s(batch) are the statistics of the E-step per unit of weight, in the frame of the first batch, about the means before
+it; after each M-step ŝ is moved to be about the new ones. So nothing cancels where the guard has chosen the direct
+form, wherever the components lie. The first batch is fitted by EM to convergence; what later batches hold is forgotten
+slowly enough for the estimate to converge (½ < κ ≤ 1), and fast enough to leave the start behind. See `Memory` for γ.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, cast
+from numbers import Integral
+from typing import Any, ClassVar, Final, cast
 
 import numpy as np
 
 from emalgam import backends
 from emalgam.covariance import COVARIANCES, Covariance
 from emalgam.em import Fit, Settings, fit_observations
-from emalgam.guard import Cancellation, choose_evaluation, parameters_of
-from emalgam.m_step import MStep, NumericalError, effective_components
+from emalgam.guard import Cancellation, Evaluation, choose_evaluation, parameters_of
+from emalgam.m_step import RESEEDS_PER_COMPONENT, MStep, NumericalError, effective_components
 from emalgam.mixture import Mixture
-from emalgam.observations import Observations
-from emalgam.packing import Components, Frame, Moments
+from emalgam.observations import Observations, moderate
+from emalgam.packing import Components, Frame, Moments, pack_symmetric
 from emalgam.parts import Data
 from emalgam.stream import Chunk, one_pass, read_ahead, rejoined
 from emalgam.validation import (
@@ -42,18 +44,68 @@ ROWS_OF_A_BATCH: Final = 16_384
 ROWS_OF_THE_FIRST: Final = 1000  # for each component
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """How much what was seen counts beside one more batch.
+
+    The rule of the literature, γ_t = (t + t₀)^−κ in the t-th step, is for batches that weigh the same: it takes what
+    was seen for (1 − γ_t) / γ_t of them. Here t is weight, counted in batches like the heaviest so far, and a batch
+    counts by its own: one of weight ε moves the estimate by O(ε), equal batches have γ_t, and with κ = t₀ = 1 ŝ is the
+    mean over all rows, however they were cut.
+
+    Attributes
+    ----------
+    kappa, t_0 : float
+    weight : float
+        Σ ω of what was seen.
+    heaviest : float
+        Σ ω of its heaviest batch.
+
+    References
+    ----------
+    Cappé, Moulines (2009), "On-line expectation-maximization algorithm for latent data models"; Liang, Klein (2009),
+    "Online EM for unsupervised models", who take t₀ = 2 and mini-batches of one size.
+    """
+
+    kappa: float
+    t_0: float
+    weight: float
+    heaviest: float
+
+    def gamma(self, weight: float) -> float:
+        """γ of a batch of that weight."""
+        # γ_t of one like the heaviest
+        gamma = (self.weight / self.heaviest + self.t_0) ** -self.kappa
+        share = weight / self.heaviest
+        # One of b such batches beside the (1 − γ) / γ that were seen: γ_b = b / (b + (1 − γ) / γ)
+        return gamma * share / (gamma * share + (1 - gamma))
+
+    def after(self, weight: float) -> Memory:
+        """The memory when a batch of that weight has been seen too."""
+        return replace(self, weight=self.weight + weight, heaviest=max(self.heaviest, weight))
+
+
 @dataclass(frozen=True, eq=False)
 class _Origin:
-    """What the M-step needs to know of the first batch: the frame, the variances and, for tied, the scatter."""
+    """The data as an M-step sees them: frame, variances and covariance are those of the first batch, (D,), (D, D).
+
+    `x` and `weight` are the rows that a component can start again at, those of the batch.
+    """
 
     frame: Frame
     variance: np.ndarray
-    scatter: np.ndarray | None
-    x: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+    total_covariance: np.ndarray
+    x: Any = field(default_factory=lambda: np.empty((0, 0)))
+    weight: Any = None
+    scatter: ClassVar[None] = None  # of a shared covariance too the statistics are about the means
 
     @property
     def sample(self) -> _Origin:
         return self
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """Some rows as float64, (n, D)."""
+        return np.asarray(self.x[indices], dtype=np.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,24 +116,24 @@ class Running:
     ----------
     covariance_type : str
     origin : _Origin
-        Its scatter runs too.
     statistics : (K, F) float64
-        ŝ, per unit of weight.
+        ŝ, per unit of weight, about the components' means; `Covariance.second_moments` says of which φ₂.
     components : Components
+    memory : Memory
     steps : int
-        t.
-    reg_covar : float or "auto"
-    kappa, t_0 : float
+    how : Evaluation
+        Of the last pass.
+    reseeds_left : int
     """
 
     covariance_type: str
     origin: _Origin
     statistics: np.ndarray
     components: Components
+    memory: Memory
     steps: int
-    reg_covar: float | str
-    kappa: float
-    t_0: float
+    how: Evaluation
+    reseeds_left: int
 
     @classmethod
     def begin(
@@ -94,101 +146,192 @@ class Running:
         kappa: float = KAPPA,
         t_0: float = T_0,
     ) -> tuple[Running, Fit]:
-        """The state after a fit of the first batch, and that fit; errors as in `emalgam.fit`."""
+        """The state after a fit of the first batch, and that fit; errors as in `emalgam.fit` and `step`."""
+        check_precision_of_steps(settings)
         data = Observations.of(x, weight, settings.covariance, backend, n_threads)
         fitted = fit_observations(data, settings)
-        scatter = None if data.scatter is None else data.scatter / data.total_weight
-        origin = _Origin(data.frame, data.variance, scatter)
         components = fitted.mixture.components(data.frame)
-        nothing = np.empty((settings.n_components, 0))
-        first = cls(settings.covariance_type, origin, nothing, components, 0, settings.reg_covar, kappa, t_0)
-        statistics, _ = first._expect(data.x, data.weight, data.backend, n_threads)
-        return replace(first, statistics=statistics / data.total_weight), fitted
+        first = cls._implied(components, settings.covariance, data.frame, fitted.total_weight, kappa, t_0)
+        how = _evaluation(settings.algorithm, components, settings.covariance)
+        statistics, _ = first._expect(data.x, data.weight, how, data.backend, n_threads)
+        origin = replace(first.origin, variance=data.variance)
+        return replace(first, origin=origin, statistics=statistics / data.total_weight, how=how), fitted
 
     @classmethod
     def of(
         cls,
         mixture: Mixture,
-        reg_covar: float | str,
         kappa: float = KAPPA,
         t_0: float = T_0,
+        weight: float = 1.0,
         least_variance: float = 0.0,
     ) -> Running:
-        """The state that goes on from a mixture: ŝ is what the statistics are in the mean over it, w_k E_k φ.
+        """The state that goes on from a mixture of data of some `weight`: ŝ is what the statistics are in its mean.
 
         A feature that varies less under the mixture than `least_variance` counts as if it varied that much.
         """
-        covariance, frame = mixture.covariance, mixture.own_frame()
-        components = mixture.components(frame)
-        K, D = components.means.shape
-        weights, means = components.weights[:, None], components.means
-        # E φ₂ = Σ + μ μᵀ
-        second = covariance.matrices(components.covariances, K, D) + means[:, :, None] * means[:, None]
-        i, j = np.tril_indices(D)
-        diagonal = np.einsum("kdd->kd", second)
-        packed = {"full": second[:, i, j], "diag": diagonal, "spherical": diagonal.sum(axis=1)[:, None]}
-        statistics = np.hstack([weights * packed[covariance.feature_map], weights * means, weights])
-        scatter = np.einsum("k,kij->ij", components.weights, second)
-        mean = components.weights @ means
-        variance = np.maximum(np.diag(scatter) - mean**2, least_variance * frame.scale**2)
-        origin = _Origin(frame, variance, scatter if covariance.shared else None)
-        return cls(covariance.name, origin, statistics, components, 0, reg_covar, kappa, t_0)
+        frame = mixture.own_frame()
+        state = cls._implied(mixture.components(frame), mixture.covariance, frame, weight, kappa, t_0)
+        variance = np.maximum(state.origin.variance, least_variance * frame.scale**2)
+        return replace(state, origin=replace(state.origin, variance=variance))
+
+    @classmethod
+    def _implied(
+        cls, components: Components, covariance: Covariance, frame: Frame, weight: float, kappa: float, t_0: float
+    ) -> Running:
+        """What a mixture says of the data that it was fitted to."""
+        K = len(components.means)
+        total = _total_covariance(components, covariance)
+        return cls(
+            covariance_type=covariance.name,
+            origin=_Origin(frame, np.diag(total).copy(), total),
+            statistics=_implied_statistics(components, covariance),
+            components=components,
+            memory=Memory(kappa, t_0, weight, weight),
+            steps=0,
+            how=_evaluation("auto", components, covariance),
+            reseeds_left=RESEEDS_PER_COMPONENT * K,
+        )
 
     @property
     def covariance(self) -> Covariance:
         return COVARIANCES[self.covariance_type]
 
     @property
+    def feature_map(self) -> str:
+        """φ of ŝ."""
+        return "full" if self.covariance.shared else self.covariance.feature_map
+
+    @property
     def mixture(self) -> Mixture:
         """The mixture so far."""
         return Mixture.from_components(self.components, self.origin.frame, self.covariance)
 
+    def result(self, trace: list[float], backend: str) -> Fit:
+        """What there is to say of the mixture so far; `trace` ends with the mean log p of the last batch."""
+        return Fit(
+            mixture=self.mixture,
+            converged=False,
+            n_iter=self.steps,
+            lower_bound=trace[-1],
+            lower_bounds=trace,
+            effective_components=effective_components(self.components, self.covariance),
+            backend=backend,
+            algorithm=self.how.algorithm,
+            arithmetic=self.how.arithmetic,
+            error_bound=self.how.error_bound,
+            total_weight=self.memory.weight,
+            stopped=True,
+        )
+
     def step(
-        self, x: np.ndarray, weight: np.ndarray | None, backend: str, n_threads: int, gamma: float | None = None
+        self,
+        x: np.ndarray,
+        weight: np.ndarray | None,
+        settings: Settings,
+        backend: str,
+        n_threads: int,
+        gamma: float | None = None,
     ) -> tuple[Running, float]:
         """The state after one more batch, and the batch's mean log p before it, in nats.
 
-        `gamma` is γ where the number of steps does not say it.
+        Of the settings `reg_covar`, `on_degenerate` (with `random_state`) and `algorithm` matter; the arithmetic is
+        float64. `gamma` is γ where the memory does not say it.
 
         Raises
         ------
-        NumericalError
-            If the statistics are not finite.
+        ValueError
+            If `precision` is "tf32"; DegenerateComponentError under "error"; NumericalError if the statistics are not
+            finite.
         """
+        check_precision_of_steps(settings)
+        weight, factor = moderate(weight)
         total = float(len(x)) if weight is None else float(weight.sum())
-        statistics, bound = self._expect(x, weight, backend, n_threads)
+        how = _evaluation(settings.algorithm, self.components, self.covariance)
+        statistics, bound = self._expect(x, weight, how, backend, n_threads)
         if not np.isfinite(bound):
             raise NumericalError(f"the log-likelihood of batch {self.steps + 1} is {bound}")
-        gamma = (self.steps + 1 + self.t_0) ** -self.kappa if gamma is None else gamma
+        gamma = self.memory.gamma(total / factor) if gamma is None else gamma
         running = (1 - gamma) * self.statistics + gamma * statistics / total
-        origin = self.origin
-        if origin.scatter is not None:
-            origin = replace(origin, scatter=(1 - gamma) * origin.scatter + gamma * self._scatter(x, weight) / total)
-        moved = replace(self, origin=origin, statistics=running, steps=self.steps + 1)
-        return replace(moved, components=moved._maximize()), bound / total
+        origin = replace(self.origin, x=x, weight=weight)
+        moved = replace(self, statistics=running, memory=self.memory.after(total / factor), steps=self.steps + 1)
+        return replace(moved._maximize(origin, settings), how=how), bound / total
 
     def _expect(
-        self, x: np.ndarray, weight: np.ndarray | None, backend: str, n_threads: int
+        self, x: np.ndarray, weight: np.ndarray | None, how: Evaluation, backend: str, n_threads: int
     ) -> tuple[np.ndarray, float]:
-        """S (K, F) about the origin, and Σ ω log p: packed, in float64 arithmetic whatever the data."""
-        how = choose_evaluation("packed", np.dtype(np.float64), Cancellation.of(self.covariance, self.components))
+        """S (K, F) about the means, and Σ ω log p."""
         parameters = parameters_of(self.covariance, self.components, self.origin.frame, how)
         statistics = np.empty((parameters.n_components, parameters.n_statistics))
         kernels = backends.kernels(backend)
         total = float(kernels.em_statistics(x, weight, parameters, statistics, n_threads=n_threads))
-        moments = self.covariance.moments(statistics, self.components, "packed")  # tied: out of the whitening
-        return np.concatenate([moments.second, moments.first, moments.mass[:, None]], axis=1), total
+        moments = self.covariance.moments(statistics, self.components, how.algorithm)
+        second = moments.second
+        if self.covariance.shared and how.algorithm == "packed":
+            # Only the sum over the components counts: each has its share of the scatter.
+            second = np.outer(moments.mass / moments.mass.sum(), pack_symmetric(self._scatter(x, weight)[None]))
+        elif self.feature_map == "spherical":
+            second = second.sum(axis=1, keepdims=True)  # direct kernels keep the features apart
+        return replace(moments, second=second).about(self.components.means, self.feature_map).statistics, total
 
     def _scatter(self, x: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
         """Σ ω z zᵀ of a batch, (D, D)."""
         z = self.origin.frame.apply(x.astype(np.float64, copy=False))
         return (z if weight is None else z * weight[:, None]).T @ z
 
-    def _maximize(self) -> Components:
-        data = cast(Data, self.origin)
-        m_step = MStep(data, self.covariance, len(self.statistics), self.reg_covar, "regularize", generator(0))
-        moments = Moments.of(self.statistics, np.zeros_like(self.components.means))
-        return m_step.update(moments, self.components, "packed", self.steps, reseed=False)
+    def _maximize(self, data: _Origin, settings: Settings) -> Running:
+        """The M-step, and ŝ about the means that come out of it."""
+        rng = _generator_of_a_step(settings, self.steps)
+        m_step = MStep(
+            cast(Data, data), self.covariance, len(self.statistics), settings.reg_covar, settings.on_degenerate, rng
+        )
+        m_step.reseeds_left = self.reseeds_left
+        moments = Moments.of(self.statistics, self.components.means)
+        components = m_step.update(moments, self.components, "direct", self.steps, reseed=True)
+        statistics = moments.about(components.means, self.feature_map).statistics
+        if m_step.reseeded:  # the others gave some of their weight
+            again = np.isin(np.arange(len(statistics)), m_step.collapsed)[:, None]
+            share = components.weights / np.where(again[:, 0], 1.0, moments.mass)
+            implied = _implied_statistics(components, self.covariance)
+            statistics = np.where(again, implied, statistics * share[:, None])
+        return replace(self, components=components, statistics=statistics, reseeds_left=m_step.reseeds_left)
+
+
+def check_precision_of_steps(settings: Settings) -> None:
+    """ValueError for TF32; "mixed", whose last pass is in float64, is float64 in steps, which have no other."""
+    if settings.precision == "tf32":
+        raise ValueError(
+            "precision is 'tf32', and the steps of stepwise EM compute in float64; expected 'strict', or 'mixed' for "
+            "the fit of the first batch"
+        )
+
+
+def _evaluation(algorithm: str, components: Components, covariance: Covariance) -> Evaluation:
+    """How a step evaluates log-densities: in float64, whatever the data."""
+    return choose_evaluation(algorithm, np.dtype(np.float64), Cancellation.of(covariance, components))
+
+
+def _generator_of_a_step(settings: Settings, step: int) -> np.random.Generator:
+    """Of an integer seed every step has its own; nobody's generator is touched where nothing will be drawn."""
+    if settings.on_degenerate != "reseed":
+        return generator(0)
+    seed = settings.random_state
+    return generator([int(seed), step] if isinstance(seed, Integral) else seed)
+
+
+def _implied_statistics(components: Components, covariance: Covariance) -> np.ndarray:
+    """S (K, F) about the means, in the mean over the mixture: w_k (E_k φ₂(z − μ_k), 0, 1)."""
+    second = covariance.second_moments(components.covariances, *components.means.shape)
+    weights = components.weights
+    return Moments(weights, np.zeros_like(components.means), weights[:, None] * second, components.means).statistics
+
+
+def _total_covariance(components: Components, covariance: Covariance) -> np.ndarray:
+    """The covariance of z, within components and between them, (D, D)."""
+    weights, covariances = components.weights, components.covariances
+    within = covariances if covariance.shared else np.tensordot(weights, covariances, 1)[None]
+    offsets = components.means - weights @ components.means
+    return covariance.matrices(within, 1, len(offsets[0]))[0] + (offsets * weights[:, None]).T @ offsets
 
 
 def fit_stepwise(
@@ -205,7 +348,9 @@ def fit_stepwise(
     n_init: int = 1,
     init_params: str = "kmeans",
     random_state: Any = None,
+    on_degenerate: str = "regularize",
     backend: str = "auto",
+    algorithm: str = "auto",
     n_threads: int | None = None,
 ) -> Fit:
     """Fit a Gaussian mixture to a stream that passes once.
@@ -220,11 +365,16 @@ def fit_stepwise(
     batch_rows : int, optional
         Rows between two M-steps; 16 384. The first batch has a thousand rows for each component if that is more.
     kappa, t_0 : float
-        γ_t = (t + t₀)^−κ: how fast earlier batches are forgotten; ½ < κ ≤ 1.
-    tol, reg_covar, max_iter, n_init, init_params, random_state
+        γ_t = (t + t₀)^−κ: how fast earlier batches are forgotten; ½ < κ ≤ 1. A batch counts by its weight, and t is
+        the weight of those before it, both in batches like the heaviest so far (`emalgam.stepwise.Memory`). With t₀ = 0
+        the second forgets the first, whatever it weighs.
+    tol, max_iter, n_init, init_params
         As in `emalgam.fit`, for the first batch.
-    backend, n_threads
-        As in `emalgam.fit`.
+    reg_covar, random_state, on_degenerate
+        As in `emalgam.fit`. "auto" goes by the variances of the first batch; a component that "reseed" starts again
+        begins at a row of the batch.
+    backend, algorithm, n_threads
+        As in `emalgam.fit`. Later batches are computed in float64 whatever their type.
 
     Returns
     -------
@@ -234,7 +384,8 @@ def fit_stepwise(
     Raises
     ------
     ValueError
-        For bad data, naming the row of the stream, or arguments.
+        For bad data, naming the row of the stream, or arguments; `emalgam.DegenerateComponentError` and
+        `emalgam.NumericalError` are among them.
     BackendUnavailable
         If the backend cannot run here.
 
@@ -261,6 +412,8 @@ def fit_stepwise(
         n_init=n_init,
         init_params=init_params,
         random_state=random_state,
+        on_degenerate=on_degenerate,
+        algorithm=algorithm,
     )
     if not 0.5 < check_number("kappa", kappa) <= 1:
         raise ValueError(f"kappa is {kappa}; expected a number above 0.5, up to 1")
@@ -278,20 +431,11 @@ def fit_stepwise(
             state, fitted = Running.begin(x, omega, settings, name, threads, *steps)
             trace = [fitted.lower_bound]
         elif omega is None or omega.any():  # a batch without weight says nothing
-            state, bound = state.step(x, omega, name, threads)
+            state, bound = state.step(x, omega, settings, name, threads)
             trace.append(bound)
     if state is None:
         raise ValueError("the stream has no rows; expected at least one")
-    return replace(
-        fitted,
-        mixture=state.mixture,
-        converged=False,
-        n_iter=state.steps,
-        lower_bound=trace[-1],
-        lower_bounds=trace,
-        effective_components=effective_components(state.components, settings.covariance),
-        stopped=True,
-    )
+    return state.result(trace, name)
 
 
 def batches(chunks: Any, rows: int, first: int) -> Iterator[Chunk]:

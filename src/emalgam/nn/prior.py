@@ -279,16 +279,16 @@ class GaussianMixturePrior(nn.Module):
         """
         if not 0 < step <= 1:
             raise ValueError(f"step is {step}; expected a number above 0, up to 1")
-        Settings(reg_covar=reg_covar)  # says what is wrong with it
+        settings = Settings(reg_covar=reg_covar)
         latents = at_least_float32(check_tensor("z", z).detach())
         rows = check_data(latents.reshape(-1, *latents.shape[-1:]), n_features=self.n_features, name="z")
         check_finite(rows, name="z")
         if weights is not None:
             weights = at_least_float32(check_tensor("weights", weights).detach()).reshape(-1)
         omega = check_weight(weights, len(rows))
-        running = Running.of(self.to_fit(), reg_covar, least_variance=LEAST_VARIANCE)
+        running = Running.of(self.to_fit(), least_variance=LEAST_VARIANCE)
         moved, log_prob = running.step(
-            rows, omega, backends.resolve("auto", rows), torch.get_num_threads(), float(step)
+            rows, omega, settings, backends.resolve("auto", rows), torch.get_num_threads(), float(step)
         )
         self.set(moved.mixture)
         return log_prob
