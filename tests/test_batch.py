@@ -352,6 +352,75 @@ def test_covariances_near_the_ends_of_float64_are_usable(scale: float) -> None:
     assert np.isfinite(fits.sample(4, random_state=0)[0]).all()
 
 
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+@pytest.mark.parametrize("scale", [2.0**-1074, 1e-320, 1e-200, 1e200, 1e304])
+def test_only_ratios_of_weights_matter_to_the_mixtures(backend: str, covariance_type: str, scale: float) -> None:
+    """A problem with weights far from one, beside others; its rows in another order, too."""
+    X, weight = clusters(3), np.ones((3, 60))
+    plain = fit(X, sample_weight=weight, backend=backend, covariance_type=covariance_type)
+    weight[1] *= scale
+    fits = fit(X, sample_weight=weight, backend=backend, covariance_type=covariance_type)
+    assert_same(fits[[0, 2]], plain[[0, 2]])
+    np.testing.assert_array_equal(fits.status, plain.status)
+    for name in ("weights", "means", "covariances"):
+        np.testing.assert_allclose(getattr(fits, name), getattr(plain, name), rtol=1e-9, atol=1e-12, err_msg=name)
+    units = 60 / 2**12 if scale < 1e-300 else 1e-9  # sums of the smallest numbers are rounded to whole ones
+    np.testing.assert_allclose(fits.log_likelihood[1], plain.log_likelihood[1] * scale, rtol=units)
+    np.testing.assert_array_equal(fits.total_weight, weight.sum(axis=1))
+    order = np.random.default_rng(0).permutation(180)
+    labels = np.repeat(np.arange(3), 60)[order]
+    rows, omega = X.reshape(-1, 2)[order], weight.reshape(-1)[order]
+    grouped = fit(rows, groups=labels, sample_weight=omega, backend=backend, covariance_type=covariance_type)
+    np.testing.assert_array_equal(grouped.total_weight, fits.total_weight)
+    assert (grouped.status <= Status.COLLAPSED).all()
+    assert grouped.log_likelihood[1] / plain.log_likelihood[1] == pytest.approx(scale, rel=0.05)
+
+
+@pytest.mark.parametrize("criterion", ["bic", "aic", "icl"])
+@pytest.mark.parametrize(("near", "far"), [(1e140, 1e300), (1e-140, 1e-305)])
+def test_weights_however_far_from_one_choose_alike(criterion: str, near: float, far: float) -> None:
+    X = clusters(6, N=40)
+    chosen = [
+        fit(X, range(1, 5), sample_weight=np.full((6, 40), scale), criterion=criterion).n_components
+        for scale in (near, far)
+    ]
+    np.testing.assert_array_equal(*chosen)
+
+
+def test_sums_over_weights_that_leave_float64_are_no_result(backend: str) -> None:
+    X, weight = clusters(3), np.ones((3, 60))
+    weight[1] = 1e308
+    fits = fit(X, sample_weight=weight, backend=backend)
+    np.testing.assert_array_equal(fits.status == Status.OUT_OF_RANGE, [False, True, False])
+    assert fits.message[1].startswith("the covariances, or sums over the weights, leave the range of float64")
+    assert "the weights" in fits.message[1]
+    assert (fits.n_components[1], fits.total_weight[1]) == (0, np.inf)
+    assert np.isnan(fits.means[1]).all()
+
+
+@pytest.mark.parametrize("bad", [-5e-324, -1.0, np.nan, np.inf, -np.inf])
+def test_bad_weights_among_the_largest_are_found(backend: str, bad: float) -> None:
+    weight = np.full((1, 60), 1e307)
+    weight[0, 7] = bad
+    assert fit(clusters(1), sample_weight=weight, backend=backend).status.tolist() == [Status.BAD_WEIGHT]
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"),
+    [
+        (np.array([1j, 2.0]), "complex128"),
+        (np.array([1j, 2 + 0j], dtype=object), "complex"),
+        (np.array([{}, {"a": 1}]), "dict"),
+        (np.array([(1, 2.0), (2, 3.0)], "i4,f8"), "f8"),
+    ],
+)
+def test_labels_without_order_are_refused(labels: np.ndarray, kind: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"groups has labels of type .*{kind}.*, which have no order; expected numbers"
+    ):
+        fit(clusters(1).reshape(-1, 2), groups=np.repeat(labels, 30))
+
+
 def test_a_nan_weight_stays_in_its_problem() -> None:
     X, weight = clusters(3), np.ones((3, 60))
     weight[1, 5] = np.nan

@@ -108,11 +108,11 @@ def test_end_removes_the_file(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"x": blobs(801)[0]}, "is of a fit with n_samples_with_weight 800; this one has 801"),
-        ({"x": blobs(800)[0] + 1}, "is of a fit with shift"),
+        ({"x": blobs(800)[0] + 1}, "is of a fit with shift ["),
         ({"x": blobs(800)[0][:, :2]}, "is of a fit with n_features 3; this one has 2"),
         ({"covariance_type": "diag"}, "is of a fit with covariance_type 'full'; this one has 'diag'"),
         ({"tol": 1e-3}, "is of a fit with tol 1e-07; this one has 0.001"),
-        ({"random_state": 4}, "is of a fit with random_state"),
+        ({"random_state": 4}, "is of a fit with another random_state; give the integer that it began with"),
         ({"n_init": 3}, "is of a fit with n_init 1; this one has 3"),
         ({"weights_init": [0.1, 0.2, 0.3, 0.4]}, "is of a fit with weights_init None; this one has '"),
         ({"means_init": np.eye(4, 3)}, "is of a fit with means_init None; this one has '"),
@@ -125,6 +125,25 @@ def test_other_data_and_settings_are_refused(change: dict[str, Any], message: st
         fit(blobs(800)[0], path, callback=interrupt(0, 5))
     with pytest.raises(ModelFileError, match=re.escape(f"{path}: {message}")):
         fit(**{"x": blobs(800)[0], "path": path, "resume": True} | change)
+
+
+def test_what_is_no_checkpoint(tmp_path: Path) -> None:
+    x = blobs(300)[0]
+    message = re.escape("checkpoint is 'state'; expected emalgam.checkpoint.Checkpoint(path)")
+    with pytest.raises(ValueError, match=message):
+        emalgam.fit(x, 4, checkpoint="state")  # type: ignore[arg-type]
+    for resume in (False, True):
+        with pytest.raises(ModelFileError, match=re.escape(f"{tmp_path}: is not a regular file")):
+            fit(x, tmp_path, resume=resume)
+
+
+def test_errors_are_short_however_many_features_there_are(tmp_path: Path) -> None:
+    x, path = np.random.default_rng(0).normal(size=(400, 200)), tmp_path / "state"
+    with pytest.raises(Interrupt):
+        fit(x, path, covariance_type="diag", callback=interrupt(0, 5))
+    with pytest.raises(ModelFileError, match="is of a fit with shift") as error:
+        fit(x + 1, path, covariance_type="diag", resume=True)
+    assert len(str(error.value)) < len(str(path)) + 500
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
@@ -142,6 +161,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         (b"restart", b"restort"),
         (b'"weights"', b'"weighty"'),
         (b"F64", b"I64"),
+        (b'"state"', b'"stale"'),
     ]:
         assert old in content
         path.write_bytes(content.replace(old, new))

@@ -21,7 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from emalgam import BackendUnavailable, GaussianMixture, Mixture
+from emalgam import BackendUnavailable, GaussianMixture, Mixture, open_stream
 from tests.conftest import COVARIANCE_TYPES, Variant
 from tests.samples import blobs, start
 
@@ -101,6 +101,39 @@ def test_score_takes_weights() -> None:
     weight = np.random.default_rng(0).integers(0, 4, len(x))
     assert model.score(x, sample_weight=weight) == pytest.approx(model.score(np.repeat(x, weight, axis=0)))
     assert model.score(x, sample_weight=2.0) == pytest.approx(model.score(x))
+
+
+@pytest.mark.parametrize("scale", [5e-324, 1e-320, 1e-200, 1e200, 1e308])
+@pytest.mark.parametrize("cut", [None, 250], ids=["rows", "stream"])
+def test_only_ratios_of_weights_matter_to_a_score(scale: float, cut: int | None) -> None:
+    """However large or small they are: sums would overflow, or have hardly a digit."""
+    x, _ = blobs(1000)
+    omega = np.random.default_rng(0).integers(0, 2, len(x)).astype(float)
+    model, weight = GaussianMixture(4, random_state=0).fit(x, sample_weight=omega), omega * scale
+    expected = model.score(x, sample_weight=omega)
+    assert model.fit(x, sample_weight=weight).score(x, sample_weight=omega) == pytest.approx(expected, rel=1e-12)
+    given = (x, weight) if cut is None else (open_stream(x, sample_weight=weight, chunk_rows=cut), None)
+    assert model.score(given[0], sample_weight=given[1]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_scores_of_chunks_whose_weights_lie_far_apart() -> None:
+    """The chunk with the large weights decides, wherever it comes; chunks without weight do not."""
+    model, x = fitted()
+    expected = model.score(x[200:400])
+    for scales in ([1e-320, 1e308, 1.0], [0.0, 5e-324, 0.0], [1.0, 1e300, 0.0], [0.0, 1e308, 5e-324]):
+        stream = open_stream(x, sample_weight=np.repeat(scales, 200), chunk_rows=200)
+        assert model.score(stream) == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(ValueError, match="zero for every sample"):
+        model.score(open_stream(x, sample_weight=np.zeros(600), chunk_rows=200))
+
+
+def test_bic_counts_the_weights_of_a_stream() -> None:
+    model, x = fitted()
+    for scale in (3.0, 1e-320, 1e300):
+        stream = open_stream(x, sample_weight=np.full(600, scale), chunk_rows=250)
+        penalty = model.mixture_.n_parameters * (np.log(600) + np.log(scale))
+        bic = -2 * model.score(x) * 600 * scale + penalty
+        assert model.bic(stream) == pytest.approx(bic, rel=1e-3 if scale < 1e-300 else 1e-12)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +218,58 @@ def test_warm_start_goes_on_where_it_stopped() -> None:
         parts.fit(x)
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_warm_start_begins_from_what_was_set(dtype: str) -> None:
+    x, centres = blobs()
+    x, how = x.astype(dtype), {"tol": 0.0, "max_iter": 1, "reg_covar": 1e-6, "warm_start": True}
+    bound = {"float64": 1e-8, "float32": 2e-3}[dtype]
+    models = [estimator(4, **how, **start(centres, "full")).fit(x) for estimator in (GaussianMixture, Peer)]
+    for moved in (models[1].means_ + 3.0, models[1].means_.round().astype(int), models[1].means_[::-1].copy()):
+        for model in models:
+            model.means_ = moved
+            model.fit(x)
+        np.testing.assert_allclose(models[0].means_, models[1].means_, rtol=bound, atol=bound * 10)
+        assert models[0].means_.dtype == dtype
+    by_hand = GaussianMixture(4, **how)  # never fitted: a prediction between must change nothing
+    for name in ("weights_", "means_", "precisions_cholesky_"):
+        setattr(by_hand, name, getattr(models[0], name).copy())
+    predicted = GaussianMixture(4, **how)
+    predicted.__dict__.update(by_hand.__dict__)
+    predicted.predict(x)
+    np.testing.assert_array_equal(by_hand.fit(x).means_, predicted.fit(x).means_)
+    np.testing.assert_allclose(by_hand.means_, models[0].fit(x).means_, rtol=bound, atol=bound)
+
+
+@pytest.mark.parametrize(
+    ("x", "how"),
+    [
+        (np.full((5, 2), np.nan), {}),
+        (pd.DataFrame(np.eye(3, 2), columns=["c", "d"]), {"n_components": 4}),
+        (np.full((300, 2), "a"), {}),
+        (np.eye(10, 2), {"warm_start": True}),
+        (np.eye(10, 2), {"on_degenerate": "error", "reg_covar": 0.0, "n_components": 3}),
+    ],
+)
+@pytest.mark.parametrize("named", [False, True])
+def test_a_fit_that_fails_leaves_the_last_one(x: Any, how: dict[str, Any], named: bool) -> None:
+    rows = pd.DataFrame(blobs(300)[0], columns=["a", "b", "c"])
+    data = rows if named else rows.to_numpy()
+    model = GaussianMixture(2, random_state=0).fit(data)
+    expected, before = model.predict(data), {**vars(model)}
+    with pytest.raises(ValueError, match=r".+"):
+        model.set_params(**how).fit(x)
+    np.testing.assert_array_equal(model.set_params(n_components=2).predict(data), expected)
+    assert model.n_features_in_ == 3
+    assert hasattr(model, "feature_names_in_") == named
+    assert vars(model).keys() == before.keys()
+    never = GaussianMixture(**{"n_components": 2} | how, random_state=0)
+    if "warm_start" not in how:
+        with pytest.raises(ValueError, match=r".+"):
+            never.fit(x)
+        assert not hasattr(never, "n_features_in_")
+
+
 def test_convergence_warning_is_scikit_learns() -> None:
     x, _ = blobs()
     with pytest.warns(ConvergenceWarning, match="did not converge in 1 iterations"):
@@ -244,6 +329,58 @@ def test_changed_attributes_count() -> None:
         unfitted.predict(x)
     unfitted.precisions_cholesky_ = ours.precisions_cholesky_
     np.testing.assert_allclose(unfitted.score_samples(x), theirs.score_samples(x), rtol=1e-10)
+
+
+@pytest.mark.parametrize("values", [list, lambda means: means.round().astype(int), np.float16])
+def test_attributes_may_be_set_in_other_types(values: Any) -> None:
+    model, x = fitted()
+    changed = np.asarray(values(model.means_), dtype=np.float64)
+    expected = GaussianMixture.from_parameters(model.weights_, changed, model.covariances_).score_samples(x)
+    model.means_ = values(model.means_)
+    for _ in range(2):
+        np.testing.assert_allclose(model.score_samples(x), expected, rtol=1e-10)
+    assert model.weights_.dtype == model.means_.dtype == np.float64
+    assert model.marginal([0]).means_.dtype == np.float64
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_the_type_of_the_next_fit_does_not_change_the_last(covariance_type: str) -> None:
+    model, x = fitted(covariance_type=covariance_type)
+    expected = model.score_samples(x)
+    for other in COVARIANCE_TYPES:
+        model.set_params(covariance_type=other)
+        model.weights_, model.means_ = model.weights_[::-1].copy(), model.means_[::-1].copy()
+        if covariance_type != "tied":
+            model.precisions_cholesky_ = model.precisions_cholesky_[::-1].copy()
+        np.testing.assert_allclose(model.score_samples(x), expected, rtol=1e-10)
+        assert model.mixture_.covariance_type == model.marginal([0]).covariance_type == covariance_type
+    model.set_params(covariance_type="diag").precisions_cholesky_ = np.ones((4, 3))
+    model.score(x)
+    assert model.mixture_.covariance_type == "diag"
+    model.precisions_cholesky_ = np.ones((4, 2))
+    with pytest.raises(ValueError, match=r"precisions_cholesky_ has shape \(4, 2\); expected \(4, 3\)"):
+        model.score(x)
+    model.means_ = np.full((4, 3), np.nan)
+    with pytest.raises(ValueError, match=r"means_ contains NaN at \[0, 0\]"):
+        model.score(x)
+
+
+class Three(GaussianMixture):
+    """A subclass with arguments of its own."""
+
+    def __init__(self, shrink: float = 0.5, random_state: Any = None) -> None:
+        super().__init__(3, random_state=random_state, backend="reference", covariance_type="diag")
+        self.shrink = shrink
+
+
+def test_derived_mixtures_of_subclasses() -> None:
+    x, _ = blobs(300)
+    model = clone(Three(random_state=4)).fit(x)
+    for derived in (model.marginal([0, 2]), model.conditional([1], [0.0])):
+        assert type(derived) is GaussianMixture
+        assert (derived.n_components, derived.covariance_type, derived.backend) == (3, "diag", "reference")
+        assert derived.random_state == 4
+        assert clone(derived).fit(x[:, :2]).n_features_in_ == 2
 
 
 def test_derived_mixtures_keep_the_names() -> None:

@@ -6,10 +6,13 @@ import re
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import fields
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
+import pandas as pd
 import pyarrow as arrow
 import pytest
 from pyarrow import parquet
@@ -93,6 +96,37 @@ def test_labels(groups: Any, tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="groups contains 'zz', for which there was no fit"):
         some_fits(groups=["a", "b", "c", "d", "e"]).predict(x, groups=np.array(["a", "zz"], object))
+
+
+@pytest.mark.parametrize(
+    ("groups", "kind"),
+    [
+        (pd.PeriodIndex(["2020", "2021"], freq="Y"), "Period"),
+        (pd.cut([0.0, 1.0], 2), "Interval"),
+        ([1, 2**70], "int"),
+        ([Fraction(1, 3), Fraction(1, 2)], "Fraction"),
+        ([UUID(int=1), UUID(int=2)], "UUID"),
+        ([(1, 2), (1, 3)], "tuple"),
+        (np.array(["2020", "2021"], "M8[Y]"), r"datetime64\[Y\]"),
+        (np.array([1, 2], np.longdouble), np.dtype(np.longdouble).name),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_labels_without_a_column_say_what_to_do(groups: Any, kind: str, tmp_path: Path) -> None:
+    """Of a type that pyarrow does not take, takes at times, or gives back as another."""
+    labels = pd.Series(groups, dtype=None if isinstance(groups, np.ndarray) else object).repeat(20)
+    if isinstance(groups, np.ndarray):  # pandas would make others of them
+        labels = np.repeat(groups, 20)
+    X = np.random.default_rng(0).normal(size=(40, 1))
+    fits = emalgam.fit_many(X, 1, groups=labels, random_state=0, backend="reference")
+    assert len(fits) == 2
+    with pytest.raises(ValueError, match=rf"labels of type {kind}, such as .*: groups=labels\.astype\(str\)") as error:
+        fits.save(tmp_path / "fits.parquet")
+    assert type(error.value) is ValueError
+    assert not any(tmp_path.iterdir())
+    as_text = emalgam.fit_many(X, 1, groups=labels.astype(str), random_state=0, backend="reference")
+    as_text.save(tmp_path / "fits.parquet")
+    assert load_fits(tmp_path / "fits.parquet").groups.tolist() == as_text.groups.tolist()
 
 
 def test_without_labels_and_without_problems(tmp_path: Path) -> None:

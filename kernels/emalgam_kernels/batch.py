@@ -54,7 +54,8 @@ MESSAGES: Final = {
     Status.NOT_FINITE: "the samples hold NaN or infinity",
     Status.BAD_WEIGHT: "the sample weights hold a negative number, NaN or infinity",
     Status.NO_LIKELIHOOD: "no start gave a finite likelihood",
-    Status.OUT_OF_RANGE: "the covariances leave the range of float64; scale the samples",
+    Status.OUT_OF_RANGE: "the covariances, or sums over the weights, leave the range of float64; scale the samples, or "
+    "the weights",
 }
 
 
@@ -193,17 +194,19 @@ class Outcomes:
         )
 
 
-def withdraw_out_of_range(mixtures: Mixtures, outcomes: Outcomes) -> None:
+def withdraw_out_of_range(mixtures: Mixtures, outcomes: Outcomes, total_weight: np.ndarray) -> None:
     """Take back mixtures with a variance that float64 cannot hold, or not to all its digits: `Status.OUT_OF_RANGE`.
 
     Kernels fit in a frame where any scale is fine; what leaves the frame may overflow, or underflow. No covariance is
-    larger than the larger of its two variances, so these are all there is to look at.
+    larger than the larger of its two variances, so these are all there is to look at. So do Σ ω, (B,), and what is
+    summed with weights.
     """
     variances = mixtures.covariances
     if mixtures.covariance_type in ("full", "tied"):
         variances = np.einsum("...ii->...i", variances)
     outside = (variances < np.finfo(np.float64).tiny) | np.isinf(variances)  # where there is no component: NaN, neither
-    lost = np.flatnonzero(outside.reshape(len(variances), -1).any(axis=1))
+    infinite = np.isinf(total_weight) | np.isinf(outcomes.log_likelihood) | np.isinf(outcomes.entropy)
+    lost = np.flatnonzero(outside.reshape(len(variances), -1).any(axis=1) | infinite & (mixtures.n_components > 0))
     for values in (mixtures.weights, mixtures.means, mixtures.covariances, outcomes.log_likelihood, outcomes.entropy):
         values[lost] = np.nan
     for counts in (mixtures.n_components, outcomes.n_iter, outcomes.converged):

@@ -134,7 +134,7 @@ def fit_many(
     >>> fits[0]
     GaussianMixture(covariance_type='spherical', n_components=2)
     """
-    source = Source.of(X, groups, offsets, sample_weight)
+    source, moderation = Source.of(X, groups, offsets, sample_weight).moderated()
     fewest, most, K = component_counts(n_components, len(source))
     settings = Settings(
         check_choice("covariance_type", covariance_type, COVARIANCE_TYPES),
@@ -152,6 +152,7 @@ def fit_many(
     kernels = backends.kernels(name, "batch")
     mixtures = Mixtures.empty(covariance_type, len(source), K, source.n_features)
     outcomes = Outcomes.empty(len(source))
+    total_weight = _divided(source.total_weight(), moderation)
     at_once = _problems_at_once(source, settings, threads) if progress and name != "numba_cuda" else PROBLEMS_AT_ONCE
     with shown(len(source), progress) as advance:
         for which, _, problems in source.slices(at_once):
@@ -159,13 +160,15 @@ def fit_many(
             part = replace(settings, fewest=fewest[which], most=most[which])
             fitted, ended = _part(mixtures, which), _part(outcomes, which)
             kernels.fit_many(numbered, part, fitted, ended, threads)
-            withdraw_out_of_range(fitted, ended)
+            for sums in (ended.log_likelihood, ended.entropy):
+                sums[:] = _divided(sums, moderation[which])
+            withdraw_out_of_range(fitted, ended, total_weight[which])
             advance(which.stop - which.start)
     return ManyFits(
         **{field.name: getattr(mixtures, field.name) for field in fields(Mixtures)},
         **{field.name: getattr(outcomes, field.name) for field in fields(Outcomes)},
         n_samples=source.sizes,
-        total_weight=source.total_weight(),
+        total_weight=total_weight,
         criterion=criterion,
         groups=source.groups,
         backend=name,
@@ -334,7 +337,8 @@ class ManyFits:
         Raises
         ------
         ValueError
-            If a label is there twice, or `path` is named after another format, such as .csv.
+            If a label is there twice, or of a type that Parquet has no column for (make it text); or if `path` is named
+            after another format, such as .csv.
         OSError
             If the file cannot be written.
 
@@ -455,6 +459,12 @@ class ManyFits:
                 )
             return self
         return self[places_of(self.groups, source.groups)]
+
+
+def _divided(sums: np.ndarray, moderation: np.ndarray) -> np.ndarray:
+    """Sums over moderated weights as they are over the weights themselves; infinite if float64 cannot hold them."""
+    with np.errstate(over="ignore"):
+        return sums / moderation
 
 
 def _drawn(weights: np.ndarray, u: np.ndarray) -> np.ndarray:

@@ -8,8 +8,8 @@ taken for what it promises. It names the data and the settings; a fit of others 
 from __future__ import annotations
 
 import json
-import math
 import os
+import reprlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,15 @@ import numpy as np
 from emalgam.covariance import COVARIANCES
 from emalgam.files import replacing
 from emalgam.guard import Schedule
-from emalgam.model_file import ModelFileError, read_header
+from emalgam.model_file import (
+    ModelFileError,
+    check_entry,
+    check_format,
+    check_offsets,
+    fail,
+    metadata_of,
+    read_file,
+)
 from emalgam.packing import Components
 
 FORMAT: Final = "emalgam.checkpoint"
@@ -98,13 +106,13 @@ class Checkpoint:
         Raises
         ------
         ModelFileError
-            If the file is cut short, forged, or of a fit of other data or with other settings, naming which; or if
-            there is one and nobody asked to go on from it.
+            If the file is no regular one, cut short, forged, or of a fit of other data or with other settings, naming
+            which; or if there is one and nobody asked to go on from it.
         """
         self.identity, self.covariance_type = json.loads(_json(identity)), covariance_type
         if not self.path.exists():
             return None
-        if not self.resume:
+        if not self.resume and self.path.is_file():
             raise ModelFileError(f"{self.path}: there is a checkpoint already; resume from it, or remove it")
         tensors, metadata = _read(self.path)
         try:
@@ -148,10 +156,14 @@ class Checkpoint:
 
     def _state(self, tensors: dict[str, np.ndarray], about: dict[str, Any]) -> State:
         for name, value in self.identity.items():
-            if about["identity"].get(name) != value:
-                raise ModelFileError(
-                    f"{self.path}: is of a fit with {name} {about['identity'].get(name)!r}; this one has {value!r}"
-                )
+            found = about["identity"].get(name)
+            if found == value:
+                continue
+            if name == "random_state":
+                problem = "another random_state; give the integer that it began with"
+            else:
+                problem = f"{name} {reprlib.repr(found)}; this one has {reprlib.repr(value)}"
+            raise ModelFileError(f"{self.path}: is of a fit with {problem}")
         K, D = int(self.identity["n_components"]), int(self.identity["n_features"])
         best = None
         if about.get("best") is not None:
@@ -186,20 +198,21 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    with open(path, "rb") as file:
-        header, data_bytes = read_header(file, os.fstat(file.fileno()).st_size, path)
-        metadata = header.get("__metadata__")
-        if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-            raise ModelFileError(f"{path}: format is no {FORMAT!r}")
-        if metadata.get("format_version") != FORMAT_VERSION:
-            raise ModelFileError(f"{path}: format_version is {metadata.get('format_version')!r}; expected '1'")
-        file.seek(0)
-        content = file.read()
+    content, state = read_file(path, _check)
     try:
-        sizes = [math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__"]
-        if 8 * sum(sizes) != data_bytes:
-            raise ModelFileError(f"{path}: data has {data_bytes} bytes, expected {8 * sum(sizes)} (cut short, forged?)")
-        about = json.loads(metadata["state"])
-        return load(content), about
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise error if isinstance(error, ModelFileError) else ModelFileError(f"{path}: {error}") from error
+        return load(content), json.loads(state)
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise ModelFileError(f"{path}: {error}") from error
+
+
+def _check(header: dict[str, Any], data_bytes: int, path: str | os.PathLike[str]) -> str:
+    """The state in the metadata, if the header is sound: float64 tensors that fill the rest of the file."""
+    metadata = metadata_of(header, path)
+    check_format(metadata, FORMAT, FORMAT_VERSION, path)
+    if "state" not in metadata:
+        fail(path, "state", "is missing from the metadata")
+    names = [name for name in header if name != "__metadata__"]
+    for name in names:
+        check_entry(name, header[name], "F64", path)
+    check_offsets(header, names, data_bytes, path)
+    return metadata["state"]

@@ -132,6 +132,8 @@ class Settings:
             check_number("reg_covar (unless it is 'auto')", self.reg_covar)
         if self.callback is not None and not callable(self.callback):
             raise ValueError(f"callback is {self.callback!r}; expected a function of one Iteration")
+        if self.checkpoint is not None and not isinstance(self.checkpoint, Checkpoint):
+            raise ValueError(f"checkpoint is {self.checkpoint!r}; expected emalgam.checkpoint.Checkpoint(path)")
 
     @property
     def covariance(self) -> Covariance:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from time import perf_counter
 from typing import Any, Self
@@ -18,14 +19,14 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from emalgam import arrays, backends
 from emalgam.covariance import COVARIANCES
 from emalgam.em import Fit, Iteration, Settings, Start, fit_observations, not_converged
-from emalgam.mixture import Mixture, log_likelihood
-from emalgam.namespace import to_host
+from emalgam.mixture import LogLikelihood, Mixture, check_numbers
 from emalgam.parts import Parts, observe
 from emalgam.stepwise import Running, check_precision_of_steps
 from emalgam.stream import as_stream, for_many_passes
-from emalgam.validation import check_data, check_finite, check_integer, check_threads, check_weight
+from emalgam.validation import check_choice, check_data, check_finite, check_integer, check_threads, check_weight
 
 PARAMETERS = ("weights_", "means_", "precisions_cholesky_")
+FEATURES = ("n_features_in_", "feature_names_in_")
 
 
 class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn is not typed
@@ -48,7 +49,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
     precisions_init : array in the shape of the covariance type, default=None
     random_state : int, RandomState, Generator or None, default=None
     warm_start : bool, default=False
-        Begin from the last fit's parameters.
+        Begin from the last fit's parameters, or from what has been set in their place.
     verbose : int, default=0
         1 prints each restart, every `verbose_interval`-th iteration and how the restart ended, 2 changes, times and
         the lower bound too.
@@ -190,7 +191,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
             If `backend` cannot run here.
         """
         settings = self._settings()
-        with arrays.callers_stream(X):
+        with arrays.callers_stream(X), self._features_of_a_success():
             X, sample_weight = for_many_passes(X, sample_weight, self.backend)
             rows = self._read(X, reset=True)
             data = observe(rows, sample_weight, settings.covariance, self.backend, self.n_threads)
@@ -201,15 +202,16 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
 
     def _start(self, shape: tuple[int, int]) -> Start | None:
         """Where a warm start begins; ValueError if the last fit was of another shape (K, D) or type."""
-        if not (self.warm_start and hasattr(self, "mixture_")):
+        if not (self.warm_start and all(hasattr(self, name) for name in PARAMETERS)):
             return None
-        if self.mixture_.means.shape != shape or self.mixture_.covariance_type != self.covariance_type:
+        mixture = self._mixture()
+        if mixture.means.shape != shape or mixture.covariance_type != self.covariance_type:
             raise ValueError(
-                f"warm_start: the last fit has means of shape {self.mixture_.means.shape} and type "
-                f"{self.mixture_.covariance_type!r}; this one wants {shape} and {self.covariance_type!r}; set "
+                f"warm_start: the last fit has means of shape {mixture.means.shape} and type "
+                f"{mixture.covariance_type!r}; this one wants {shape} and {self.covariance_type!r}; set "
                 "warm_start=False or clone the estimator"
             )
-        return Start(self.mixture_, self.lower_bound_)
+        return Start(mixture, self.lower_bound_)
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """One step of stepwise EM, for streams that pass once; see `emalgam.fit_stepwise`, which does them all.
@@ -311,6 +313,18 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
             self._total_weight = result.total_weight
         return self
 
+    @contextmanager
+    def _features_of_a_success(self) -> Iterator[None]:
+        """What scikit-learn has noted of the features is as before if the block raises: the last fit's model stands."""
+        before = {name: getattr(self, name) for name in FEATURES if hasattr(self, name)}
+        try:
+            yield
+        except BaseException:
+            for name in FEATURES:
+                self.__dict__.pop(name, None)
+            self.__dict__.update(before)
+            raise
+
     def _read(self, X: Any, *, reset: bool) -> Any:
         """X by scikit-learn's conventions (data frames, names and number of features), neither copied nor converted."""
         X = as_stream(X) or X
@@ -340,13 +354,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Mean of log p(x_n) over the rows of X, weighted by `sample_weight` or a stream's weights, in nats."""
         rows, weight = for_many_passes(X, sample_weight, self.backend)
-        if isinstance(rows, Parts):
-            how = {"backend": self.backend, "algorithm": self.algorithm, "n_threads": self.n_threads}
-            total, divisor = log_likelihood(self._mixture(), self._read(rows, reset=False), weight, **how)
-            return total / divisor
-        log_prob = to_host(self.score_samples(X))
-        weight = check_weight(sample_weight, len(log_prob))
-        return float(np.average(log_prob, weights=None if weight is None else to_host(weight)))
+        how = {"backend": self.backend, "algorithm": self.algorithm, "n_threads": self.n_threads}
+        return LogLikelihood.of(self._mixture(), self._read(rows, reset=False), weight, **how).mean
 
     def predict(self, X: Any) -> Any:
         """The component with the largest responsibility for each row, (N,) int64."""
@@ -366,17 +375,34 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
     def _mixture(self) -> Mixture:
         """`mixture_`, or what the attributes say if somebody has changed them, as scikit-learn allows."""
         check_is_fitted(self, PARAMETERS)
-        mixture: Mixture | None = getattr(self, "mixture_", None)
-        changed = mixture is None or not all(
-            np.array_equal(getattr(self, f"{name}_"), getattr(mixture, name).astype(self.means_.dtype))
-            for name in ("weights", "means", "precisions_cholesky")
-        )
-        if changed:
-            covariances = COVARIANCES[self.covariance_type].covariances(
-                np.asarray(self.precisions_cholesky_, dtype=np.float64)
-            )
-            self._adopt(Mixture(self.weights_, self.means_, covariances, self.covariance_type), self.means_.dtype)
+        last: Mixture | None = getattr(self, "mixture_", None)
+        if last is None or not all(self._holds(name, getattr(last, name[:-1])) for name in PARAMETERS):
+            self._adopt(self._from_attributes(last), arrays.tile_dtype(np.asarray(self.means_)))
         return self.mixture_
+
+    def _holds(self, name: str, values: np.ndarray) -> bool:
+        """Whether an attribute is what a fit has made of these values."""
+        found = getattr(self, name)
+        if not isinstance(found, np.ndarray) or found.dtype != arrays.tile_dtype(found):
+            return False
+        with np.errstate(over="ignore"):
+            return np.array_equal(found, values.astype(found.dtype))
+
+    def _from_attributes(self, last: Mixture | None) -> Mixture:
+        """The mixture of attributes that were set; ValueError naming the one that cannot be.
+
+        Their type is that of the last fit, which `covariance_type` may have left for the next one, unless the
+        precisions have the shape of the latter only.
+        """
+        weights, means, factors = (check_numbers(name, getattr(self, name)) for name in PARAMETERS)
+        if means.ndim != 2:
+            raise ValueError(f"means_ has shape {means.shape}; expected (components, features)")
+        check_choice("covariance_type", self.covariance_type, tuple(COVARIANCES))
+        kinds = (self.covariance_type,) if last is None else (last.covariance_type, self.covariance_type)
+        shapes = {kind: COVARIANCES[kind].shape(*means.shape) for kind in kinds}
+        kind = next((kind for kind in kinds if shapes[kind] == factors.shape), kinds[0])
+        covariances = COVARIANCES[kind].covariances(check_numbers(PARAMETERS[2], factors, shapes[kind]))
+        return Mixture(weights, means, covariances, kind)
 
     def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """n_samples points of the mixture in random order, and their components; see `Mixture.sample`."""
@@ -400,12 +426,11 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         return self._derived(self._mixture().conditional(features, values), rest)
 
     def _derived(self, mixture: Mixture, features: np.ndarray) -> GaussianMixture:
-        """An estimator like this one over some of the features, with their names."""
-        arguments = self.get_params()
-        for name in ("weights_init", "means_init", "precisions_init"):
-            arguments[name] = None
-        arguments["n_components"] = mixture.n_components
-        derived = type(self)(**arguments)._adopt(mixture, self.means_.dtype)
+        """A `GaussianMixture` over some of the features, with their names, whatever arguments a subclass has."""
+        arguments = {name: getattr(self, name) for name in GaussianMixture().get_params()}
+        arguments |= dict.fromkeys(("weights_init", "means_init", "precisions_init"))
+        arguments |= {"n_components": mixture.n_components, "covariance_type": mixture.covariance_type}
+        derived = GaussianMixture(**arguments)._adopt(mixture, self.means_.dtype)
         if hasattr(self, "feature_names_in_"):
             derived.feature_names_in_ = self.feature_names_in_[features]
         return derived

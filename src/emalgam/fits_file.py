@@ -96,7 +96,8 @@ def save_fits(
     Raises
     ------
     ValueError
-        If a label of `fits.groups` is there twice, or `path` is named after another format.
+        If a label of `fits.groups` is there twice, or of a type that Parquet has no column for; or if `path` is named
+        after another format.
     OSError
         If the file cannot be written.
     """
@@ -105,7 +106,7 @@ def save_fits(
     if labels is None and fits.groups is not None:
         for label in repeated(fits.groups):
             raise ValueError(f"groups holds {label!r} twice; a file has one mixture for each label: select each once")
-        labels = arrow.array(fits.groups)
+        labels = _label_column(fits.groups)
     described = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -121,6 +122,24 @@ def save_fits(
             columns = {} if labels is None else {label_name: labels[which]}
             columns |= _columns(fits[which])
             writer.write(arrow.table(columns).replace_schema_metadata(described | dict(metadata or {})))
+
+
+def _label_column(labels: np.ndarray) -> Any:
+    """Labels as an array of pyarrow; ValueError if it has none that gives them back."""
+    arrow = pyarrow_module("pyarrow")
+    try:
+        column = arrow.array(labels)
+    except (arrow.ArrowException, OverflowError, UnicodeError):
+        column = None
+    nested = column is None or arrow.types.is_nested(column.type)
+    if nested or not np.array_equal(column.to_numpy(zero_copy_only=False), labels):
+        kind = type(labels[-1]).__name__ if labels.dtype == object else labels.dtype
+        example = f", such as {labels[-1]!r}" if len(labels) else ""
+        raise ValueError(
+            f"groups holds labels of type {kind}{example}, for which Parquet has no column; fit with labels that are "
+            "text: groups=labels.astype(str)"
+        )
+    return column
 
 
 def join_fits(parts: Sequence[Path], path: Path, *, folder: Path) -> None:

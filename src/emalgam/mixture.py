@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from emalgam import arrays, backends
 from emalgam.covariance import COVARIANCES, Covariance
 from emalgam.guard import ALGORITHMS, Cancellation, choose_evaluation, packed_reach, parameters_of
 from emalgam.namespace import beside, cast, invert_triangular, is_tensor, namespace, to_host, where_true
-from emalgam.observations import ELEMENTS_ON_A_GPU
+from emalgam.observations import ELEMENTS_ON_A_GPU, moderation
 from emalgam.packing import Components, Frame, log_constants, power_of_two
 from emalgam.parts import Part, Parts, check_no_weight
 from emalgam.stream import for_many_passes, over_chunks
@@ -25,6 +26,7 @@ from emalgam.validation import (
     check_features,
     check_finite,
     check_integer,
+    check_some_weight,
     check_threads,
     check_weight,
     first_index,
@@ -251,12 +253,12 @@ class Mixture(MixtureAlgebra):
 
     def aic(self, x: Any, **how: Any) -> float:
         """Akaike's criterion of x, −2 Σ log p + 2 · parameters, in nats; keywords as in `log_prob`."""
-        return -2.0 * log_likelihood(self, x, **how)[0] + 2.0 * self.n_parameters
+        return -2.0 * LogLikelihood.of(self, x, **how).total + 2.0 * self.n_parameters
 
     def bic(self, x: Any, **how: Any) -> float:
         """Schwarz's criterion of x, −2 Σ log p + parameters · log N, in nats; keywords as in `log_prob`."""
-        total, n_samples = log_likelihood(self, x, **how)
-        return -2.0 * total + self.n_parameters * float(np.log(n_samples))
+        found = LogLikelihood.of(self, x, **how)
+        return -2.0 * found.total + self.n_parameters * found.log_weight
 
     def _prepared(self, algorithm: str, dtype: np.dtype) -> Preparation:
         """What queries of a type need. The last one is kept: it takes longer than the evaluation of a few rows."""
@@ -365,37 +367,98 @@ class Mixture(MixtureAlgebra):
 
 
 def log_likelihood(mixture: Mixture, x: Any, sample_weight: Any = None, **how: Any) -> tuple[float, float]:
-    """Σ ω log p of x, in nats, and Σ ω: the number of rows without weights. Keywords as in `Mixture.log_prob`.
+    """Σ ω log p of x, in nats, and Σ ω; see `LogLikelihood.of`."""
+    found = LogLikelihood.of(mixture, x, sample_weight, **how)
+    return found.total, found.weight
 
-    Of streams, paths, memory maps and Dask's collections in memory that does not grow with N.
+
+@dataclass(frozen=True)
+class LogLikelihood:
+    """Σ ω log p, in nats, and Σ ω of rows, both times a power of two.
+
+    Sums of very large weights overflow, and those of very small ones have few digits. So each part of the rows brings
+    its largest weight near one (`observations.moderation`), and parts are added as those with the largest weights are.
+
+    Attributes
+    ----------
+    moderated_total, moderated_weight : float
+    moderation : float
+        The power of two.
     """
-    x, sample_weight = for_many_passes(x, sample_weight, how.get("backend", "auto"))
-    if isinstance(x, Parts):
-        check_no_weight(sample_weight)
-        here = {"backend": backends.resolve(how.get("backend", "auto")), "n_threads": x.threads(how.get("n_threads"))}
-        return x.fold(LogLikelihoodOf(mixture, how | here), LogLikelihoodOf.combine)
-    return LogLikelihoodOf(mixture, how)(Part(0, x, sample_weight))
+
+    moderated_total: float
+    moderated_weight: float
+    moderation: float = 1.0
+
+    @classmethod
+    def of(cls, mixture: Mixture, x: Any, sample_weight: Any = None, **how: Any) -> LogLikelihood:
+        """Of the rows of x, which count once each without weights. Keywords as in `Mixture.log_prob`.
+
+        Of streams, paths, memory maps and Dask's collections in memory that does not grow with N.
+
+        Raises
+        ------
+        ValueError
+            As `Mixture.log_prob`, and for weights that are not finite, negative, or zero for every row.
+        """
+        x, sample_weight = for_many_passes(x, sample_weight, how.get("backend", "auto"))
+        if not isinstance(x, Parts):
+            found = LogLikelihoodOf(mixture, how)(Part(0, x, sample_weight))
+        else:
+            check_no_weight(sample_weight)
+            backend = backends.resolve(how.get("backend", "auto"))
+            how |= {"backend": backend, "n_threads": x.threads(how.get("n_threads"))}
+            found = x.fold(LogLikelihoodOf(mixture, how), LogLikelihood.__add__)
+        check_some_weight(found.moderated_weight)
+        return found
+
+    def __add__(self, other: LogLikelihood) -> LogLikelihood:
+        """Of the rows of both."""
+        if not (self.moderated_weight and other.moderated_weight):  # rows without weight have no say in the power
+            return self if self.moderated_weight else other
+        power = min(self.moderation, other.moderation)
+        a, b = power / self.moderation, power / other.moderation
+        total = a * self.moderated_total + b * other.moderated_total
+        return LogLikelihood(total, a * self.moderated_weight + b * other.moderated_weight, power)
+
+    @property
+    def mean(self) -> float:
+        """Σ ω log p / Σ ω."""
+        return self.moderated_total / self.moderated_weight
+
+    @property
+    def total(self) -> float:
+        """Σ ω log p; infinite if float64 cannot hold it."""
+        return self.moderated_total / self.moderation
+
+    @property
+    def weight(self) -> float:
+        """Σ ω; infinite if float64 cannot hold it."""
+        return self.moderated_weight / self.moderation
+
+    @property
+    def log_weight(self) -> float:
+        """log Σ ω."""
+        return math.log(self.moderated_weight) - math.log(self.moderation)
 
 
 @dataclass(frozen=True, eq=False)
 class LogLikelihoodOf:
-    """Σ ω log p and Σ ω of a part."""
+    """That of a part."""
 
     mixture: Mixture
     how: dict[str, Any]
 
-    def __call__(self, part: Part) -> tuple[float, float]:
+    def __call__(self, part: Part) -> LogLikelihood:
         if part.first:  # the row's number among all is what an error has to name
             check_finite(part.x, first=part.first)
         log_prob = self.mixture.log_prob(part.x, **self.how)
         if part.weight is None:
-            return float(log_prob.sum()), float(len(log_prob))
-        weight = check_weight(part.weight, len(log_prob), first=part.first, some=False)
-        return float((log_prob * weight).sum()), float(weight.sum())
-
-    @staticmethod
-    def combine(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
-        return a[0] + b[0], a[1] + b[1]
+            return LogLikelihood(float(log_prob.sum()), float(len(log_prob)))
+        weight = to_host(check_weight(part.weight, len(log_prob), first=part.first, some=False))
+        power = moderation(float(weight.max(initial=0.0)))
+        weight = weight if power == 1 else weight * power
+        return LogLikelihood(float((to_host(log_prob) * weight).sum()), float(weight.sum()), power)
 
 
 def check_numbers(name: str, values: Any, shape: tuple[int, ...] | None = None) -> np.ndarray:

@@ -21,7 +21,7 @@ from emalgam import backends
 from emalgam.covariance import Covariance
 from emalgam.observations import Observations, View, covariance_of, moderation, ranges_of, warn_of_constants
 from emalgam.packing import Frame
-from emalgam.validation import check_finite, check_threads, check_weight
+from emalgam.validation import check_finite, check_some_weight, check_threads, check_weight
 from emalgam_kernels import Packed, Parameters, statistic_count
 from emalgam_kernels.philox import ROWS_OF_A_SAMPLE as SAMPLE_STREAM
 from emalgam_kernels.reference.sampling import uniforms
@@ -255,8 +255,7 @@ class ObservationsInParts:
         """
         name, threads, of_a_task = backends.resolve(backend), check_threads(n_threads), parts.threads(n_threads)
         survey = survey_of(parts, seed, of_a_task)
-        if survey.n_with_weight == 0:
-            raise ValueError("sample_weight is zero for every sample; expected at least one positive weight")
+        check_some_weight(survey.n_with_weight)
         factor = moderation(survey.largest_weight)
 
         def total_statistics(feature_map: str, frame: Frame) -> np.ndarray:

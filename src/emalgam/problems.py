@@ -7,7 +7,7 @@ joined and other types converted a slice at a time, arrays of float32 or float64
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +17,7 @@ from emalgam.validation import check_integer
 from emalgam_kernels.batch import Problems
 
 ELEMENTS_OF_A_SLICE: Final = 2**21  # numbers that are joined or converted at once: 16 MB
+MODERATE_EXPONENTS: Final = (-500, 500)  # of weights whose sums, of any number of rows, keep their digits
 FORMS: Final = (
     "expected an array (B, N, D), a list of arrays (N_b, D), or an array (N, D) with groups (N,) or offsets (B + 1,)"
 )
@@ -142,6 +143,28 @@ class Source:
         """Which rows of the caller's array those samples are."""
         return chosen if self.order is None else self.order[chosen]
 
+    def moderated(self) -> tuple[Source, np.ndarray]:
+        """The same with the largest weight of each problem within 2^±500, and the powers of two that did it, (B,).
+
+        Beyond, sums would overflow or lose digits. That far from one, weights of another size choose no other number of
+        components: either Σ ω log p or the penalty decides alone, to all digits, and the sign of log Σ ω is the same.
+        """
+        weight = self.sample_weight
+        if weight is None or not len(self):
+            return self, np.ones(len(self))
+        finite = np.where(np.isfinite(weight), weight, 0.0)
+        finite = finite if self.order is None else finite[self.order]
+        largest = np.maximum.reduceat(np.append(finite, 0.0), self.offsets[:-1])
+        exponents = np.frexp(np.where((largest > 0) & (self.sizes > 0), largest, 1.0))[1]
+        powers = np.ldexp(1.0, np.clip(exponents, *MODERATE_EXPONENTS) - exponents)
+        if (powers == 1).all():
+            return self, powers
+        factors = np.repeat(powers, self.sizes)
+        if self.order is not None:
+            factors[self.order] = factors.copy()
+        # Negative ones stay as they are, for the kernels to find.
+        return replace(self, sample_weight=np.multiply(weight, factors, out=weight.copy(), where=weight > 0)), powers
+
     def total_weight(self) -> np.ndarray:
         """Σ ω of each problem, (B,): the number of its samples without weights."""
         if self.sample_weight is None:
@@ -230,6 +253,8 @@ def _grouped(groups: Any, n_samples: int) -> tuple[np.ndarray, np.ndarray, np.nd
 
 def check_labels(labels: np.ndarray) -> None:
     """ValueError if one is missing or they have no order."""
+    if labels.dtype.kind in "cV":
+        raise _without_order(labels.dtype)
     if labels.dtype == object:
         missing = np.array([_is_missing(label) for label in labels], bool)
     else:
@@ -242,6 +267,15 @@ def check_labels(labels: np.ndarray) -> None:
         raise ValueError(
             f"groups has labels of types {', '.join(kinds)}, which have no common order; expected one type"
         )
+    if kinds:
+        try:
+            labels[0] < labels[0]  # noqa: B015
+        except TypeError:
+            raise _without_order(kinds[0]) from None
+
+
+def _without_order(kind: Any) -> ValueError:
+    return ValueError(f"groups has labels of type {kind}, which have no order; expected numbers, text or times")
 
 
 def _is_missing(label: Any) -> bool:

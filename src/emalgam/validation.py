@@ -97,9 +97,15 @@ def check_weight(sample_weight: Any, n_samples: int, first: int = 0, some: bool 
     if low < 0:
         row = int(weight.argmin())
         raise ValueError(f"sample_weight is {low} at row {first + row}; expected weights >= 0")
-    if some and high == 0:
-        raise ValueError("sample_weight is zero for every sample; expected at least one positive weight")
+    if some:
+        check_some_weight(high)
     return weight
+
+
+def check_some_weight(weight: float) -> None:
+    """ValueError if all weights, their sum or the largest of them, are nothing."""
+    if weight == 0:
+        raise ValueError("sample_weight is zero for every sample; expected at least one positive weight")
 
 
 # ---- arrays of any shape, and stacks
