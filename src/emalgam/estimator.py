@@ -254,24 +254,26 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
             )
         if arrays.on_gpu(X):
             raise ValueError("X is on a GPU, and partial_fit takes batches from the host; move it first: X.cpu()")
-        data = arrays.to_numpy(self._read(X, reset=mixture is None), "X")
-        check_finite(check_data(data))
-        weight, threads = check_weight(sample_weight, len(data), some=mixture is None), check_threads(self.n_threads)
-        if weight is not None and not weight.any():  # which says nothing
-            return self
-        if mixture is None:
-            running, result = Running.begin(data, weight, settings, self.backend, threads)
-            self._adopt(result.mixture, arrays.tile_dtype(data), result)
-        else:
+        with self._features_of_a_success():
+            data = arrays.to_numpy(self._read(X, reset=mixture is None), "X")
+            check_finite(check_data(data))
+            weight, threads = (
+                check_weight(sample_weight, len(data), some=mixture is None),
+                check_threads(self.n_threads),
+            )
+            if weight is not None and not weight.any():  # which says nothing
+                return self
             running, result = self._step(mixture, data, weight, settings, threads)
-            self._adopt(result.mixture, self.means_.dtype, result)
+        self._adopt(result.mixture, arrays.tile_dtype(data) if mixture is None else self.means_.dtype, result)
         self._running = running
         return self
 
     def _step(
-        self, mixture: Mixture, x: np.ndarray, weight: np.ndarray | None, settings: Settings, n_threads: int
+        self, mixture: Mixture | None, x: np.ndarray, weight: np.ndarray | None, settings: Settings, n_threads: int
     ) -> tuple[Running, Fit]:
         """One more batch: the state after it, which goes on from `mixture` if there was none, and what it says."""
+        if mixture is None:
+            return Running.begin(x, weight, settings, self.backend, n_threads)
         backend, running = backends.resolve(self.backend), getattr(self, "_running", None)
         if running is None:
             total = float(len(x) if weight is None else weight.sum())
