@@ -235,6 +235,14 @@ def test_what_is_certain_and_what_underflows() -> None:
     np.testing.assert_allclose(found.probabilities, share / share.sum(), rtol=16 * EPS)
     assert isinstance(posterior([1], [1]).evidence, float)
 
+    # The largest likelihood need not belong to the largest product, nor a ratio of products be in float64's range.
+    probabilities, evidence = posterior([1e-300, 1.0], [1e300, 1e-300])
+    np.testing.assert_allclose(probabilities, [1.0, 1e-300], rtol=4 * EPS)
+    assert evidence == pytest.approx(1.0, rel=4 * EPS)
+    assert posterior([1e-300, 1.0], [1e-300, 1e300]).probabilities.tolist() == [0.0, 1.0]
+    largest, prior = np.finfo(np.float64).max, distributions(500, 50)  # some sum to 1 + eps
+    np.testing.assert_allclose(posterior(prior, np.full(50, largest)).evidence, largest, rtol=8 * EPS)
+
 
 # ---- Gaussians
 
