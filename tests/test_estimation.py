@@ -720,8 +720,8 @@ def test_categories() -> None:
         (lambda: categorical_mle([0], 0), r"n_categories is 0; expected an integer >= 1"),
         (
             lambda: categorical_mle([[0, 3], [10**12, 0]]),
-            r"labels is 1000000000000 at \[1, 0\], which makes 2000000000002 counts; expected at most 1073741824: number "
-            r"the labels without gaps, np\.unique\(labels, return_inverse=True\)\[1\]",
+            r"labels is 1000000000000 at \[1, 0\], which makes 2000000000002 counts; expected at most 1073741824: "
+            r"number the labels without gaps, np\.unique\(labels, return_inverse=True\)\[1\]",
         ),
         (
             lambda: categorical_mle(np.array([0, 2**63], np.uint64)),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emalgam import GaussianMixture, Mixture
+from emalgam import GaussianMixture, Mixture, backends, use_backend
 from emalgam.information import (
     cross_entropy,
     elbo_decomposition,
@@ -18,6 +18,7 @@ from emalgam.information import (
     kl_discrete,
     posterior,
 )
+from emalgam_kernels import Direct
 from tests import oracles
 from tests.conftest import COVARIANCE_TYPES
 
@@ -356,6 +357,25 @@ def test_memory_is_bounded_by_the_rows_at_once() -> None:
     part = elbo_decomposition(model, x[90_000:], model.weights)
     np.testing.assert_array_equal(whole.elbo[90_000:], part.elbo)
     np.testing.assert_array_equal(whole.kl[90_000:], part.kl)
+
+
+def test_elbo_by_the_backend_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever threads the blocks of rows run on; a component's own log-density is a kernel's."""
+    kernels = backends.kernels("reference", "mixture")
+    blocks: list[int] = []
+
+    def log_prob(x: np.ndarray, parameters: Direct, out: np.ndarray) -> None:
+        blocks.append(len(x))
+        reference_log_prob(x, parameters, out)
+
+    reference_log_prob = kernels.log_prob
+    monkeypatch.setattr(kernels, "log_prob", log_prob)
+    model = mixture("diag")
+    x = model.sample(70_000, random_state=0)[0]
+    with use_backend("reference"):
+        elbo_decomposition(model, x, model.weights)
+    assert len(blocks) > model.n_components
+    assert sum(blocks) == model.n_components * len(x)
 
 
 @pytest.mark.parametrize(

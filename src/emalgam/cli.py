@@ -321,7 +321,7 @@ def sample(
     labels: Annotated[Path | None, typer.Option(help="Write the component of each row to this table.")] = None,
     draw: Annotated[
         Literal["plain", "antithetic", "stratified"],
-        typer.Option(help="antithetic: rows in mirrored pairs; stratified: labels in proportion to the weights, in order."),
+        typer.Option(help="antithetic: rows in mirrored pairs; stratified: labels in order, in proportion to weights."),
     ] = "plain",
     seed: Seed = 0,
     backend: Backend = "auto",

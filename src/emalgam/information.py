@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numbers
 from dataclasses import replace
+from types import ModuleType
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -348,12 +349,13 @@ def elbo_decomposition(mixture: Any, X: Any, q: Any) -> ElboDecomposition:
     if posterior.shape not in {(K,), (len(data), K)}:
         raise ValueError(f"q has shape {posterior.shape}; expected ({len(data)}, {K}) or ({K},)")
     posterior = np.broadcast_to(posterior, (len(data), K))
-    components = _alone(model)
+    # The kernels are chosen here: threads do not know what `emalgam.use_backend` says.
+    components, kernels = _alone(model), backends.host_kernels("mixture")
     parts = ElboDecomposition(np.empty(len(data)), np.empty(len(data)))
 
     def block(start: int, stop: int) -> None:
         rows = slice(start, stop)
-        logits = _joint_log_prob(data[rows], components)
+        logits = _joint_log_prob(data[rows], components, kernels)
         parts.elbo[rows], parts.kl[rows] = _decompose(logits, np.ascontiguousarray(posterior[rows].T))
 
     for_each_block(block, len(data), max(ELEMENTS_AT_ONCE // (K + D), 1), default_threads())
@@ -364,16 +366,20 @@ def _alone(model: Mixture) -> list[Direct]:
     """Each component with its weight, as if it were a mixture: what log w_k N(x; μ_k, Σ_k) is the log-density of."""
     frame = model.own_frame()
     whole = model.covariance.direct(model.components(frame), frame, "float64")
-    arrays = whole.means, whole.precisions_cholesky, whole.log_constants
-    parts = ([array[k : k + 1] for array in arrays] for k in range(whole.n_components))
+    own = (slice(k, k + 1) for k in range(whole.n_components))
     return [
-        replace(whole, means=mean, precisions_cholesky=factor, log_constants=constant) for mean, factor, constant in parts
+        replace(
+            whole,
+            means=whole.means[k],
+            precisions_cholesky=whole.precisions_cholesky[k],
+            log_constants=whole.log_constants[k],
+        )
+        for k in own
     ]
 
 
-def _joint_log_prob(x: np.ndarray, components: list[Direct]) -> np.ndarray:
+def _joint_log_prob(x: np.ndarray, components: list[Direct], kernels: ModuleType) -> np.ndarray:
     """L_kn = log w_k N(x_n; μ_k, Σ_k) = c_k − ½ ‖P_kᵀ (z_n − μ_k)‖², (K, N) float64."""
-    kernels = backends.host_kernels("mixture")
     logits = np.full((len(components), len(x)), -np.inf)
     with np.errstate(over="ignore", invalid="ignore"):
         for row, component in zip(logits, components, strict=True):
