@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
 from emalgam.estimation import (
     LeastSquares,
@@ -444,6 +445,25 @@ def test_many_equal_rows_hide_no_dependence() -> None:
         assert ols(X, groups).rank == 3
 
 
+def test_bits_do_not_depend_on_the_threads_of_blas() -> None:
+    """BLAS divides products this large among its threads, and adds them up in another order."""
+    rng = np.random.default_rng(0)
+    X, noise = rng.normal(size=(25_000, 20)), rng.normal(size=25_000)
+
+    def results() -> list[np.ndarray]:
+        fit, gaussian = ols(X, X.sum(axis=1) + noise), gaussian_mle(X)
+        return [
+            *(fit.coefficients, fit.standard_errors, gaussian.mean, gaussian.covariance),
+            np.asarray(gaussian_log_likelihood(gaussian.mean, gaussian.covariance, X)),
+        ]
+
+    with threadpool_limits(1, user_api="blas"):
+        expected = results()
+    with threadpool_limits(2, user_api="blas"):
+        for found, one_thread in zip(results(), expected, strict=True):
+            np.testing.assert_array_equal(found, one_thread)
+
+
 # ---- least squares: what comes in
 
 
@@ -698,6 +718,18 @@ def test_categories() -> None:
         (lambda: categorical_mle([0, 3], 3), r"labels is 3 at \[1\]; expected integers from 0 to 2"),
         (lambda: categorical_mle([0.0, 1.0]), r"labels has dtype float64 and shape \(2,\); expected integers"),
         (lambda: categorical_mle([0], 0), r"n_categories is 0; expected an integer >= 1"),
+        (
+            lambda: categorical_mle([[0, 3], [10**12, 0]]),
+            r"labels is 1000000000000 at \[1, 0\], which makes 2000000000002 counts; expected at most 1073741824: "
+            r"number the labels without gaps, np\.unique\(labels, return_inverse=True\)\[1\]",
+        ),
+        (
+            lambda: categorical_mle(np.array([0, 2**63], np.uint64)),
+            r"labels is 9223372036854775808 at \[1\], which makes 9223372036854775809 counts",
+        ),
+        (lambda: categorical_mle([0], 10**12), r"n_categories is 1000000000000, which .*; expected at most 1073741824"),
+        (lambda: categorical_mle([-3, -1]), r"labels is -3 at \[0\]; expected integers from 0 to 0"),
+        (lambda: categorical_mle(np.array([0, 2**63], np.uint64), 3), r"labels is 9223372036854775808 at \[1\]; exp"),
         (lambda: categorical_log_likelihood([0.5, 0.6], [0]), r"probabilities has sum 1\.1"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emalgam import GaussianMixture, Mixture
+from emalgam import GaussianMixture, Mixture, backends, use_backend
 from emalgam.information import (
     cross_entropy,
     elbo_decomposition,
@@ -18,6 +18,7 @@ from emalgam.information import (
     kl_discrete,
     posterior,
 )
+from emalgam_kernels import Direct
 from tests import oracles
 from tests.conftest import COVARIANCE_TYPES
 
@@ -235,6 +236,14 @@ def test_what_is_certain_and_what_underflows() -> None:
     np.testing.assert_allclose(found.probabilities, share / share.sum(), rtol=16 * EPS)
     assert isinstance(posterior([1], [1]).evidence, float)
 
+    # The largest likelihood need not belong to the largest product, nor a ratio of products be in float64's range.
+    probabilities, evidence = posterior([1e-300, 1.0], [1e300, 1e-300])
+    np.testing.assert_allclose(probabilities, [1.0, 1e-300], rtol=4 * EPS)
+    assert evidence == pytest.approx(1.0, rel=4 * EPS)
+    assert posterior([1e-300, 1.0], [1e-300, 1e300]).probabilities.tolist() == [0.0, 1.0]
+    largest, prior = np.finfo(np.float64).max, distributions(500, 50)  # some sum to 1 + eps
+    np.testing.assert_allclose(posterior(prior, np.full(50, largest)).evidence, largest, rtol=8 * EPS)
+
 
 # ---- Gaussians
 
@@ -348,6 +357,25 @@ def test_memory_is_bounded_by_the_rows_at_once() -> None:
     part = elbo_decomposition(model, x[90_000:], model.weights)
     np.testing.assert_array_equal(whole.elbo[90_000:], part.elbo)
     np.testing.assert_array_equal(whole.kl[90_000:], part.kl)
+
+
+def test_elbo_by_the_backend_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever threads the blocks of rows run on; a component's own log-density is a kernel's."""
+    kernels = backends.kernels("reference", "mixture")
+    blocks: list[int] = []
+
+    def log_prob(x: np.ndarray, parameters: Direct, out: np.ndarray) -> None:
+        blocks.append(len(x))
+        reference_log_prob(x, parameters, out)
+
+    reference_log_prob = kernels.log_prob
+    monkeypatch.setattr(kernels, "log_prob", log_prob)
+    model = mixture("diag")
+    x = model.sample(70_000, random_state=0)[0]
+    with use_backend("reference"):
+        elbo_decomposition(model, x, model.weights)
+    assert len(blocks) > model.n_components
+    assert sum(blocks) == model.n_components * len(x)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from emalgam.guard import TOLERANCE, Cancellation, Evaluation, choose_evaluation
 from emalgam.packing import Components, Frame, power_of_two
 from tests import oracles
 from tests.conftest import COVARIANCE_TYPES, Variant
+from tests.tolerances import STANDARD_ERRORS
 
 
 def make(covariance_type: str, D: int, separation: float, condition: float, offset: float, seed: int = 0) -> Mixture:
@@ -244,6 +245,36 @@ def test_stratified_draws_have_their_share_of_each_component() -> None:
     assert abs(np.count_nonzero(labels == 0) - 123) <= 1
     with pytest.raises(ValueError, match="draw is 'latin'; expected one of plain, antithetic, stratified"):
         mixture.sample(10, draw="latin")
+
+
+@pytest.mark.parametrize(("distance", "helps"), [(3.0, False), (0.3, True)])
+def test_how_accurate_means_of_each_draw_are(distance: float, helps: bool) -> None:
+    """The variance of the mean of N rows, over seeds, is B / N + W / N: of components, and within them.
+
+    Of x itself stratified labels leave W / N. Antithetic pairs leave 2 B / N: half as many labels, deviations that
+    cancel. Of squared deviations, which are equal within a pair, they leave 2 W / N.
+    """
+    N, seeds, within = 100, 1000, 1.0
+    mixture = Mixture([0.5, 0.5], [[-distance], [distance]], [within, within], "spherical")
+    variance = {}
+    for draw in ("plain", "stratified", "antithetic"):
+        rows = [mixture.sample(N, seed, draw=draw, n_threads=1) for seed in range(seeds)]
+        x, labels = np.stack([x[:, 0] for x, _ in rows]), np.stack([k for _, k in rows])
+        variance[draw] = x.mean(axis=1).var()
+        variance[f"{draw}, squares"] = ((x - mixture.means[labels, 0]) ** 2).mean(axis=1).var()
+    between, square = distance**2, 2.0 * within**2
+    expected = {
+        "plain": between + within,
+        "stratified": within,
+        "antithetic": 2.0 * between,
+        "plain, squares": square,
+        "stratified, squares": square,
+        "antithetic, squares": 2.0 * square,
+    }
+    # The sample variance of means that are nearly normal has a relative standard error of √(2 / seeds).
+    tolerance = STANDARD_ERRORS * (2.0 / seeds) ** 0.5
+    assert variance == pytest.approx({name: value / N for name, value in expected.items()}, rel=tolerance)
+    assert (variance["antithetic"] < variance["plain"]) == helps
 
 
 def test_what_depends_on_the_parameters_alone_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:

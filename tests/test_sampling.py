@@ -13,6 +13,7 @@ from scipy import integrate, stats
 
 import emalgam_kernels
 from emalgam import BackendUnavailable, GaussianMixture, Mixture, backends
+from emalgam import gaussian as gaussians
 from emalgam.divergence import kl, kl_monte_carlo
 from emalgam.draws import philox_seed
 from emalgam.sampling import Estimate, Gaussian, expectation, merge, merge_costs, moment_match, reduce
@@ -155,6 +156,19 @@ def test_sample_i_depends_on_seed_and_i(backend: str, batch: tuple[int, ...]) ->
     np.testing.assert_array_equal(gaussian.sample(10, random_state=3, backend=backend), many[:10])
     np.testing.assert_array_equal(gaussian.sample(1000, random_state=3, backend=backend, n_threads=3), many)
     assert not np.array_equal(gaussian.sample(10, random_state=4, backend=backend), many[:10])
+
+
+@pytest.mark.parametrize(("n", "batch"), [(50, (2, 3)), (2, (40,)), (7, (7,)), (1, (1,))])
+def test_stacks_are_coloured_in_tiles(monkeypatch: pytest.MonkeyPatch, n: int, batch: tuple[int, ...]) -> None:
+    """Tiles of a few numbers, some cut off by the end of the stack, give the bits of one; each is μ + L ε."""
+    gaussian = random_gaussian(8, 3, batch)
+    whole = gaussian.sample(n, random_state=1, n_threads=1)
+    noise = Gaussian(np.zeros((*batch, 3)), np.eye(3)).sample(n, random_state=1, n_threads=1)
+    expected = gaussian.mean + np.einsum("...ij,n...j->n...i", np.linalg.cholesky(gaussian.covariance), noise)
+    np.testing.assert_allclose(whole, expected, rtol=ALGEBRA, atol=ALGEBRA)
+    for elements in (1, 20, 70):
+        monkeypatch.setattr(gaussians, "ELEMENTS_OF_A_TILE", elements)
+        np.testing.assert_array_equal(gaussian.sample(n, random_state=1, n_threads=3), whole)
 
 
 def test_frozen_and_pickled() -> None:

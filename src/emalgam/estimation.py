@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
+from emalgam.blas import one_blas_thread
 from emalgam.information import check_distributions, check_probabilities
 from emalgam.least_squares import DEPENDENT, ELEMENTS_AT_ONCE, EPS, LeastSquares, Rows, Triangle, ols
 from emalgam.namespace import invert_triangular
@@ -27,6 +28,8 @@ from emalgam.validation import (
     first_index,
     in_words,
 )
+
+MOST_COUNTS: Final = 2**30  # of categories in all problems: 8 GB
 
 __all__ = [
     "GaussianEstimate",
@@ -100,7 +103,8 @@ def gaussian_mle(X: Any, sample_weight: Any = None) -> GaussianEstimate:
     x, weight = x.reshape(-1, N, D), weight.reshape(-1, N)
     step = max(ELEMENTS_AT_ONCE // (N * D), 1)
     groups = [slice(start, start + step) for start in range(0, len(x), step)]
-    parts = [_gaussian(x[group], weight[group]) for group in groups]
+    with one_blas_thread():
+        parts = [_gaussian(x[group], weight[group]) for group in groups]
     mean, covariance, log_likelihood = (np.concatenate(part) for part in zip(*parts, strict=True))
     return GaussianEstimate(
         mean.reshape(*batch, D), covariance.reshape(*batch, D, D), log_likelihood.reshape(batch)[()]
@@ -195,9 +199,9 @@ def gaussian_log_likelihood(mean: Any, covariance: Any, X: Any, sample_weight: A
     constant = 0.5 * D * LOG_2_PI + np.log(np.einsum("...ii->...i", lower)).sum(axis=-1)
     total: Any = 0.0
     step = max(ELEMENTS_AT_ONCE // (D * max(math.prod(batch), 1)), 1)
-    for start in range(0, N, step):
-        rows = slice(start, start + step)
-        with np.errstate(over="ignore", invalid="ignore"):
+    with one_blas_thread(), np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, N, step):
+            rows = slice(start, start + step)
             y = (x[..., rows, :].astype(np.float64) - centre[..., None, :]) @ whitening
             log_prob = -0.5 * (y * y).sum(axis=-1) - constant[..., None]
             total = total + np.where(weight[..., rows] > 0, weight[..., rows] * log_prob, 0.0).sum(axis=-1)
@@ -348,7 +352,7 @@ def categorical_mle(labels: Any, n_categories: int | None = None, *, sample_weig
     labels : (..., N) array of int
         From 0 to K − 1; samples along the last axis.
     n_categories : int, optional
-        K. None means one more than the largest label.
+        K. None means one more than the largest label. Times the number of problems it must not exceed 2³⁰.
     sample_weight : (N,) or (..., N) array, optional
         ω_n ≥ 0.
 
@@ -359,7 +363,7 @@ def categorical_mle(labels: Any, n_categories: int | None = None, *, sample_weig
     Raises
     ------
     ValueError
-        For labels that are no integers from 0 to K − 1, naming the index.
+        For labels that are no integers from 0 to K − 1, and for one that makes too many categories, naming the index.
 
     References
     ----------
@@ -372,7 +376,8 @@ def categorical_mle(labels: Any, n_categories: int | None = None, *, sample_weig
     >>> categorical_mle([0, 1, 2], sample_weight=[3, 1, 0])
     array([0.75, 0.25, 0.  ])
     """
-    counts = _category_counts(labels, n_categories, sample_weight)
+    given = _check_labels(labels)
+    counts = _category_counts(given, _number_of_categories(given, n_categories), sample_weight)
     return counts / counts.sum(axis=-1, keepdims=True)
 
 
@@ -408,7 +413,7 @@ def categorical_log_likelihood(probabilities: Any, labels: Any, sample_weight: A
     -2.772589
     """
     distribution = check_distributions("probabilities", probabilities)
-    counts = _category_counts(labels, distribution.shape[-1], sample_weight)
+    counts = _category_counts(_check_labels(labels), distribution.shape[-1], sample_weight)
     broadcast("leading axes", probabilities=distribution.shape[:-1], labels=counts.shape[:-1])
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(counts > 0, counts * np.log(distribution), 0.0).sum(axis=-1)
@@ -428,21 +433,38 @@ def _coin_counts(x: Any, sample_weight: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.where(heads, weight, 0.0).sum(axis=-1), np.where(heads, 0.0, weight).sum(axis=-1)
 
 
-def _category_counts(labels: Any, n_categories: int | None, sample_weight: Any) -> np.ndarray:
-    """Σ_n ω_n [label_n = k], (..., K) float64."""
+def _check_labels(labels: Any) -> np.ndarray:
+    """Labels (..., N) of an integer type, at least one."""
     given = check_array("labels", labels)
     if given.dtype.kind == "f" or given.ndim == 0 or 0 in given.shape:
         raise ValueError(f"labels has dtype {given.dtype} and shape {given.shape}; expected integers, at least one")
-    K = int(given.max()) + 1 if n_categories is None else check_integer("n_categories", n_categories, 1)
-    wrong = (given < 0) | (given >= K)
+    return given
+
+
+def _number_of_categories(labels: np.ndarray, n_categories: int | None) -> int:
+    """K, as given or one more than the largest label; ValueError if there would be more counts than memory is for."""
+    largest = max(int(labels.max()), 0)
+    K = largest + 1 if n_categories is None else check_integer("n_categories", n_categories, 1)
+    if (counts := K * math.prod(labels.shape[:-1])) <= MOST_COUNTS:
+        return K
+    if n_categories is not None:
+        raise ValueError(f"n_categories is {K}, which makes {counts} counts; expected at most {MOST_COUNTS}")
+    raise ValueError(
+        f"labels is {largest}{in_words(first_index(labels == largest))}, which makes {counts} counts; expected at most "
+        f"{MOST_COUNTS}: number the labels without gaps, np.unique(labels, return_inverse=True)[1]"
+    )
+
+
+def _category_counts(labels: np.ndarray, K: int, sample_weight: Any) -> np.ndarray:
+    """Σ_n ω_n [label_n = k], (..., K) float64."""
+    wrong = (labels < 0) | (labels >= K)
     if wrong.any():
         index = first_index(wrong)
-        raise ValueError(f"labels is {given[index]}{in_words(index)}; expected integers from 0 to {K - 1}")
-    weight = check_weight_of(sample_weight, given.shape)
-    batch = given.shape[:-1]
-    flat = given.reshape(-1, given.shape[-1]).astype(np.int64)
+        raise ValueError(f"labels is {labels[index]}{in_words(index)}; expected integers from 0 to {K - 1}")
+    weight = check_weight_of(sample_weight, labels.shape)
+    flat = labels.reshape(-1, labels.shape[-1]).astype(np.int64)
     cells = (flat + K * np.arange(len(flat))[:, None]).ravel()
-    return np.bincount(cells, weight.ravel(), K * len(flat)).reshape(*batch, K)
+    return np.bincount(cells, weight.ravel(), K * len(flat)).reshape(*labels.shape[:-1], K)
 
 
 def _check_samples(name: str, values: Any) -> np.ndarray:

@@ -7,11 +7,13 @@ Results are in nats unless another base of the logarithm is named. Throughout, 0
 from __future__ import annotations
 
 import numbers
+from dataclasses import replace
+from types import ModuleType
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from emalgam import arrays
+from emalgam import arrays, backends
 from emalgam.mixture import WEIGHT_SUM_TOLERANCE, Mixture
 from emalgam.packing import LOG_2_PI
 from emalgam.validation import (
@@ -24,10 +26,12 @@ from emalgam.validation import (
     real_array,
 )
 from emalgam_kernels import Direct
+from emalgam_kernels.blocks import default_threads, for_each_block
 
-ELEMENTS_AT_ONCE: Final = 2**18
+ELEMENTS_AT_ONCE: Final = 2**16  # of a block of rows: its arrays stay in the second cache
 NEAR: Final = 0.25  # |s| below which a term of the divergence is summed as a series
 ATANH_SERIES: Final = 1.0 / np.arange(3, 31, 2)  # atanh s − s = s³ (1/3 + s²/5 + …); the rest is below 2⁻⁵⁶ s²
+LEAST_EXPONENT: Final = -(2**20)  # below that of any product
 LARGEST: Final = 0.5 * float(np.finfo(np.float64).max)  # half: sums of such terms have to stay finite
 
 
@@ -225,7 +229,7 @@ def posterior(prior: Any, likelihood: Any) -> Posterior:
     Returns
     -------
     Posterior
-        ``probabilities, evidence``; digits are kept where prior times likelihood would underflow.
+        ``probabilities, evidence``; digits are kept where prior times likelihood would underflow or overflow.
 
     Raises
     ------
@@ -250,16 +254,18 @@ def posterior(prior: Any, likelihood: Any) -> Posterior:
     if (second < 0).any():
         index = first_index(second < 0)
         raise ValueError(f"likelihood is {second[index]:g}{in_words(index)}; expected numbers >= 0")
-    # Divided by the largest likelihood that counts, the terms of the sum neither overflow nor all underflow.
-    counted = np.where(first > 0, second, 0.0)
-    largest = counted.max(axis=-1)
-    if (largest == 0).any():
-        where = in_words(first_index(largest == 0))
+    # Numbers as m 2^e with ½ ≤ m < 1: a product neither overflows nor underflows, nor do sums relative to the largest.
+    (m_1, e_1), (m_2, e_2) = np.frexp(first), np.frexp(second)
+    product, exponent = m_1 * m_2, e_1 + e_2
+    top = np.where(product > 0, exponent, LEAST_EXPONENT).max(axis=-1, keepdims=True)
+    if (top == LEAST_EXPONENT).any():
+        where = in_words(first_index(top[..., 0] == LEAST_EXPONENT))
         raise ValueError(f"likelihood{where} is zero wherever the prior is not; what cannot happen has no posterior")
-    with np.errstate(under="ignore"):
-        joint = first * (counted / largest[..., None])
-        total = joint.sum(axis=-1)
-        return Posterior(joint / total[..., None], (total * largest)[()])
+    with np.errstate(over="ignore", under="ignore"):
+        joint = np.ldexp(product, exponent - top)
+        total = joint.sum(axis=-1, keepdims=True)
+        evidence = np.minimum(np.ldexp(total, top), 2 * LARGEST)  # no larger than a likelihood, but for rounding
+        return Posterior(joint / total, evidence[..., 0][()])
 
 
 # ---- Gaussians and mixtures
@@ -343,40 +349,56 @@ def elbo_decomposition(mixture: Any, X: Any, q: Any) -> ElboDecomposition:
     if posterior.shape not in {(K,), (len(data), K)}:
         raise ValueError(f"q has shape {posterior.shape}; expected ({len(data)}, {K}) or ({K},)")
     posterior = np.broadcast_to(posterior, (len(data), K))
-    frame = model.own_frame()
-    parameters = model.covariance.direct(model.components(frame), frame, "float64")
+    # The kernels are chosen here: threads do not know what `emalgam.use_backend` says.
+    components, kernels = _alone(model), backends.host_kernels("mixture")
     parts = ElboDecomposition(np.empty(len(data)), np.empty(len(data)))
-    step = max(ELEMENTS_AT_ONCE // (K + D), 1)
-    for start in range(0, len(data), step):
-        rows = slice(start, start + step)
-        parts.elbo[rows], parts.kl[rows] = _decompose(_joint_log_prob(data[rows], parameters), posterior[rows])
+
+    def block(start: int, stop: int) -> None:
+        rows = slice(start, stop)
+        logits = _joint_log_prob(data[rows], components, kernels)
+        parts.elbo[rows], parts.kl[rows] = _decompose(logits, np.ascontiguousarray(posterior[rows].T))
+
+    for_each_block(block, len(data), max(ELEMENTS_AT_ONCE // (K + D), 1), default_threads())
     return parts
 
 
-def _joint_log_prob(x: np.ndarray, parameters: Direct) -> np.ndarray:
-    """L_nk = log w_k N(x_n; μ_k, Σ_k) = c_k − ½ ‖P_kᵀ (z_n − μ_k)‖², (N, K) float64."""
-    logits = np.empty((len(x), parameters.n_components))
+def _alone(model: Mixture) -> list[Direct]:
+    """Each component with its weight, as if it were a mixture: what log w_k N(x; μ_k, Σ_k) is the log-density of."""
+    frame = model.own_frame()
+    whole = model.covariance.direct(model.components(frame), frame, "float64")
+    own = (slice(k, k + 1) for k in range(whole.n_components))
+    return [
+        replace(
+            whole,
+            means=whole.means[k],
+            precisions_cholesky=whole.precisions_cholesky[k],
+            log_constants=whole.log_constants[k],
+        )
+        for k in own
+    ]
+
+
+def _joint_log_prob(x: np.ndarray, components: list[Direct], kernels: ModuleType) -> np.ndarray:
+    """L_kn = log w_k N(x_n; μ_k, Σ_k) = c_k − ½ ‖P_kᵀ (z_n − μ_k)‖², (K, N) float64."""
+    logits = np.full((len(components), len(x)), -np.inf)
     with np.errstate(over="ignore", invalid="ignore"):
-        z = (x.astype(np.float64) - parameters.shift) * parameters.scale
-        for k, factor in enumerate(parameters.precisions_cholesky):
-            centred = z - parameters.means[k]
-            y = centred @ factor if factor.ndim == 2 else centred * factor
-            # Of a square that overflows, as much as float64 can hold: log p stays a finite number.
-            half_square = np.fmin(0.5 * np.einsum("nd,nd->n", y, y), LARGEST)
-            logits[:, k] = parameters.log_constants[k] - half_square
-    return np.where(np.isneginf(parameters.log_constants), -np.inf, np.maximum(logits, -LARGEST))
+        for row, component in zip(logits, components, strict=True):
+            if component.log_constants[0] > -np.inf:
+                kernels.log_prob(x, component, row)
+                # Of a square that overflows, as much as float64 can hold: log p stays a finite number.
+                np.fmax(row, -LARGEST, out=row)
+    return logits
 
 
 def _decompose(logits: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """ELBO and KL of each row, (N,) both, from L_nk and q_nk, (N, K) both."""
-    top = logits.max(axis=1, keepdims=True)
+    """ELBO and KL of each row, (N,) both, from L_kn and q_kn, (K, N) both."""
     with np.errstate(divide="ignore", under="ignore", invalid="ignore"):
-        log_r = logits - top
-        log_r -= np.log(np.exp(log_r).sum(axis=1, keepdims=True))
+        log_r = logits - logits.max(axis=0)
+        log_r -= np.log(np.exp(log_r).sum(axis=0))
         log_q = np.log(q)
         # Σ_k q_nk (L_nk − log q_nk)
-        elbo = np.where(q > 0, q * (logits - log_q), 0.0).sum(axis=1)
-        kl = _divergence_terms(q, np.exp(log_r), log_q - log_r).sum(axis=1)
+        elbo = np.where(q > 0, q * (logits - log_q), 0.0).sum(axis=0)
+        kl = _divergence_terms(q, np.exp(log_r), log_q - log_r).sum(axis=0)
     return elbo, kl
 
 
@@ -404,7 +426,8 @@ def _divergence_terms(p: np.ndarray, q: np.ndarray, log_ratio: np.ndarray) -> np
         terms = np.maximum(np.where(p > 0, p * (log_ratio - 1.0), 0.0) + q, 0.0)
         close = np.abs(s) < NEAR
         s, total = s[close], total[close]
-        excess = s**3 * np.polynomial.polynomial.polyval(s * s, ATANH_SERIES)
+        square = s * s
+        excess = s * square * np.polynomial.polynomial.polyval(square, ATANH_SERIES)
         terms[close] = total * (s * (s + excess) + excess)
     return terms
 

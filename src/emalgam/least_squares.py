@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from emalgam.blas import one_blas_thread
 from emalgam.packing import power_of_two
 from emalgam.validation import check_array, check_weight_of
 
@@ -107,8 +108,9 @@ def ols(X: Any, y: Any, *, sample_weight: Any = None) -> LeastSquares:
     R = rows.y.shape[2]
     solution = _Solution.empty(B, P, R)
     step = max(ELEMENTS_AT_ONCE // (N * (P + R)), 1)
-    for start in range(0, B, step):
-        _solve(rows.take(slice(start, start + step)), start, solution)
+    with one_blas_thread():  # more threads are slower on tall, narrow blocks, and round otherwise
+        for start in range(0, B, step):
+            _solve(rows.take(slice(start, start + step)), start, solution)
     _warn_of_rank(solution.kept, batch)
     lead, each = (B,) if batch else (), (R,) if many else ()
     return LeastSquares(

@@ -294,9 +294,13 @@ class Mixture(MixtureAlgebra):
             The same integer gives the same rows, to rounding on every backend; the first rows do not depend on
             `n_samples`, but of a stratified draw.
         draw : {"plain", "antithetic", "stratified"}
-            "antithetic": rows 2 j and 2 j + 1 have one component and opposite deviations from its mean. "stratified":
-            as many rows of each component as its weight says, to less than one row. Both make means over the rows more
-            accurate than those of independent rows, whose standard error they have not.
+            "stratified": as many rows of each component as its weight says, to less than one row, so that means over
+            the rows do not vary by how often each component came. "antithetic": rows 2 j and 2 j + 1 have one
+            component and opposite deviations from its mean, which cancel in the mean of a function that is nearly
+            linear within components; that of one nearly even about their means varies more. And a pair is one draw of
+            a component, not two, so what varies between components counts double: of x itself the mean is worse than
+            that of plain rows where the means are further apart than the components are wide. The standard error of
+            independent rows holds for neither.
         backend : str
             See `emalgam.backends`.
         n_threads : int, optional
@@ -305,7 +309,7 @@ class Mixture(MixtureAlgebra):
         Returns
         -------
         x : (n_samples, D) float64
-            In random order; antithetic rows in pairs.
+            In random order; antithetic rows in pairs, stratified ones component by component.
         labels : (n_samples,) int64
             The component of each row.
 

@@ -80,14 +80,14 @@ def sample(
     labels: Annotated[Path | None, typer.Option(help="Write the component of each row to this table.")] = None,
     draw: Annotated[
         Literal["plain", "antithetic", "stratified"],
-        typer.Option(help="antithetic: rows in mirrored pairs; stratified: labels in proportion to the weights."),
+        typer.Option(help="antithetic: rows in mirrored pairs; stratified: labels in order, in proportion to weights."),
     ] = "plain",
     seed: Seed = 0,
     backend: Backend = "auto",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Draw rows from MODEL, in random order."""
+    """Draw rows from MODEL, in random order but for --draw stratified."""
     from emalgam.model_file import load_model
 
     check_table(output, model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -116,12 +117,27 @@ class Autoencoder(Reconstructing):
     @classmethod
     def shallow(cls, **options: Any) -> Autoencoder:
         """784-100-784 with a ReLU for latents and a sigmoid at the end: 157 684 parameters; options as arguments."""
-        return cls((784, 100), **{"output": "sigmoid", "latent_activation": "relu", **options})
+        return cls._of_widths((784, 100), {"output": "sigmoid", "latent_activation": "relu", **options})
 
     @classmethod
     def deep(cls, **options: Any) -> Autoencoder:
         """784-256-64-16-4 and back, ReLU, a sigmoid at the end: 437 812 parameters; options as arguments."""
-        return cls((784, 256, 64, 16, 4), **{"output": "sigmoid", **options})
+        return cls._of_widths((784, 256, 64, 16, 4), {"output": "sigmoid", **options})
+
+    @classmethod
+    def _of_widths(cls, widths: tuple[int, ...], options: dict[str, Any]) -> Autoencoder:
+        """ValueError for other widths, and for a class whose constructor takes none."""
+        if "widths" in options:
+            raise ValueError(
+                f"widths is {options['widths']!r} where they are {widths}; expected none: {cls.__name__}(widths, ...) "
+                "takes others"
+            )
+        if "widths" not in (own := signature(cls).parameters):
+            raise ValueError(
+                f"{cls.__name__} takes no widths, which are {widths} here; expected Autoencoder, or "
+                f"{cls.__name__}({', '.join(own)})"
+            )
+        return cls(widths, **options)
 
     def configuration(self) -> dict[str, Any]:
         """The constructor's arguments."""

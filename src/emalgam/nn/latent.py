@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from numbers import Integral
 from typing import Any, Final
 
 import numpy as np
@@ -101,7 +100,7 @@ class LatentMixtureSampler:
         backend: str = "auto",
         n_threads: int | None = None,
     ) -> None:
-        counts = [n_components] if isinstance(n_components, Integral) else list(n_components)  # type: ignore[arg-type]
+        counts = list(n_components) if np.iterable(n_components) else [n_components]
         if not counts:
             raise ValueError("n_components is empty; expected a number of components, or several, such as range(1, 33)")
         self.n_components = sorted({check_integer("n_components", K, 1) for K in counts})

@@ -26,26 +26,14 @@ LOG_DEVIATIONS: Final = (0.5 * LOG_VARIANCES[0], 0.5 * LOG_VARIANCES[1])
 
 
 class LatentPrior(GaussianMixturePrior):
-    """p(z) = Σ_c π_c N(z; μ_c, L_c L_cᵀ) with the diagonal of L clamped, so that no component collapses.
+    """p(z) = Σ_c π_c N(z; μ_c, L_c L_cᵀ) with the diagonal of L clamped so far in that no component collapses.
 
     Parameters and `from_fit` are those of `GaussianMixturePrior`.
     """
 
-    @property
-    def log_deviations(self) -> Tensor:
-        """The logs of L's diagonal, (K, D), clamped to half of what log-variances are clamped to.
-
-        The gradient goes through the clamp as if there were none: a component that left the range can come back.
-        """
-        free = self._logs()
-        return free + (free.clamp(*LOG_DEVIATIONS) - free).detach()
-
-    def _log_cholesky_of(self, mixture: Mixture) -> np.ndarray:
-        """What `set` writes: components beyond the clamp begin at its end."""
-        log_cholesky = super()._log_cholesky_of(mixture)
-        diagonal = log_cholesky if self.diagonal else np.einsum("kdd->kd", log_cholesky)
-        np.clip(diagonal, *LOG_DEVIATIONS, out=diagonal)
-        return log_cholesky
+    def _log_range(self) -> tuple[float, float]:
+        """Half of what log-variances are clamped to."""
+        return LOG_DEVIATIONS
 
     def log_shares(self, posterior: Posterior) -> Tensor:
         """log π_c − KL(q(z | x) ‖ N(μ_c, L_c L_cᵀ)), (N, K)."""

@@ -23,7 +23,7 @@ from torch.autograd import forward_ad
 
 from emalgam import arrays
 from emalgam.nn.gradients import Evaluation, ParameterGradients
-from emalgam.nn.tensors import check_alike, check_tensor
+from emalgam.nn.tensors import as_rows, check_alike, check_tensor
 
 DTYPES: Final = (torch.float32, torch.float64)
 # Parameters and results may cross to the host, which a captured graph of kernels would not repeat.
@@ -71,7 +71,7 @@ def mixture_log_prob(x: Tensor, weights: Tensor, means: Tensor, scale_tril: Tens
     [[0.5], [-0.5]]
     """
     _check_arguments(x=x, weights=weights, means=means, scale_tril=scale_tril)
-    rows: Tensor = _log_prob(_rows(x), weights, means, scale_tril)
+    rows: Tensor = _log_prob(as_rows("x", x), weights, means, scale_tril)
     return rows.reshape(x.shape[:-1])
 
 
@@ -87,7 +87,7 @@ def mixture_responsibilities(x: Tensor, weights: Tensor, means: Tensor, scale_tr
             [0.5000, 0.5000]])
     """
     _check_arguments(x=x, weights=weights, means=means, scale_tril=scale_tril)
-    rows: Tensor = _responsibilities(_rows(x), weights, means, scale_tril)
+    rows: Tensor = _responsibilities(as_rows("x", x), weights, means, scale_tril)
     return rows.reshape(*x.shape[:-1], weights.shape[0])
 
 
@@ -102,13 +102,6 @@ def _check_arguments(**given: Tensor) -> None:
                 "emalgam's mixture operators have no derivatives in forward mode (jvp, jacfwd); "
                 "torch.autograd.grad has them backward"
             )
-
-
-def _rows(x: Tensor) -> Tensor:
-    """x as (N, D)."""
-    if x.ndim == 0:
-        raise ValueError("x is a single number; expected (..., features)")
-    return x.reshape(-1, x.shape[-1])
 
 
 # ---- log-densities

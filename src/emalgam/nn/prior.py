@@ -5,6 +5,7 @@ Letters: N rows, D features, K components.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final, Self
 
 import numpy as np
@@ -18,7 +19,7 @@ from emalgam.gaussian import as_mixture
 from emalgam.mixture import Mixture, check_numbers
 from emalgam.namespace import to_host
 from emalgam.nn.operators import mixture_log_prob, mixture_responsibilities
-from emalgam.nn.tensors import at_least_float32, check_beside, check_generator, check_tensor
+from emalgam.nn.tensors import as_rows, at_least_float32, check_beside, check_generator, check_tensor
 from emalgam.stepwise import Running
 from emalgam.validation import check_choice, check_data, check_finite, check_integer, check_weight
 
@@ -43,8 +44,9 @@ class GaussianMixturePrior(nn.Module):
         w is their softmax.
     means : (K, D) parameter
     log_cholesky : (K, D, D) parameter, (K, D) for "diag"
-        L below the diagonal, log L on it; above it nothing is read. Of "diag" the logs alone. Every value is a valid
-        covariance.
+        L below the diagonal, log L on it; above it nothing is read. Of "diag" the logs alone. Every finite value is a
+        valid covariance, as `log_deviations` clamps the logs, unless what lies below the diagonal is so large that L Lᵀ
+        or its inverse overflows.
 
     References
     ----------
@@ -122,13 +124,14 @@ class GaussianMixturePrior(nn.Module):
             parameter.copy_(torch.from_numpy(np.array(value)))
 
     def _log_cholesky_of(self, mixture: Mixture) -> np.ndarray:
-        """`log_cholesky` of a mixture's covariances, of whichever type."""
+        """`log_cholesky` of a mixture's covariances, of whichever type; logs beyond the clamp begin at its end."""
         factors = sampler_of(mixture).factors  # L, or its diagonal
         if self.diagonal:  # σ_i² = Σ_j L_ij²
-            return np.log(factors if factors.ndim == 2 else np.linalg.norm(np.tril(factors), axis=2))
+            deviations = factors if factors.ndim == 2 else np.linalg.norm(np.tril(factors), axis=2)
+            return np.log(deviations).clip(*self._log_range())
         lower = np.tril(factors) if factors.ndim == 3 else factors[:, :, None] * np.eye(self.n_features)
         diagonal = np.einsum("kdd->kd", lower)
-        diagonal[...] = np.log(diagonal)
+        diagonal[...] = np.log(diagonal).clip(*self._log_range())
         return lower
 
     @torch.no_grad()
@@ -166,13 +169,19 @@ class GaussianMixturePrior(nn.Module):
 
     @property
     def log_deviations(self) -> Tensor:
-        """The logs of L's diagonal, (K, D): log σ where covariances are diagonal."""
-        return self._logs()
+        """The logs of L's diagonal, (K, D), clamped: log σ where covariances are diagonal.
 
-    def _logs(self) -> Tensor:
-        """The same as they are kept."""
+        They are clamped to where the dtype holds σ², ±43.7 in float32. The gradient goes through the clamp as if there
+        were none: a component that left the range can come back.
+        """
         own = at_least_float32(self.log_cholesky)
-        return own if self.diagonal else own.diagonal(dim1=1, dim2=2)
+        free = own if self.diagonal else own.diagonal(dim1=1, dim2=2)
+        return free.clamp(*self._log_range()).detach() + (free - free.detach())
+
+    def _log_range(self) -> tuple[float, float]:
+        """The least and the largest log-deviation: those of the smallest normal variance and of its inverse."""
+        least = 0.5 * math.log(torch.finfo(at_least_float32(self.log_cholesky).dtype).tiny)
+        return least, -least
 
     @property
     def scale_tril(self) -> Tensor:
@@ -281,7 +290,7 @@ class GaussianMixturePrior(nn.Module):
             raise ValueError(f"step is {step}; expected a number above 0, up to 1")
         settings = Settings(reg_covar=reg_covar)
         latents = at_least_float32(check_tensor("z", z).detach())
-        rows = check_data(latents.reshape(-1, *latents.shape[-1:]), n_features=self.n_features, name="z")
+        rows = check_data(as_rows("z", latents), n_features=self.n_features, name="z")
         check_finite(rows, name="z")
         if weights is not None:
             weights = at_least_float32(check_tensor("weights", weights).detach()).reshape(-1)

@@ -53,6 +53,15 @@ def check_beside(name: str, given: Tensor, own: Tensor, owner: str, of_integers:
     return given
 
 
+def as_rows(name: str, given: Tensor) -> Tensor:
+    """(..., D) as (N, D); ValueError if there is no D, or it is zero."""
+    if given.ndim == 0:
+        raise ValueError(f"{name} is a single number; expected (..., features)")
+    if given.shape[-1] == 0:
+        raise ValueError(f"{name} has shape {tuple(given.shape)}; expected (..., features), at least one of them")
+    return given.reshape(-1, given.shape[-1])
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """x, in float32 if it has 16 bits: NumPy has no bfloat16, kernels read no float16, and a nat needs more digits."""
     return x.float() if x.dtype in HALVES else x

@@ -297,6 +297,16 @@ def test_values_matter_only_where_they_are_learnt() -> None:
         (lambda: ConvAutoencoder(tied=1), r"tied is 1; expected True or False"),
         (lambda: Autoencoder((12, 3), denoising=-1.0), r"denoising is -1.0; expected a finite number >= 0"),
         (lambda: LinearAutoencoder(3, 0), r"n_latent is 0; expected an integer >= 1"),
+        (
+            LinearAutoencoder.shallow,
+            r"LinearAutoencoder takes no widths, which are \(784, 100\) here; expected Autoencoder, or "
+            r"LinearAutoencoder\(n_features, n_latent, tied\)",
+        ),
+        (lambda: LinearAutoencoder.deep(tied=True), r"LinearAutoencoder takes no widths, which are \(784, 256, 64"),
+        (
+            lambda: Autoencoder.shallow(widths=(3, 2)),
+            r"widths is \(3, 2\) where they are \(784, 100\); expected none: Autoencoder\(widths, \.\.\.\) takes ",
+        ),
         (lambda: ConvAutoencoder((28, 28)), r"data_shape is \(28, 28\); expected at least 3 positive integers"),
         (lambda: ConvAutoencoder((1, 3, 28)), r"of at least 4 x 4 pixels: each of 2 poolings halves them"),
         (lambda: ConvAutoencoder(upsample="cubic"), r"upsample is 'cubic'; expected one of transposed, nearest"),

@@ -296,6 +296,9 @@ def test_bad_arguments_say_what_is_expected(model: Scaled, x: np.ndarray) -> Non
         LatentMixtureSampler([])
     with pytest.raises(ValueError, match="n_components is 0; expected an integer >= 1"):
         LatentMixtureSampler(range(3))
+    for K, given in ((2.0, "2.0"), (None, "None"), (np.array(2), r"array\(2\)")):
+        with pytest.raises(ValueError, match=f"n_components is {given}; expected an integer >= 1"):
+            LatentMixtureSampler(K)
     with pytest.raises(ValueError, match="criterion is 'icl'; expected one of bic, aic"):
         LatentMixtureSampler(criterion="icl")
     with pytest.raises(ValueError, match="covariance_type is 'round'"):

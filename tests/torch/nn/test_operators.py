@@ -360,6 +360,8 @@ def test_what_does_not_fit_is_named(operator: Operator) -> None:
         operator(x.to_sparse(), weights, means, lower)
     with pytest.raises(ValueError, match=r"x is a single number; expected \(\.\.\., features\)"):
         operator(torch.tensor(1.0), weights, means, lower)
+    with pytest.raises(ValueError, match=r"x has shape \(2, 0\); expected \(\.\.\., features\), at least one of them"):
+        operator(x.new_zeros(2, 0), weights, means, lower)
     with pytest.raises(TypeError, match=r"x has dtype torch\.bfloat16; expected float32 or float64: x\.float\(\)"):
         operator(x.bfloat16(), weights, means, lower)
     with pytest.raises(TypeError, match=r"x has dtype torch\.float64 but means torch\.float32; expected one type"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from typing import Any
 
@@ -140,6 +141,49 @@ def test_narrow_covariances_survive() -> None:
     exact = -np.log(2 * np.pi) - np.log(1e-9) - 0.5 * (0.1**2 + ((0.1 + 1e-9 - 0.1) / 1e-9) ** 2)
     assert prior.log_prob(z).item() == pytest.approx(exact, abs=1e-5)  # 0.1 + 1e-9 is rounded: 1e-8 of the step
     assert float(prior.to_fit().log_prob(z.numpy())[0]) == pytest.approx(exact, abs=1e-5)
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "diag"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("log_deviation", [-1e30, -800.0, -110.0, 110.0, 800.0, 1e30])
+def test_every_diagonal_is_a_covariance(covariance_type: str, dtype: torch.dtype, log_deviation: float) -> None:
+    """Deviations whose squares the dtype cannot hold count as the nearest that it can; gradients know no clamp."""
+    prior = GaussianMixturePrior(2, 2, covariance_type, dtype=dtype)
+    with torch.no_grad():
+        prior.means.zero_()
+        (prior.log_cholesky if prior.diagonal else prior.log_cholesky.diagonal(dim1=1, dim2=2))[0] = log_deviation
+    z = torch.tensor([[0.0, 0.0], [0.5, -0.25]], dtype=dtype)
+    largest = -0.5 * math.log(torch.finfo(dtype).tiny)
+    clamped = math.copysign(min(abs(log_deviation), largest), log_deviation)
+    # log ½ (N₀ + N₁), of which N₁ is the standard normal distribution
+    square = z.double().square().sum(1)
+    densities = torch.stack([-2 * clamped - 0.5 * square * math.exp(-2 * clamped), -0.5 * square])
+    expected = densities.logsumexp(0) - math.log(2) - math.log(2 * math.pi)
+    found = prior.log_prob(z)
+    torch.testing.assert_close(found, expected.to(dtype))
+    found.sum().backward()
+    assert prior.log_deviations[0].tolist() == pytest.approx([clamped] * 2)
+    assert prior.log_deviations[1].tolist() == [0.0, 0.0]
+    for parameter in prior.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
+    # At its own mean a narrow component would be narrower yet, whatever the clamp says.
+    gradient = torch.autograd.grad(prior.log_prob(z[:1]).sum(), prior.log_cholesky)[0]
+    share = prior.responsibilities(z[:1])[0, 0].item()
+    diagonal = gradient if prior.diagonal else gradient.diagonal(dim1=1, dim2=2)
+    assert diagonal[0].tolist() == pytest.approx([-share] * 2)
+    assert np.isfinite(prior.to_fit().covariances).all()
+    assert prior.sample(10)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "diag"])
+def test_a_fit_beyond_the_dtype_begins_at_the_end_of_its_range(covariance_type: str) -> None:
+    fit = Mixture([1.0], [[0.0, 0.0]], [[1e-200, 1e200]], "diag")
+    prior = GaussianMixturePrior.from_fit(fit, covariance_type=covariance_type)
+    range_of_float32 = 0.5 * math.log(torch.finfo(torch.float32).tiny)
+    assert prior.log_deviations[0].tolist() == pytest.approx([range_of_float32, -range_of_float32])
+    logs = prior.log_cholesky if prior.diagonal else prior.log_cholesky.diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(logs, prior.log_deviations)
 
 
 def test_bad_sizes_and_values() -> None:
@@ -321,6 +365,8 @@ def test_refresh_refuses() -> None:
         prior.refresh(z, reg_covar=-1)
     with pytest.raises(ValueError, match=r"z has 3 features; the mixture has 2"):
         prior.refresh(torch.randn(10, 3))
+    with pytest.raises(ValueError, match=r"z has shape \(10, 0\); expected \(\.\.\., features\), at least one of them"):
+        prior.refresh(z[:, :0])
     with pytest.raises(ValueError, match=r"sample_weight is -1\.0 at row 0; expected weights >= 0"):
         prior.refresh(z, -torch.ones(10))
     z[3, 1] = float("nan")
