@@ -155,7 +155,7 @@ class Mixture(MixtureAlgebra):
 
     def _set(self, *values: np.ndarray) -> None:
         for name, value in zip(("weights", "means", "covariances", "precisions_cholesky"), values, strict=True):
-            own = np.array(value, dtype=np.float64)
+            own = np.array(value, dtype=np.float64, order="C")
             own.setflags(write=False)
             object.__setattr__(self, name, own)
 
