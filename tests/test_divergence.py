@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -40,6 +41,7 @@ from tests.kernels.problems import random_mixture
 from tests.tolerances import STANDARD_ERRORS, tolerance
 
 CLOSED = tolerance("closed-form KL", "float64")
+ARITHMETICS = ("float64", "float32")
 TINY = tolerance("tiny KL", "float64")
 MIXTURES = tolerance("divergence of mixtures", "float64")
 QUADRATURE = tolerance("quadrature", "float64")
@@ -131,6 +133,130 @@ def test_least_divergence_is_greatest_likelihood() -> None:
 
 
 # ---- Gaussians
+
+
+GAUSSIAN_TYPES = ("full", "diag", "spherical")
+every_gaussian_type = pytest.mark.parametrize("covariance_type", GAUSSIAN_TYPES)
+every_arithmetic = pytest.mark.parametrize("arithmetic", ARITHMETICS)
+
+
+def covariances_of(shape: tuple[int, ...], D: int, covariance_type: str, seed: int) -> np.ndarray:
+    """Of condition numbers of at most 10."""
+    rng = np.random.default_rng(seed)
+    if covariance_type != "full":
+        return rng.uniform(0.5, 4.0, size=(*shape, D) if covariance_type == "diag" else shape)
+    matrices = [with_condition(rng, D, 10.0) for _ in range(int(np.prod(shape, dtype=int)))]
+    return np.stack(matrices).reshape(*shape, D, D)
+
+
+def member(gaussian: Gaussian, index: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and the matrix of one Gaussian of a stack."""
+    covariance, D = gaussian.covariance[index], gaussian.n_features
+    return gaussian.mean[index], covariance if gaussian.covariance_type == "full" else covariance * np.eye(D)
+
+
+def assert_as_members(p: Gaussian, q: Gaussian, backend: str, arithmetic: str) -> None:
+    """Stacks give what their members give one by one, pair by pair (as far as they broadcast) and each with each."""
+    relative, how = tolerance("closed-form KL", arithmetic), {"backend": backend, "arithmetic": arithmetic}
+    of_table = relative + tolerance("all pairs", arithmetic)
+    table = kl_all_pairs(p, q, **how)
+    expected = np.empty(p.batch_shape + q.batch_shape)
+    for i in np.ndindex(p.batch_shape):
+        for j in np.ndindex(q.batch_shape):
+            expected[i + j] = truth.kl(member(p, i), member(q, j))
+    np.testing.assert_allclose(table, expected, rtol=of_table, err_msg="kl_all_pairs")
+    one = Gaussian(*member(q, (0,) * len(q.batch_shape)))
+    alone = expected[(..., *(0,) * len(q.batch_shape))]
+    np.testing.assert_allclose(kl(p, one, **how), alone, rtol=relative, err_msg="kl of a stack and one")
+    if p.batch_shape == q.batch_shape:
+        paired = np.array([expected[i + i] for i in np.ndindex(p.batch_shape)]).reshape(p.batch_shape)
+        np.testing.assert_allclose(kl(p, q, **how), paired, rtol=relative, err_msg="kl of two stacks")
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    array.setflags(write=False)
+    return array
+
+
+LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "Fortran": np.asfortranarray,
+    "read-only Fortran": lambda array: read_only(array.copy(order="F")),
+    "last axis first": lambda array: np.moveaxis(np.moveaxis(array, -1, 0).copy(), 0, -1),
+    "negative strides": lambda array: np.flip(np.flip(array).copy()),
+    "every other": lambda array: np.repeat(array, 2, axis=-1)[..., ::2],
+}
+
+
+@every_arithmetic
+@every_gaussian_type
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_memory_layout_does_not_matter(backend: str, layout: str, covariance_type: str, arithmetic: str) -> None:
+    arrange, rng = LAYOUTS[layout], np.random.default_rng(0)
+    p, q = (
+        Gaussian(
+            arrange(rng.normal(size=(2, 3, 3))),
+            arrange(covariances_of((2, 3), 3, covariance_type, seed)),
+            covariance_type,
+        )
+        for seed in (1, 2)
+    )
+    assert_as_members(p, q, backend, arithmetic)
+    if arithmetic == "float64":
+        alone = [gaussian_cross_entropy(*(Gaussian(*member(g, i)) for g in (p, q))) for i in np.ndindex(2, 3)]
+        np.testing.assert_allclose(gaussian_cross_entropy(p, q, backend=backend).ravel(), alone, rtol=CLOSED)
+
+
+@every_arithmetic
+@every_gaussian_type
+@pytest.mark.parametrize("shapes", [((5,), ()), ((), (5,)), ((2, 1), (3,)), ((3,), (2, 1)), ((2, 1), (1, 3))], ids=str)
+def test_shared_means_and_covariances(
+    backend: str, shapes: tuple[tuple[int, ...], tuple[int, ...]], covariance_type: str, arithmetic: str
+) -> None:
+    """Axes that broadcasting repeats, of the mean or of the covariance, for all of the stack or for a part of it."""
+    means, covariances = shapes
+    rng = np.random.default_rng(0)
+    p, q = (
+        Gaussian(rng.normal(size=(*means, 3)), covariances_of(covariances, 3, covariance_type, seed), covariance_type)
+        for seed in (1, 2)
+    )
+    assert_as_members(p, q, backend, arithmetic)
+    assert_as_members(p, copy.deepcopy(q), backend, arithmetic)
+
+
+def test_what_a_stack_shares_is_not_written_out() -> None:
+    """In float32 neither: 4000 matrices of 32 features would be 16 MB, as many means 0.5 MB."""
+    rng, D = np.random.default_rng(0), 32
+    covariance = with_condition(rng, D, 10.0)
+    p, q = (Gaussian(rng.normal(size=(4000, D)), covariance) for _ in range(2))
+    kl(p, q, arithmetic="float32")
+    tracemalloc.start()
+    kl(p, q, arithmetic="float32")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4e6, f"{peak / 1e6:.1f} MB"
+
+
+DERIVED: dict[str, Callable[[Gaussian], Gaussian]] = {
+    "marginal": lambda g: g.marginal([2, 0]),
+    "conditional": lambda g: g.conditional([1], np.linspace(-1, 1, 5)[:, None]),
+    "affine map": lambda g: g.affine([[1.0, 0.5, 0.0], [0.0, 1.0, -2.0]], np.arange(10.0).reshape(2, 5).T),
+    "multiple": lambda g: g.affine(-2.0, np.arange(15.0).reshape(3, 5).T),
+}
+
+
+@every_arithmetic
+@every_gaussian_type
+@pytest.mark.parametrize("operation", DERIVED)
+def test_what_is_derived_from_stacks(backend: str, operation: str, covariance_type: str, arithmetic: str) -> None:
+    rng = np.random.default_rng(0)
+    p, q = (
+        DERIVED[operation](
+            Gaussian(rng.normal(size=(5, 3)), covariances_of((5,), 3, covariance_type, s), covariance_type)
+        )
+        for s in (1, 2)
+    )
+    assert p.batch_shape == (5,)
+    assert_as_members(p, q, backend, arithmetic)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e8])
@@ -588,6 +714,17 @@ def test_jensen_shannon_against_quadrature(backend: str) -> None:
     assert abs(other.value - found.value) < STANDARD_ERRORS * np.hypot(found.standard_error, other.standard_error)
     mixed = jensen_shannon(mixture_of(2, 2, "tied", 1), mixture_of(2, 2, "diag", 2), 1000, random_state=0)
     assert 0 < mixed.value < np.log(2)
+
+
+def test_jensen_shannon_of_shared_covariances(backend: str) -> None:
+    """Tied mixtures, so far apart that the direct form is taken: what they give as full ones."""
+    means = np.array([[[0.0, 0.0], [1e6, 1.0]], [[0.5, 0.0], [1e6, 2.0]]])
+    tied = [Mixture([0.5, 0.5], each, [[2.0, 0.9], [0.9, 1.0]], "tied") for each in means]
+    full = [Mixture(each.weights, each.means, np.stack([each.covariances] * 2)) for each in tied]
+    found, expected = (jensen_shannon(*each, 2000, random_state=0, backend=backend) for each in (tied, full))
+    assert found.value == pytest.approx(expected.value, abs=MIXTURES)
+    several = jensen_shannon(tied, tied[::-1], 2000, random_state=0, backend=backend)
+    assert several.value[0] == found.value
 
 
 def test_symmetric() -> None:

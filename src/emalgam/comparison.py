@@ -15,7 +15,7 @@ import numpy as np
 
 from emalgam.blas import one_blas_thread
 from emalgam.covariance import COVARIANCES
-from emalgam.gaussian import Gaussian, as_mixture
+from emalgam.gaussian import Gaussian, as_mixture, covariance_rank, without_repeats
 from emalgam.mixture import MixtureAlgebra
 from emalgam.packing import LOG_2_PI, power_of_two
 from emalgam.stacks import Stacks, as_stacks, both_as_stacks, is_many_fits
@@ -85,20 +85,35 @@ def common(p: Gaussian, q: Gaussian) -> tuple[tuple[int, ...], str]:
 
 
 def flattened(gaussian: Gaussian, kind: str, dtype: np.dtype, factors: bool = False) -> Gaussians:
-    """A stack of M Gaussians as kernels take it, with `factors` or without."""
-    D = gaussian.n_features
+    """A stack of M Gaussians as kernels take it, with `factors` or without.
+
+    Each mean and matrix is in C order; what the stack shares has a stride of zero along M, and is not written out.
+    """
+    D, given = gaussian.n_features, gaussian.covariance_type
+
+    def of_kind(values: np.ndarray) -> np.ndarray:
+        if given == "full":
+            return values
+        diagonal = np.repeat(values[:, None], D, axis=1) if given == "spherical" else values
+        return diagonal if kind == "diag" else diagonal[:, :, None] * np.eye(D)
 
     def arranged(values: np.ndarray) -> np.ndarray:
-        if gaussian.covariance_type == "full":
-            return values.reshape(-1, D, D).astype(dtype, copy=False)
-        if gaussian.covariance_type == "spherical":  # written out: strides of zero are for the stack, not for features
-            values = np.repeat(values[..., None], D, axis=-1)
-        diagonal = values.reshape(-1, D).astype(dtype, copy=False)
-        return diagonal if kind == "diag" else diagonal[:, :, None] * np.eye(D, dtype=dtype)
+        return _along_stack(values, covariance_rank(given), dtype, of_kind)
 
-    means = gaussian.mean.reshape(-1, D).astype(dtype, copy=False)
     P = arranged(gaussian.precision_cholesky) if factors else None
-    return Gaussians(kind, means, arranged(gaussian.covariance), P)
+    return Gaussians(kind, _along_stack(gaussian.mean, 1, dtype), arranged(gaussian.covariance), P)
+
+
+def _along_stack(
+    values: np.ndarray,
+    rank: int,
+    dtype: np.dtype,
+    arrange: Callable[[np.ndarray], np.ndarray] = lambda values: values,
+) -> np.ndarray:
+    """Values (..., `rank` axes) as (M, ...) of a dtype, arranged before what a stack shares is repeated."""
+    flat = values.reshape(-1, *values.shape[values.ndim - rank :])
+    own = np.asarray(arrange(without_repeats(flat, rank)), dtype, order="C")
+    return np.broadcast_to(own, (len(flat), *own.shape[1:]))
 
 
 def members_of(gaussian: Gaussian, shape: tuple[int, ...], kind: str, dtype: np.dtype) -> Callable[[slice], Gaussians]:
@@ -106,11 +121,18 @@ def members_of(gaussian: Gaussian, shape: tuple[int, ...], kind: str, dtype: np.
     flat, count = flattened(gaussian, kind, dtype), math.prod(shape)
     if len(flat) not in (1, count):
         index = np.broadcast_to(np.arange(len(flat)).reshape(gaussian.batch_shape), shape).ravel()
-        return lambda rows: Gaussians(kind, flat.means[index[rows]], flat.covariances[index[rows]])
+        return lambda rows: Gaussians(kind, *(_chosen(part, index[rows]) for part in (flat.means, flat.covariances)))
     means, covariances = (
         np.broadcast_to(values, (count, *values.shape[1:])) for values in (flat.means, flat.covariances)
     )
     return lambda rows: Gaussians(kind, means[rows], covariances[rows])
+
+
+def _chosen(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Some of a flattened stack; what it shares is not written out."""
+    if values.strides[0] == 0:
+        return np.broadcast_to(values[:1], (len(index), *values.shape[1:]))
+    return np.ascontiguousarray(values[index])
 
 
 # ---- stacks of mixtures
