@@ -223,6 +223,33 @@ def test_shared_means_and_covariances(
     assert_as_members(p, copy.deepcopy(q), backend, arithmetic)
 
 
+@pytest.mark.parametrize("offset", [1e4, 1e6, 1e8])
+@every_gaussian_type
+def test_float32_wherever_the_means_lie(backend: str, covariance_type: str, offset: float) -> None:
+    """Offsets that float32 could not hold: one by one, in stacks, and each with each."""
+    rng = np.random.default_rng(0)
+    means, others = np.round(rng.normal(size=(2, 5, 3)), 3) + offset * np.array([1.0, -3.0, 0.1])
+    p, q = (
+        Gaussian(mean, covariances_of((5,), 3, covariance_type, seed), covariance_type)
+        for seed, mean in ((1, means), (2, others))
+    )
+    assert_as_members(p, q, backend, "float32")
+    near = Gaussian(p.mean + 2.0**-20, p.covariance, covariance_type)
+    how = {"arithmetic": "float32", "backend": backend}
+    np.testing.assert_allclose(kl(near, p, **how), kl(near, p), rtol=tolerance("tiny KL", "float32"))
+    assert not kl(p, p, **how).any()
+
+
+def test_float32_of_all_pairs_far_apart(backend: str) -> None:
+    """What `kl_all_pairs` promises of means m standard deviations from their centre: 1e-7 m √KL, beside its 5e-4."""
+    m = 1e4
+    line = Gaussian(np.concatenate([np.arange(5.0) - m, np.arange(5.0) + m])[:, None] + 1e9, 1.0, "spherical")
+    found = kl_all_pairs(line, line, arithmetic="float32", backend=backend)
+    exact = kl_all_pairs(line, line)
+    allowed = 1e-7 * m * np.sqrt(exact) + tolerance("all pairs", "float32") * exact
+    assert (np.abs(found - exact) <= allowed).all(), np.abs(found - exact).max()
+
+
 def test_what_a_stack_shares_is_not_written_out() -> None:
     """In float32 neither: 4000 matrices of 32 features would be 16 MB, as many means 0.5 MB."""
     rng, D = np.random.default_rng(0), 32
@@ -842,6 +869,7 @@ def test_too_far_is_infinite_not_an_error() -> None:
     near, far = Gaussian(0.0, 1e-300), Gaussian(1e10, 1e-300)
     assert kl(near, far) == np.inf
     assert kl_all_pairs(near, far) == np.inf
+    assert kl(Gaussian(0.0, 1.0), Gaussian(1e60, 1.0), arithmetic="float32") == np.inf
     assert kl_variational(near, far) == np.inf
     assert kl_monte_carlo(near, far, 100, random_state=0)[:2] == (np.inf, np.inf)
     assert kl_monte_carlo(near, far, 100, relative_error=0.1, random_state=0).n_samples == 100
