@@ -743,6 +743,21 @@ def test_jensen_shannon_against_quadrature(backend: str) -> None:
     assert 0 < mixed.value < np.log(2)
 
 
+@pytest.mark.parametrize("distance", [1e8, 1e20])
+def test_jensen_shannon_of_what_lies_far_apart(backend: str, distance: float) -> None:
+    found = jensen_shannon(Gaussian(0.0, 1.0), Gaussian(distance, 1.0), 1000, random_state=0, backend=backend)
+    assert found.value == pytest.approx(np.log(2), rel=MIXTURES)
+    assert found.standard_error < 1e-8
+
+
+@pytest.mark.parametrize("approximation", [kl_variational, kl_matched, kl_unscented])
+def test_divergences_of_components_far_apart(approximation: Approximation) -> None:
+    """They are the mean of the divergences of the components."""
+    p, q = (Mixture([0.5, 0.5], [[mean], [1e12]], [1.0, v], "spherical") for mean, v in ((0.3, 1.0), (0.9, 2.0)))
+    expected = (kl(Gaussian(0.3, 1.0), Gaussian(0.9, 1.0)) + kl(Gaussian(0.0, 1.0), Gaussian(0.0, 2.0))) / 2
+    assert approximation(p, q) == pytest.approx(expected, rel=MIXTURES)
+
+
 def test_jensen_shannon_of_shared_covariances(backend: str) -> None:
     """Tied mixtures, so far apart that the direct form is taken: what they give as full ones."""
     means = np.array([[[0.0, 0.0], [1e6, 1.0]], [[0.5, 0.0], [1e6, 2.0]]])

@@ -441,9 +441,10 @@ def _sigma_points(mixtures: MixtureStack) -> SigmaPoints:
     components = mixtures.components(frame)
     values, vectors = np.linalg.eigh(mixtures.covariance.matrices(components.covariances, K, D))
     steps = np.sqrt(D * np.maximum(values, 0.0))[..., None] * vectors.swapaxes(-1, -2)
-    points = components.means[:, :, None] + np.concatenate([steps, -steps], axis=2)
+    scale = frame.scale[:, None, None]
+    points = mixtures.means[:, :, None] + np.concatenate([steps, -steps], axis=2) / scale
     weights = np.repeat(mixtures.weights / (2 * D), 2 * D, axis=1)
-    return SigmaPoints(frame.undo(points.reshape(len(mixtures), -1, D)), weights)
+    return SigmaPoints(points.reshape(len(mixtures), -1, D), weights)
 
 
 # ---- Monte Carlo

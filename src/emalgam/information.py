@@ -343,8 +343,7 @@ def elbo_decomposition(mixture: Any, X: Any, q: Any) -> ElboDecomposition:
     if posterior.shape not in {(K,), (len(data), K)}:
         raise ValueError(f"q has shape {posterior.shape}; expected ({len(data)}, {K}) or ({K},)")
     posterior = np.broadcast_to(posterior, (len(data), K))
-    frame = model.own_frame()
-    parameters = model.covariance.direct(model.components(frame), frame, "float64")
+    parameters = model.direct()
     parts = ElboDecomposition(np.empty(len(data)), np.empty(len(data)))
     step = max(ELEMENTS_AT_ONCE // (K + D), 1)
     for start in range(0, len(data), step):

@@ -237,7 +237,7 @@ class Prepared:
     @cached_property
     def direct(self) -> Direct:
         """Means and factors."""
-        return self.mixtures.covariance.direct(self.components, self.frame, "float64")
+        return self.mixtures.direct()
 
     @cached_property
     def sampler(self) -> Sampler:
