@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from emalgam import GaussianMixture, Mixture, fit_many
 from emalgam.batch import ManyFits
@@ -32,7 +33,7 @@ from emalgam.divergence import (
     symmetric_kl,
 )
 from emalgam.monte_carlo import Members
-from emalgam.sampling import Gaussian, expectation, moment_match
+from emalgam.sampling import Estimate, Gaussian, expectation, moment_match
 from emalgam.stacks import MixtureStack
 from tests import divergence_oracles as truth
 from tests import oracles
@@ -563,10 +564,42 @@ def test_samples_are_counted_not_drawn_anew() -> None:
 def test_relative_error_is_reached_or_the_cap() -> None:
     found = kl_monte_carlo(LINE_P, LINE_Q, 100, relative_error=0.02, random_state=0)
     assert found.standard_error <= 0.02 * found.value
-    assert found.n_samples in [100 * 2**i for i in range(1, 20)]
+    assert found.n_samples in [1000 * 2**i for i in range(1, 20)]
     capped = kl_monte_carlo(LINE_P, LINE_Q, 100, relative_error=1e-6, random_state=0, max_samples=1500)
     assert capped.n_samples == 1500
     assert capped.standard_error > 1e-6 * capped.value
+
+
+CROSSED_P = Mixture([0.3, 0.7], [[-1.0], [1.0]], [0.5, 1.0], "spherical")
+CROSSED_Q = Mixture([0.6, 0.4], [[-0.5], [2.0]], [1.0, 2.0], "spherical")
+
+
+def test_few_samples_are_no_ground_for_stopping() -> None:
+    """Of estimates that stop at a relative error of 10 % the mean is not pulled by those that stopped too early."""
+    exact = truth.integrated_kl(oracle(CROSSED_P), oracle(CROSSED_Q))
+    found = [kl_monte_carlo(CROSSED_P, CROSSED_Q, 2, relative_error=0.1, random_state=seed) for seed in range(400)]
+    assert min(each.n_samples for each in found) >= 1000
+    values = np.array([each.value for each in found])
+    assert abs(values.mean() - exact) < STANDARD_ERRORS * values.std() / 20
+    assert kl_monte_carlo(CROSSED_P, CROSSED_Q, 2, relative_error=0.1, random_state=0, max_samples=50).n_samples == 50
+
+
+def test_intervals_of_the_smallest_control() -> None:
+    """95 % intervals of 30 samples cover the truth in 95 % of 1000 runs, to three standard errors of that share."""
+    exact = truth.integrated_kl(oracle(CROSSED_P), oracle(CROSSED_Q))
+    runs = (kl_monte_carlo(CROSSED_P, CROSSED_Q, 30, estimator="control", random_state=seed) for seed in range(1000))
+    covered = np.mean([abs(found.value - exact) < stats.t.ppf(0.975, 28) * found.standard_error for found in runs])
+    assert covered > 0.95 - 3 * np.sqrt(0.95 * 0.05 / 1000), f"{covered:.1%}"
+
+
+def test_no_more_samples_than_the_cap() -> None:
+    found = kl_monte_carlo(LINE_P, LINE_Q, relative_error=1e-4, max_samples=1000, random_state=0)
+    assert found.n_samples == 1000
+    both = jensen_shannon(LINE_P, LINE_Q, relative_error=1e-4, max_samples=1500, random_state=0)
+    assert both.n_samples == 3000
+    both = symmetric_kl(LINE_P, LINE_Q, relative_error=1e-4, max_samples=1500, random_state=0)
+    assert both.n_samples == 3000
+    assert kl_monte_carlo(LINE_P, LINE_Q, random_state=0).n_samples == 100_000
 
 
 def test_monte_carlo_of_stacks() -> None:
@@ -622,7 +655,7 @@ def test_sums_of_two_directions_of_a_stack() -> None:
 def test_pairs_of_a_stack_are_done_when_they_are_done() -> None:
     """With `relative_error` each pair has as many samples as alone, and the same estimate."""
     p, others = mixture_of(2, 2, "full", 1), [mixture_of(3, 2, "full", seed) for seed in range(2, 8)]
-    how = {"relative_error": 0.05, "random_state": 0, "max_samples": 3000}
+    how = {"relative_error": 0.03, "random_state": 0, "max_samples": 3000}
     found = kl_monte_carlo(p, others, 100, **how)
     assert len(np.unique(found.n_samples)) > 1
     alone = [kl_monte_carlo(p, q, 100, **how) for q in others]
@@ -783,6 +816,21 @@ def test_symmetric() -> None:
     assert abs(found.value - exact) < STANDARD_ERRORS * found.standard_error
 
 
+def test_symmetric_estimates_of_other_functions() -> None:
+    """Value, standard error and numbers of samples are sums, in the shape of the first direction."""
+
+    def estimate(p: Any, q: Any, **how: Any) -> Estimate:
+        return kl_monte_carlo(p, q, 500, random_state=0, **how)
+
+    forth, back = estimate(LINE_P, LINE_Q), estimate(LINE_Q, LINE_P)
+    found = symmetric_kl(LINE_P, LINE_Q, estimate)
+    assert found == Estimate(forth.value + back.value, forth.standard_error + back.standard_error, 1000)
+    left, right = [LINE_P, LINE_Q], [LINE_Q, LINE_P, moment_match(LINE_P)]
+    table = symmetric_kl(left, right, estimate, all_pairs=True)
+    assert tuple(field[0, 0] for field in table) == tuple(found)
+    assert table.standard_error.shape == (2, 3)
+
+
 def test_symmetric_each_with_each() -> None:
     left = [mixture_of(2, 2, "full", seed) for seed in range(3)]
     right = [mixture_of(2, 2, "full", seed) for seed in range(3, 5)]
@@ -868,6 +916,20 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: jensen_shannon(LINE_P, LINE_Q, -1), "n_samples is -1"),
     (lambda: symmetric_kl(LINE_P, LINE_Q, n_samples=0), "n_samples is 0"),
     (lambda: symmetric_kl(LINE_P, LINE_Q, n_samples=-1), "n_samples is -1"),
+    (lambda: symmetric_kl(LINE_P, LINE_Q, jensen_shannon), "divergence is jensen_shannon, .* symmetric already"),
+    (lambda: symmetric_kl(LINE_P, LINE_Q, symmetric_kl), "divergence is symmetric_kl, .* symmetric already"),
+    (
+        lambda: kl_monte_carlo(LINE_P, LINE_Q, 2000, relative_error=0.1, max_samples=1000),
+        "n_samples is 2000 and max_samples 1000; expected n_samples <= max_samples",
+    ),
+    (
+        lambda: kl_monte_carlo(LINE_P, LINE_Q, 29, estimator="control"),
+        "'control' with 29 samples; expected at least 30",
+    ),
+    (
+        lambda: kl_monte_carlo(LINE_P, LINE_Q, relative_error=0.1, estimator="control", max_samples=10),
+        "'control' with 10 samples; expected at least 30",
+    ),
     (lambda: entropy_bounds([LINE_P, mixture_of(2, 2)]), r"p\[1\] has 2 features; p has 1"),
     (lambda: kl_variational(GaussianMixture(2), LINE_P), "not fitted"),
 ]
@@ -887,7 +949,7 @@ def test_too_far_is_infinite_not_an_error() -> None:
     assert kl(Gaussian(0.0, 1.0), Gaussian(1e60, 1.0), arithmetic="float32") == np.inf
     assert kl_variational(near, far) == np.inf
     assert kl_monte_carlo(near, far, 100, random_state=0)[:2] == (np.inf, np.inf)
-    assert kl_monte_carlo(near, far, 100, relative_error=0.1, random_state=0).n_samples == 100
+    assert kl_monte_carlo(near, far, 100, relative_error=0.1, random_state=0).n_samples == 1000
 
 
 @pytest.mark.parametrize("estimator", ["plain", "control"])

@@ -43,8 +43,8 @@ TOLERANCES: Final[dict[tuple[str, str], Tolerance]] = {
     ),
     ("log_prob far from others", "float64"): Tolerance(
         2 * EPS["float64"],
-        "of 1 + |log p| + D log(distance): x − μ is rounded once, and log |P| and log scale, as large as the logarithm of "
-        "the distance, cancel (1.2 of that was measured)",
+        "of 1 + |log p| + D log(distance): x − μ is rounded once, and log |P| and log scale, as large as the logarithm "
+        "of the distance, cancel (1.2 of that was measured)",
     ),
     **_both(
         "packed responsibilities",

@@ -50,7 +50,7 @@ from emalgam.comparison import (
     pairs_of,
 )
 from emalgam.gaussian import Gaussian
-from emalgam.monte_carlo import DEFAULT_SAMPLES, MOST_SAMPLES, Members, Prepared, Sampling, average, over_pairs, sum_of
+from emalgam.monte_carlo import MOST_SAMPLES, Members, Prepared, Sampling, average, over_pairs, sum_of
 from emalgam.packing import Frame
 from emalgam.sampling import Estimate
 from emalgam.stacks import MixtureStack, as_stacks, both_as_stacks, check_same_features, is_many_fits
@@ -453,7 +453,7 @@ def _sigma_points(mixtures: MixtureStack) -> SigmaPoints:
 def kl_monte_carlo(
     p: Any,
     q: Any,
-    n_samples: int = DEFAULT_SAMPLES,
+    n_samples: int | None = None,
     relative_error: float | None = None,
     estimator: str = "plain",
     random_state: Any = None,
@@ -468,14 +468,16 @@ def kl_monte_carlo(
     Parameters
     ----------
     p, q : Mixture, fitted GaussianMixture, Gaussian, a sequence of them, or what `fit_many` returns
-    n_samples : int
-        For each pair.
+    n_samples : int, optional
+        For each pair; None means 100 000, or `max_samples` if `relative_error` is given and that is less.
     relative_error : float, optional
         Double the number of samples until the standard error is at most this times |value|, or `max_samples` is
-        reached: then the standard error says how far it got.
+        reached: then the standard error says how far it got. It begins with `n_samples`, but at least 1000, as the
+        error of few samples is no ground for stopping.
     estimator : {"plain", "control"}
         "control" subtracts what is known exactly: c = log g_p(x) − log g_q(x) for the Gaussians with the moments of p
-        and q, whose mean under p is KL(g_p ‖ g_q). A much smaller error where p and q are nearly Gaussian.
+        and q, whose mean under p is KL(g_p ‖ g_q). A much smaller error where p and q are nearly Gaussian. Its
+        coefficient is estimated from the same samples, which takes at least 30 of them.
     random_state : None, int or NumPy generator
         An integer is the key of the random numbers: sample i depends on it and on i alone. Every pair of a stack gets
         the same random numbers, so that differences between pairs are sharper than their standard errors.
@@ -496,7 +498,8 @@ def kl_monte_carlo(
     Raises
     ------
     ValueError
-        For n_samples < 1, and as in `kl_variational`.
+        For n_samples < 1, fewer than 30 with "control", more than max_samples with `relative_error`, and as in
+        `kl_variational`.
     BackendUnavailable
         If the backend cannot run here.
 
@@ -520,7 +523,7 @@ def kl_monte_carlo(
 def jensen_shannon(
     p: Any,
     q: Any,
-    n_samples: int = DEFAULT_SAMPLES,
+    n_samples: int | None = None,
     relative_error: float | None = None,
     random_state: Any = None,
     *,
@@ -580,7 +583,13 @@ def symmetric_kl(p: Any, q: Any, divergence: Callable[..., Any] | None = None, *
     -------
     float or array
         In the shape of KL(p ‖ q). Of `kl_monte_carlo` an `Estimate`, its two directions from independent samples and
-        n_samples counting both; of `kl_bounds` `Bounds`.
+        n_samples counting both; of `kl_bounds` `Bounds`. Of another function that returns an `Estimate` one whose
+        standard error is the sum of both: the most it can be, whatever random numbers the two directions share.
+
+    Raises
+    ------
+    ValueError
+        For a divergence that is symmetric already, and as the divergence.
 
     References
     ----------
@@ -600,16 +609,21 @@ def symmetric_kl(p: Any, q: Any, divergence: Callable[..., Any] | None = None, *
                 f"{unknown[0]} is no argument of kl, the closed form that these Gaussians have; pass "
                 "divergence=kl_monte_carlo for an estimate"
             )
+    if divergence in (jensen_shannon, symmetric_kl):
+        raise ValueError(f"divergence is {divergence.__name__}, which is symmetric already; call it by itself")
     if divergence is kl_monte_carlo:
         return _symmetric_monte_carlo(p, q, **arguments)
     forth: Any = divergence(p, q, **arguments)
     back: Any = divergence(q, p, **arguments)
     # The axes of each with each: those of q first in the second direction.
     axes = len(as_stacks("q", q).shape) if divergence is kl_all_pairs or arguments.get("all_pairs") else 0
-    last = tuple(range(-axes, 0))
-    if divergence is kl_bounds:
-        return Bounds(*(one + np.moveaxis(each, range(axes), last) for one, each in zip(forth, back, strict=True)))
-    return plain(forth + np.moveaxis(back, range(axes), last))
+
+    def total(one: Any, other: Any) -> Any:
+        return one + (np.moveaxis(other, range(axes), range(-axes, 0)) if axes else other)
+
+    if isinstance(forth, Bounds | Estimate):
+        return type(forth)(*map(total, forth, back))
+    return total(forth, back)
 
 
 def _all_gaussian(value: Any) -> bool:
