@@ -114,8 +114,12 @@ def _along_stack(
 ) -> np.ndarray:
     """Values (..., `rank` axes) as (M, ...) of a dtype, arranged before what the stack shares is repeated."""
     flat = values.reshape(-1, *values.shape[values.ndim - rank :])
-    own = np.asarray(arrange(without_repeats(flat, rank)), dtype, order="C")
-    return np.broadcast_to(own, (len(flat), *own.shape[1:]))
+    return _repeated(np.asarray(arrange(without_repeats(flat, rank)), dtype, order="C"), len(flat))
+
+
+def _repeated(values: np.ndarray, count: int) -> np.ndarray:
+    """`count` along the first axis, of which there may be one."""
+    return values if len(values) == count else np.broadcast_to(values, (count, *values.shape[1:]))
 
 
 def centre_of(p: Gaussian, q: Gaussian) -> np.ndarray:
@@ -124,13 +128,14 @@ def centre_of(p: Gaussian, q: Gaussian) -> np.ndarray:
     return np.asarray(sum(each.sum(axis=0) for each in means) / max(sum(map(len, means)), 1))
 
 
-def pairs_of(p: Gaussian, q: Gaussian, kind: str, dtype: np.dtype) -> Callable[[slice], tuple[Gaussians, Gaussians]]:
+def pairs_of(
+    p: Gaussian, q: Gaussian, shape: tuple[int, ...], kind: str, dtype: np.dtype
+) -> Callable[[slice], tuple[Gaussians, Gaussians]]:
     """A function that gives some of the pairs of two stacks that broadcast: views where they are in a stack's order.
 
     In float32 the means of p are μ_p − μ_q and those of q zero: a divergence depends on the difference alone, of which
     means that were rounded before would have left few digits.
     """
-    shape, _ = common(p, q)
     of_p, of_q = (_members_of(each, shape, kind, dtype) for each in (p, q))
     zero = np.zeros((1, p.n_features), dtype)
 
@@ -153,7 +158,7 @@ def _members_of(
     means = _along_stack(gaussian.mean, 1, np.dtype(np.float64), lambda means: means)
     parts, count = (means, _matrices(gaussian, gaussian.covariance, kind, dtype)), math.prod(shape)
     if len(means) in (1, count):
-        first, second = (np.broadcast_to(part, (count, *part.shape[1:])) for part in parts)
+        first, second = (_repeated(part, count) for part in parts)
         return lambda rows: (first[rows], second[rows])
     index = np.broadcast_to(np.arange(len(means)).reshape(gaussian.batch_shape), shape).ravel()
     return lambda rows: (_chosen(parts[0], index[rows]), _chosen(parts[1], index[rows]))
@@ -162,7 +167,7 @@ def _members_of(
 def _chosen(values: np.ndarray, index: np.ndarray) -> np.ndarray:
     """Some of a flattened stack; what it shares is not written out."""
     if values.strides[0] == 0:
-        return np.broadcast_to(values[:1], (len(index), *values.shape[1:]))
+        return _repeated(values[:1], len(index))
     return np.ascontiguousarray(values[index])
 
 

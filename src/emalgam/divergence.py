@@ -116,7 +116,7 @@ def kl(
     shape, kind, dtype, threads = *common(p, q), _dtype(arithmetic), check_threads(n_threads)
     kernels = backends.kernels(backend, "kl")
     out = np.empty(math.prod(shape))
-    pairs = pairs_of(p, q, kind, dtype)
+    pairs = pairs_of(p, q, shape, kind, dtype)
     gathered = not {len(out), 1}.issuperset((math.prod(p.batch_shape), math.prod(q.batch_shape)))
     step = max(ELEMENTS_AT_ONCE // p.n_features**2, 1) if gathered else max(len(out), 1)
     for start in range(0, len(out), step):
