@@ -15,7 +15,7 @@ from emalgam.guard import TOLERANCE, Cancellation, Evaluation, choose_evaluation
 from emalgam.packing import Components, Frame, power_of_two
 from tests import oracles
 from tests.conftest import COVARIANCE_TYPES, Variant
-from tests.tolerances import STANDARD_ERRORS
+from tests.tolerances import STANDARD_ERRORS, tolerance
 
 
 def make(covariance_type: str, D: int, separation: float, condition: float, offset: float, seed: int = 0) -> Mixture:
@@ -68,6 +68,44 @@ def test_against_mpmath(covariance_type: str) -> None:
     x = mixture.sample(20, random_state=0)[0]
     errors = oracles.absolute_errors(mixture.log_prob(x), oracles.exact_log_prob(x, oracle(mixture)))
     assert errors.max() <= TOLERANCE["float64"]
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "direct"])
+@pytest.mark.parametrize("offset", [0.0, 1e8])
+@pytest.mark.parametrize("distance", [1e8, 1e10, 1e12, 1e16, 1e200])
+def test_distance_of_other_components_costs_no_digits(
+    variant: Variant, distance: float, offset: float, algorithm: str
+) -> None:
+    """Rows near a component are as accurate as if it were alone, wherever the others and the origin are."""
+    first = np.array([0.25, -0.5]) + offset
+    means = np.stack([first, first + distance, first - [distance, 0.0]])
+    covariances = {
+        "full": np.array([[[2.0, 0.9], [0.9, 1.0]]] * 3),
+        "tied": np.array([[2.0, 0.9], [0.9, 1.0]]),
+        "diag": np.array([[2.0, 1.0]] * 3),
+        "spherical": np.array([2.0, 1.0, 0.5]),
+    }[variant.covariance_type]
+    mixture = Mixture([0.5, 0.25, 0.25], means, covariances, variant.covariance_type)
+    x = (np.array([[0.3, -0.7], [-1.7, 0.0], [2.12, 1.0]]) + offset).astype(variant.dtype)
+    exact = oracles.exact_log_prob(x, oracle(mixture))
+    found = mixture.log_prob(x, backend=variant.backend, algorithm=algorithm)
+    scale = 1 + np.abs(found) + 2 * np.log(distance)
+    errors = oracles.absolute_errors(found, exact) / scale
+    assert errors.max() <= tolerance("log_prob far from others", "float64")
+    r = mixture.responsibilities(x, backend=variant.backend, algorithm=algorithm)
+    if variant.dtype == "float64" or offset == 0:  # in float32 rows cannot be near a component at 1e8
+        np.testing.assert_allclose(r, [[1.0, 0.0, 0.0]] * 3, atol=1e-15)
+
+
+def test_rows_whose_squares_overflow_between_distant_components(backend: str) -> None:
+    """1e155 standard deviations from the nearest component, 1e200 from the other."""
+    mixture = Mixture([0.5, 0.5], [[0.0], [1e200]], [1.0, 1.0], "spherical")
+    x = np.array([[1e150], [1e153], [1e155], [0.4e200], [0.6e200], [1e200]])
+    log_prob = mixture.log_prob(x, backend=backend)
+    np.testing.assert_allclose(log_prob[:2], [-0.5e300, -0.5e306], rtol=1e-14)
+    assert (log_prob[2:5] == -np.finfo(np.float64).max / 2).all()
+    assert log_prob[5] == pytest.approx(-0.5 * np.log(2 * np.pi) + np.log(0.5), rel=1e-13)
+    assert mixture.predict(x, backend=backend).tolist() == [0, 0, 0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)

@@ -41,6 +41,11 @@ TOLERANCES: Final[dict[tuple[str, str], Tolerance]] = {
         2,
         "no cancellation: the rounding of z, of P and of the sum of squares (0.6 to 0.7 of the scale were measured)",
     ),
+    ("log_prob far from others", "float64"): Tolerance(
+        2 * EPS["float64"],
+        "of 1 + |log p| + D log(distance): x − μ is rounded once, and log |P| and log scale, as large as the logarithm "
+        "of the distance, cancel (1.2 of that was measured)",
+    ),
     **_both(
         "packed responsibilities",
         4,

@@ -15,7 +15,7 @@ import numpy as np
 
 from emalgam.blas import one_blas_thread
 from emalgam.covariance import COVARIANCES
-from emalgam.gaussian import Gaussian, as_mixture
+from emalgam.gaussian import Gaussian, as_mixture, covariance_rank, without_repeats
 from emalgam.mixture import MixtureAlgebra
 from emalgam.packing import LOG_2_PI, power_of_two
 from emalgam.stacks import Stacks, as_stacks, both_as_stacks, is_many_fits
@@ -84,33 +84,91 @@ def common(p: Gaussian, q: Gaussian) -> tuple[tuple[int, ...], str]:
         raise ValueError(f"{error}; for each with each use kl_all_pairs") from None
 
 
-def flattened(gaussian: Gaussian, kind: str, dtype: np.dtype, factors: bool = False) -> Gaussians:
-    """A stack of M Gaussians as kernels take it, with `factors` or without."""
-    D = gaussian.n_features
+def flattened(
+    gaussian: Gaussian, kind: str, dtype: np.dtype, factors: bool = False, centre: np.ndarray | None = None
+) -> Gaussians:
+    """A stack of M Gaussians as kernels take it, with `factors` or without, the means relative to a `centre` (D,).
 
-    def arranged(values: np.ndarray) -> np.ndarray:
-        if gaussian.covariance_type == "full":
-            return values.reshape(-1, D, D).astype(dtype, copy=False)
-        if gaussian.covariance_type == "spherical":  # written out: strides of zero are for the stack, not for features
-            values = np.repeat(values[..., None], D, axis=-1)
-        diagonal = values.reshape(-1, D).astype(dtype, copy=False)
-        return diagonal if kind == "diag" else diagonal[:, :, None] * np.eye(D, dtype=dtype)
-
-    means = gaussian.mean.reshape(-1, D).astype(dtype, copy=False)
-    P = arranged(gaussian.precision_cholesky) if factors else None
-    return Gaussians(kind, means, arranged(gaussian.covariance), P)
+    Each mean and matrix is in C order; what the stack shares has a stride of zero along M, and is not written out.
+    """
+    P = _matrices(gaussian, gaussian.precision_cholesky, kind, dtype) if factors else None
+    means = _along_stack(gaussian.mean, 1, dtype, lambda means: means if centre is None else means - centre)
+    return Gaussians(kind, means, _matrices(gaussian, gaussian.covariance, kind, dtype), P)
 
 
-def members_of(gaussian: Gaussian, shape: tuple[int, ...], kind: str, dtype: np.dtype) -> Callable[[slice], Gaussians]:
-    """A function that gives some of the flattened, broadcast stack: views where its order is that of the Gaussians."""
-    flat, count = flattened(gaussian, kind, dtype), math.prod(shape)
-    if len(flat) not in (1, count):
-        index = np.broadcast_to(np.arange(len(flat)).reshape(gaussian.batch_shape), shape).ravel()
-        return lambda rows: Gaussians(kind, flat.means[index[rows]], flat.covariances[index[rows]])
-    means, covariances = (
-        np.broadcast_to(values, (count, *values.shape[1:])) for values in (flat.means, flat.covariances)
-    )
-    return lambda rows: Gaussians(kind, means[rows], covariances[rows])
+def _matrices(gaussian: Gaussian, values: np.ndarray, kind: str, dtype: np.dtype) -> np.ndarray:
+    """Covariances or factors of a stack in the shape of those of `kind`, (M, D, D) or (M, D)."""
+    D, given = gaussian.n_features, gaussian.covariance_type
+
+    def of_kind(values: np.ndarray) -> np.ndarray:
+        if given == "full":
+            return values
+        diagonal = np.repeat(values[:, None], D, axis=1) if given == "spherical" else values
+        return diagonal if kind == "diag" else diagonal[:, :, None] * np.eye(D)
+
+    return _along_stack(values, covariance_rank(given), dtype, of_kind)
+
+
+def _along_stack(
+    values: np.ndarray, rank: int, dtype: np.dtype, arrange: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Values (..., `rank` axes) as (M, ...) of a dtype, arranged before what the stack shares is repeated."""
+    flat = values.reshape(-1, *values.shape[values.ndim - rank :])
+    return _repeated(np.asarray(arrange(without_repeats(flat, rank)), dtype, order="C"), len(flat))
+
+
+def _repeated(values: np.ndarray, count: int) -> np.ndarray:
+    """`count` along the first axis, of which there may be one."""
+    return values if len(values) == count else np.broadcast_to(values, (count, *values.shape[1:]))
+
+
+def centre_of(p: Gaussian, q: Gaussian) -> np.ndarray:
+    """The mean of all means, (D,)."""
+    means = [each.mean.reshape(-1, each.n_features) for each in (p, q)]
+    return np.asarray(sum(each.sum(axis=0) for each in means) / max(sum(map(len, means)), 1))
+
+
+def pairs_of(
+    p: Gaussian, q: Gaussian, shape: tuple[int, ...], kind: str, dtype: np.dtype
+) -> Callable[[slice], tuple[Gaussians, Gaussians]]:
+    """A function that gives some of the pairs of two stacks that broadcast: views where they are in a stack's order.
+
+    In float32 the means of p are μ_p − μ_q and those of q zero: a divergence depends on the difference alone, of which
+    means that were rounded before would have left few digits.
+    """
+    of_p, of_q = (_members_of(each, shape, kind, dtype) for each in (p, q))
+    zero = np.zeros((1, p.n_features), dtype)
+
+    def pairs(rows: slice) -> tuple[Gaussians, Gaussians]:
+        (means_p, covariances_p), (means_q, covariances_q) = of_p(rows), of_q(rows)
+        if dtype != np.float64:
+            difference = np.empty(means_p.shape, dtype)
+            with np.errstate(over="ignore"):
+                means_p = np.subtract(means_p, means_q, out=difference, casting="same_kind")
+            means_q = np.broadcast_to(zero, difference.shape)
+        return Gaussians(kind, means_p, covariances_p), Gaussians(kind, means_q, covariances_q)
+
+    return pairs
+
+
+def _members_of(
+    gaussian: Gaussian, shape: tuple[int, ...], kind: str, dtype: np.dtype
+) -> Callable[[slice], tuple[np.ndarray, np.ndarray]]:
+    """A function that gives means, in float64, and covariances of some of a stack that is broadcast and flattened."""
+    means = _along_stack(gaussian.mean, 1, np.dtype(np.float64), lambda means: means)
+    parts, count = (means, _matrices(gaussian, gaussian.covariance, kind, dtype)), math.prod(shape)
+    if len(means) in (1, count):
+        first, second = (_repeated(part, count) for part in parts)
+        return lambda rows: (first[rows], second[rows])
+    index = np.broadcast_to(np.arange(len(means)).reshape(gaussian.batch_shape), shape).ravel()
+    return lambda rows: (_chosen(parts[0], index[rows]), _chosen(parts[1], index[rows]))
+
+
+def _chosen(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Some of a flattened stack; what it shares is not written out."""
+    if values.strides[0] == 0:
+        return _repeated(values[:1], len(index))
+    return np.ascontiguousarray(values[index])
 
 
 # ---- stacks of mixtures

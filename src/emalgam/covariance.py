@@ -182,7 +182,7 @@ class _Matrix(Covariance):
 
     def direct(self, components: Components, frame: Frame, arithmetic: str) -> Direct:
         K, D = components.means.shape[-2:]
-        factors = self.matrices(components.precisions_cholesky, K, D)
+        factors = self.matrices(contiguous(components.precisions_cholesky), K, D)
         means = contiguous(components.means)
         return Direct("full", frame.shift, frame.scale, means, factors, self._constants(components, frame), arithmetic)
 

@@ -87,7 +87,7 @@ class Gaussian:
     def __post_init__(self) -> None:
         kind = check_choice("covariance_type", self.covariance_type, COVARIANCE_TYPES)
         mean = np.atleast_1d(check_array("mean", self.mean))
-        D, rank = mean.shape[-1], _rank(kind)
+        D, rank = mean.shape[-1], covariance_rank(kind)
         given = real_array("covariance", self.covariance)
         covariance = given.reshape((1,) * rank) if given.ndim == 0 and D == 1 else given
         expected = (D,) * rank
@@ -109,9 +109,7 @@ class Gaussian:
     @cached_property
     def precision_cholesky(self) -> np.ndarray:
         """P with ``P Pᵀ = Σ⁻¹``, upper triangular (or its diagonal)."""
-        # Axes that broadcasting has repeated are taken once.
-        strides = self.covariance.strides
-        own = self.covariance[tuple(slice(None) if stride else slice(1) for stride in strides)]
+        own = without_repeats(self.covariance, covariance_rank(self.covariance_type))
         P = _factors(own) if self.covariance_type == "full" else 1.0 / np.sqrt(own)
         P.setflags(write=False)
         return np.broadcast_to(P, self.covariance.shape)
@@ -372,9 +370,15 @@ class Gaussian:
 # ---- covariances
 
 
-def _rank(kind: str) -> int:
+def covariance_rank(kind: str) -> int:
     """Axes of one covariance."""
     return {"full": 2, "diag": 1, "spherical": 0}[kind]
+
+
+def without_repeats(stack: np.ndarray, rank: int) -> np.ndarray:
+    """A stack whose members have `rank` axes and are in C order; what broadcasting has repeated is there once."""
+    strides = stack.strides[: stack.ndim - rank]
+    return np.asarray(stack[tuple(slice(None) if stride else slice(1) for stride in strides)], order="C")
 
 
 def _own_variances(given: np.ndarray) -> np.ndarray:
@@ -397,8 +401,8 @@ def _can_be_shared(array: np.ndarray) -> bool:
 
 
 def _own(given: np.ndarray) -> np.ndarray:
-    """A copy in float64, or the same numbers if they are in float64, in C order, and cannot change."""
-    return given[...] if _can_be_shared(given) else np.array(given, dtype=np.float64)
+    """A copy in float64 and C order, or the same numbers if they are so already and cannot change."""
+    return given[...] if _can_be_shared(given) else np.array(given, dtype=np.float64, order="C")
 
 
 def _own_matrices(given: np.ndarray) -> np.ndarray:

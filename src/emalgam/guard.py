@@ -55,9 +55,14 @@ class Cancellation:
 
     @classmethod
     def of(cls, covariance: Covariance, components: Components) -> Cancellation:
-        """Of components on the host."""
+        """Of components on the host; not finite where they are so far apart that squares overflow."""
         packed, own = cls.scalars(covariance, components)
-        return cls(float(packed()), lambda: float(own()))
+
+        def number(scalar: Callable[[], np.ndarray]) -> float:
+            with np.errstate(over="ignore", invalid="ignore"):
+                return float(scalar())
+
+        return cls(number(packed), lambda: number(own))
 
     @staticmethod
     def scalars(
@@ -89,7 +94,8 @@ def choose_evaluation(
                 if arithmetic == "float32" and precision == "tf32":
                     return Evaluation("packed", "tf32", ERROR_FACTOR * EPS_OF_TF32 * cancellation.packed)
                 return Evaluation("packed", arithmetic, bound)
-    # About its own mean only Σ_k itself can cancel; the differences z − μ_k have size m.
+    # About its own mean only Σ_k itself can cancel. The shift rounds z and μ_k where they have size m; where there is
+    # none (`Frame.about_origin`, in queries) this is more than the error.
     size = cancellation.own() + cancellation.packed**0.5
     return Evaluation("direct", "float64", ERROR_FACTOR * float(np.finfo(np.float64).eps) * size)
 

@@ -364,8 +364,7 @@ def elbo_decomposition(mixture: Any, X: Any, q: Any) -> ElboDecomposition:
 
 def _alone(model: Mixture) -> list[Direct]:
     """Each component with its weight, as if it were a mixture: what log w_k N(x; μ_k, Σ_k) is the log-density of."""
-    frame = model.own_frame()
-    whole = model.covariance.direct(model.components(frame), frame, "float64")
+    whole = model.direct()
     own = (slice(k, k + 1) for k in range(whole.n_components))
     return [
         replace(

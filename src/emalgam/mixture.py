@@ -33,7 +33,7 @@ from emalgam.validation import (
     in_words,
     indefinite,
 )
-from emalgam_kernels import Parameters
+from emalgam_kernels import Direct, Parameters
 
 ROWS_AT_ONCE = 65536  # per thread: at least one block of rows
 ELEMENTS_AT_ONCE = 2**18
@@ -82,6 +82,11 @@ class MixtureAlgebra:
         if lost.any():
             covariances[lost] = self.covariance.covariances(factors[lost])
         return Components(self.weights, frame.apply(self.means), covariances, factors)
+
+    def direct(self) -> Direct:
+        """Means and factors for the direct form in float64."""
+        frame = self.own_frame().about_origin()
+        return self.covariance.direct(self.components(frame), frame, "float64")
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean (..., D) and covariance (..., D, D) of x."""
@@ -157,7 +162,7 @@ class Mixture(MixtureAlgebra):
 
     def _set(self, *values: np.ndarray) -> None:
         for name, value in zip(("weights", "means", "covariances", "precisions_cholesky"), values, strict=True):
-            own = np.array(value, dtype=np.float64)
+            own = np.array(value, dtype=np.float64, order="C")
             own.setflags(write=False)
             object.__setattr__(self, name, own)
 
@@ -523,6 +528,7 @@ class Preparation:
     Attributes
     ----------
     frame : Frame
+        For the direct form about the origin: see `emalgam.packing.Frame.about_origin`.
     components : Components
         In the frame.
     parameters : Parameters
@@ -553,6 +559,9 @@ class Preparation:
         lowest = -np.inf
         if algorithm == "auto" and how.algorithm == "packed":
             lowest = float(constants.max()) - packed_reach(how.arithmetic, cancellation.own(), D)
+        if how.algorithm == "direct":
+            frame = frame.about_origin()
+            components = mixture.components(frame)
         return cls(frame, components, parameters_of(covariance, components, frame, how), constants, lowest)
 
 

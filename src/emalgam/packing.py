@@ -34,6 +34,14 @@ class Frame:
         """The data's own units, z = x."""
         return cls(np.zeros(n_features), np.ones(n_features))
 
+    def about_origin(self) -> Frame:
+        """The same scale without a shift: x · scale is exact, and so z − μ is x − μ, rounded once, times the scale.
+
+        What a shift rounds is as large as the distance of x from the shift, which is that of other components. It is
+        the packed form that needs one, as its terms grow with z; the direct form's do not.
+        """
+        return Frame(np.zeros_like(self.shift), self.scale)
+
     def apply(self, x: np.ndarray) -> np.ndarray:
         """Points (…, D) into the frame."""
         return (x - self._along(self.shift, x)) * self._along(self.scale, x)

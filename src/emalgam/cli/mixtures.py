@@ -102,7 +102,7 @@ def sample(
 def kl(
     p: Annotated[Path, typer.Argument(help="A model.", show_default=False)],
     q: Annotated[Path, typer.Argument(help="Another one, over the same features.", show_default=False)],
-    n_samples: Annotated[int, typer.Option("-n", "--samples", min=1, help="Rows that Monte Carlo draws.")] = 100_000,
+    n_samples: Annotated[int, typer.Option("-n", "--samples", min=30, help="Rows that Monte Carlo draws.")] = 100_000,
     seed: Seed = 0,
     backend: Backend = "auto",
     threads: Threads = None,

@@ -62,6 +62,14 @@ def assert_same_gradients(operator: Operator, arguments: list[Tensor], digits_lo
         assert error <= bound, f"the gradient in {name} is off by {error:.2g} of its largest entry"
 
 
+@every_operator
+def test_components_far_apart(operator: Operator) -> None:
+    """Rows near the first two components, with a third one 1e12 away: neither values nor gradients lose digits."""
+    x, weights, means, lower = (each.detach() for each in parameters(20, 3, 3))
+    means[2] += 1e12
+    assert_same_gradients(operator, [each.requires_grad_() for each in (x, weights, means, lower)])
+
+
 # ---- values
 
 
