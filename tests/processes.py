@@ -26,9 +26,9 @@ def python(
     )
 
 
-def output_of(program: str, environment: dict[str, str] | None = None) -> str:
+def output_of(program: str, environment: dict[str, str] | None = None, folder: Path | None = None) -> str:
     """What a program printed; its traceback is the message if it failed."""
-    finished = python("-c", program, environment=environment)
+    finished = python("-c", program, environment=environment, folder=folder)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout.strip()
 

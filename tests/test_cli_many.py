@@ -294,9 +294,9 @@ def test_the_output_of_something_else_is_not_gone_on_with(path: Path, output: Pa
 def test_columns_that_are_not_there(path: Path, output: Path) -> None:
     options = ["-k", 1, "-o", output]
     message = error_of("fit-many", path, "--by", "device", *options)
-    assert message == f"{path}: there is no column 'device'; the columns are sensor, a, b, w"
-    assert "there is no column 'c'" in error_of("fit-many", path, "--by", "sensor", "--features", "a,c", *options)
-    assert "there is no column 'v'" in error_of("fit-many", path, "--by", "sensor", "--weights", "v", *options)
+    assert message == f"{path}: has no column 'device'; there are sensor, a, b, w"
+    assert "has no column 'c'" in error_of("fit-many", path, "--by", "sensor", "--features", "a,c", *options)
+    assert "has no column 'v'" in error_of("fit-many", path, "--by", "sensor", "--weights", "v", *options)
     assert "'a' is asked for twice" in error_of("fit-many", path, "--by", "sensor", "--features", "a,a", *options)
     assert list(output.parent.iterdir()) == []
 

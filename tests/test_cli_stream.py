@@ -146,6 +146,9 @@ def test_bad_options(folder: Path, tmp_path: Path) -> None:
     assert "not both" in error_of("fit", folder / "x.parquet", "-k", 2, *both, status=2)
     assert "--stream" in error_of("fit", folder / "parts", "-k", 2, "--in-memory", status=2)
     assert "has no column 'v'" in error_of("fit", folder / "x.parquet", "-k", 2, "--weight-column", "v")
+    twice = "is asked for twice; features, weights and labels have to differ"
+    for how in (("--features", "x0,x0"), ("--features", "x0,w", "--weight-column", "w")):
+        assert error_of("fit", folder / "x.parquet", "-k", 2, *how).endswith(twice)
     (tmp_path / "state").write_bytes(b"")
     message = error_of("fit", folder / "x.npy", "-k", 2, "--checkpoint", tmp_path / "state")
     assert "there is a checkpoint already" in message

@@ -17,6 +17,7 @@ from emalgam.covariance import COVARIANCES
 from emalgam.m_step import effective_components
 from emalgam_kernels import blocks
 from tests.conftest import COVARIANCE_TYPES, DTYPES, Variant
+from tests.processes import output_of
 from tests.samples import blobs, start
 from tests.tolerances import tolerance
 
@@ -397,10 +398,10 @@ def test_initial_statistics_are_those_of_the_nearest_centre(covariance_type: str
 
 def test_blas_limit_is_lifted_by_the_last_of_overlapping_fits() -> None:
     """Two fits that overlap in threads leave BLAS as it was."""
-    from emalgam.blas import _controller, one_blas_thread
+    from emalgam.blas import _libraries, one_blas_thread
 
     def threads() -> list[int]:
-        return [library.num_threads for library in _controller().select(user_api="blas").lib_controllers]
+        return [library.num_threads for library in _libraries()]
 
     before = threads()
     first, second = one_blas_thread(), one_blas_thread()
@@ -411,6 +412,38 @@ def test_blas_limit_is_lifted_by_the_last_of_overlapping_fits() -> None:
     assert set(threads()) == {1}
     second.__exit__(None, None, None)
     assert threads() == before
+
+
+INTERRUPTED_LIMITS = """
+import threadpoolctl
+import numpy
+from emalgam.blas import one_blas_thread
+from tests.interrupts import interrupt_at_random
+
+def threads():
+    return [library["num_threads"] for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"]
+
+def limited():
+    for _ in range(100):
+        with one_blas_thread():
+            pass
+
+def check():
+    assert threads() == before, f"BLAS had {before} threads, and has {threads()} after an interrupt"
+
+threadpoolctl.threadpool_limits(2, user_api="blas")
+before = threads()
+assert before
+interrupt_at_random(limited, 1000, check)
+with one_blas_thread():
+    assert set(threads()) == {1}
+check()
+print("done")
+"""
+
+
+def test_blas_limit_is_lifted_after_an_interrupt_at_any_moment() -> None:
+    assert output_of(INTERRUPTED_LIMITS, folder=Path(__file__).parents[1]) == "done"
 
 
 # ---- components that collapse

@@ -199,7 +199,7 @@ BAD_TABLES = {
     "no label": ({"sensor": ["p", None], "a": [1.0, 2.0]}, "column 'sensor' has no label in row 1"),
     "NaN label": ({"sensor": [0.5, np.nan], "a": [1.0, 2.0]}, "column 'sensor' has no label in row 1"),
     "lists": ({"sensor": [[1], [2]], "a": [1.0, 2.0]}, "column 'sensor' holds values of type list"),
-    "only labels": ({"sensor": [1, 2]}, "there are no features"),
+    "only labels": ({"sensor": [1, 2]}, "has no columns to read; expected at least one feature"),
 }
 
 
@@ -210,6 +210,16 @@ def test_bad_tables(case: str, tmp_path: Path) -> None:
         fit(arrow.table(columns), tmp_path, by="sensor", features=None)
     assert str(error.value).startswith(str(tmp_path / "table.parquet"))
     assert [path.name for path in tmp_path.iterdir()] == ["table.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("features", "weights"), [(["a", "a"], None), (["a", "b"], "b"), (["a", "sensor"], None), (None, "sensor")]
+)
+def test_columns_that_are_asked_for_twice(features: list[str] | None, weights: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "table.parquet"
+    parquet.write_table(arrow.table({"sensor": [1], "a": [1.0], "b": [1.0]}), path)
+    with pytest.raises(ValueError, match="is asked for twice; features, weights and labels have to differ"):
+        GroupedTable(path, "sensor", features, weights)
 
 
 # ---- shards and the folder they are in

@@ -23,10 +23,11 @@ from emalgam.covariance import COVARIANCES
 from emalgam.parts import ObservationsInParts, Part, Sample
 from emalgam.stream import ArrayStream, Stream, read_ahead, rejoined
 from tests.conftest import CPU_BACKENDS, need
-from tests.processes import python
+from tests.processes import output_of, python
 from tests.samples import blobs, start
 from tests.tolerances import tolerance
 
+ROOT = Path(__file__).parents[1]
 N = 1500
 TYPES = tuple(COVARIANCES)
 
@@ -214,6 +215,43 @@ def test_every_file_of_a_folder_has_to_have_the_columns(tmp_path: Path) -> None:
         emalgam.fit(tmp_path, 2)
 
 
+@pytest.mark.parametrize("single", [[0], [1], [0, 1]])
+def test_a_folder_is_float32_if_all_its_files_are(single: list[int], tmp_path: Path) -> None:
+    x = rows() + 1e8
+    x[:700] -= 1e8
+    for number, part in enumerate([x[:700], x[700:]]):
+        pq.write_table(table(part.astype("f4" if number in single else "f8"), None), tmp_path / f"{number}.parquet")
+    stream = emalgam.open_stream(tmp_path)
+    assert stream.dtype == (np.float32 if single == [0, 1] else np.float64)
+    read = np.concatenate([chunk for chunk, _ in stream.chunks()])
+    assert read.dtype == stream.dtype
+    expected = np.concatenate(
+        [x[:700].astype("f4" if 0 in single else "f8"), x[700:].astype("f4" if 1 in single else "f8")]
+    )
+    np.testing.assert_array_equal(read, expected)
+
+
+def test_a_file_that_becomes_float64_after_it_was_looked_at(tmp_path: Path) -> None:
+    for number in range(2):
+        pq.write_table(table(rows("float32"), None), tmp_path / f"{number}.parquet")
+    stream = emalgam.open_stream(tmp_path)
+    pq.write_table(table(rows(), None), tmp_path / "1.parquet")
+    message = r"1\.parquet: the table has dtype float64 in data of float32.*; the file has changed: open a new stream"
+    with pytest.raises(ValueError, match=message):
+        emalgam.fit(stream, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [({"columns": ["x0", "x0"]}, "x0"), ({"columns": ["x0", "weight"], "sample_weight": "weight"}, "weight")],
+)
+def test_columns_are_asked_for_once(arguments: dict[str, Any], name: str, tmp_path: Path) -> None:
+    pq.write_table(table(rows(), weights()), tmp_path / "x.parquet")
+    message = f"x.parquet: column '{name}' is asked for twice; features, weights and labels have to differ"
+    with pytest.raises(ValueError, match=message):
+        emalgam.open_stream(tmp_path / "x.parquet", **arguments)
+
+
 PEAK_OF_A_PASS = """
 import sys
 from bench.memory import peak
@@ -232,7 +270,7 @@ def test_memory_does_not_grow_with_a_parquet_file(tmp_path: Path) -> None:
         with pq.ParquetWriter(path, piece.schema, compression="none", use_dictionary=False) as writer:
             for _ in range(pieces):
                 writer.write_table(piece)
-        done = python("-c", PEAK_OF_A_PASS, str(path), str(pieces * 2**18), folder=Path(__file__).parents[1])
+        done = python("-c", PEAK_OF_A_PASS, str(path), str(pieces * 2**18), folder=ROOT)
         assert done.returncode == 0, done.stderr
         sizes.append(path.stat().st_size)
         peaks.append(int(done.stdout))
@@ -291,14 +329,20 @@ def test_the_sample_is_uniform_and_without_rows_of_weight_zero() -> None:
 
 def test_the_reader_is_ahead_but_not_far() -> None:
     made: list[int] = []
+    threads: list[int] = []
+    ended: list[int] = []
     third = threading.Event()
 
     def chunks() -> Iterator[Any]:
-        for number in range(50):
-            made.append(number)
-            if number == 3:
-                third.set()
-            yield np.zeros((1, 1)), None
+        try:
+            for number in range(50):
+                made.append(number)
+                threads.append(threading.get_ident())
+                if number == 3:
+                    third.set()
+                yield np.zeros((1, 1)), None
+        finally:
+            ended.append(threading.get_ident())
 
     ahead = read_ahead(chunks(), depth=2)
     next(ahead)
@@ -306,7 +350,8 @@ def test_the_reader_is_ahead_but_not_far() -> None:
     assert len(made) == 4
     ahead.close()
     assert len(made) <= 5
-    assert not [thread for thread in threading.enumerate() if thread.name == "emalgam reader"]
+    assert set(threads) == set(ended), "a generator is closed by another thread than the one that ran it"
+    assert threading.get_ident() not in threads
 
 
 def test_errors_of_the_reader_are_raised_where_the_data_are_used() -> None:
@@ -316,16 +361,70 @@ def test_errors_of_the_reader_are_raised_where_the_data_are_used() -> None:
 
     with pytest.raises(OSError, match="the disk is gone"):
         emalgam.fit(emalgam.open_stream(chunks), 2)
-    assert not [thread for thread in threading.enumerate() if thread.name == "emalgam reader"]
 
 
 def test_an_error_of_the_compute_ends_the_reader() -> None:
+    events: list[str] = []
+
+    def chunks() -> Iterator[np.ndarray]:
+        events.append("begun")
+        try:
+            yield from itertools.repeat(rows())
+        finally:
+            events.append("ended")
+
     def task(part: Part) -> int:
         raise KeyboardInterrupt
 
+    stream = emalgam.open_stream(chunks)
     with pytest.raises(KeyboardInterrupt):
-        as_function(rows(), None, Path()).fold(task, int.__add__)
-    assert not [thread for thread in threading.enumerate() if thread.name == "emalgam reader"]
+        stream.fold(task, int.__add__)
+    assert sorted(events) == ["begun", "begun", "ended", "ended"], "one was looked at, one was folded"
+
+
+INTERRUPTED_FITS = """
+import numpy as np, emalgam
+from tests.interrupts import assert_threads_are_idle, interrupt_at_random
+
+x = np.random.default_rng(0).normal(size=(2000, 2))
+begun = ended = 0
+
+def chunks():
+    global begun, ended
+    begun += 1
+    try:
+        yield x
+    finally:
+        ended += 1
+
+stream = emalgam.open_stream(chunks, chunk_rows=100)
+interrupt_at_random(lambda: emalgam.fit(stream, 1, max_iter=2, tol=1.0), 500)
+assert_threads_are_idle()
+assert ended == begun, f"{begun} generators were begun, and {ended} of them closed"
+print("done")
+"""
+
+
+def test_interrupts_at_any_moment_leave_no_reader_behind() -> None:
+    """No thread that reads on or waits, no open generator, no lock that stays locked."""
+    assert output_of(INTERRUPTED_FITS, folder=ROOT) == "done"
+
+
+FORKED = """
+import os, numpy as np
+from emalgam.stream import read_ahead
+ahead = read_ahead((np.zeros((1, 1)), None) for _ in range(50))
+next(ahead)
+child = os.fork()
+ahead.close()
+if child:
+    _, status = os.waitpid(child, 0)
+    print(os.waitstatus_to_exitcode(status))
+"""
+
+
+def test_a_fork_has_no_reader_to_wait_for() -> None:
+    assert output_of(FORKED) == "0"
 
 
 def test_rejoined() -> None:
@@ -406,7 +505,7 @@ def test_no_weight_and_too_few_rows() -> None:
         (
             [np.zeros((2, 3), np.float32), np.full((2, 3), 1e300)],
             {},
-            "chunk 1 has dtype float64 and the first one float32, to which it would be rounded",
+            "chunk 1 has dtype float64 in data of float32, to which it would be rounded; give all chunks one dtype",
         ),
         (itertools.repeat(iter([rows()])).__next__, {}, "the function gives the same iterator again"),
         ([(np.zeros((2, 3)), np.ones(3))], {}, "the weights of chunk 0 have shape (3,); expected (2,)"),

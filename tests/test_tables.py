@@ -187,6 +187,17 @@ def test_columns_are_a_sequence_of_names(tmp_path: Path) -> None:
             read(tmp_path / "x.parquet", columns="ab")
 
 
+def test_columns_have_to_be_one_each(tmp_path: Path) -> None:
+    table = pyarrow.Table.from_arrays([pyarrow.array([1.0])] * 3, names=["a", "b", "a"])
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    for read in (read_table, open_stream):
+        with pytest.raises(ValueError, match=r"x\.parquet: has more than one column 'a'; there are a, b, a"):
+            read(tmp_path / "x.parquet", columns=["a"])
+        with pytest.raises(ValueError, match=r"x\.parquet: column 'b' is asked for twice"):
+            read(tmp_path / "x.parquet", columns=["b", "b"])
+    assert read_table(tmp_path / "x.parquet").shape == (1, 3)
+
+
 def test_parquet_of_float32_stays_float32(tmp_path: Path) -> None:
     write_table(tmp_path / "x.parquet", np.eye(3, dtype=np.float32))
     assert read_table(tmp_path / "x.parquet").dtype == np.float32

@@ -8,14 +8,16 @@ schedule.
 
 from __future__ import annotations
 
+import _thread
 import math
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from queue import SimpleQueue
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -108,16 +110,28 @@ def native_slices(x: np.ndarray, start: int, stop: int) -> Iterator[tuple[int, i
 
 
 class _Worker:
-    """A thread that runs one task after another, and waits in `_idle` for the next."""
+    """A thread that runs one task after another, and waits in `_idle` for the next.
+
+    A thread that waits does not hold its worker. So it ends with a worker that nobody holds: one whose caller was
+    interrupted between taking it from `_idle` and giving it a task.
+    """
 
     def __init__(self) -> None:
-        self.tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        threading.Thread(target=self._run, name="emalgam", daemon=True).start()
+        self.orders: SimpleQueue[Any] = SimpleQueue()
+        _thread.start_new_thread(_serve, (self.orders, weakref.ref(self, self.orders.put)))
 
-    def _run(self) -> None:
-        while True:
-            self.tasks.get()()
-            _idle.append(self)
+    def run(self, task: Callable[[], None]) -> None:
+        self.orders.put((self, task))
+
+
+def _serve(orders: SimpleQueue[Any], lost: weakref.ref[_Worker]) -> None:
+    """Run the tasks of a worker, until `lost` says that there is none."""
+    while (order := orders.get()) is not lost:
+        worker, task = order
+        task()
+        del order, task  # data that they hold
+        _idle.append(worker)
+        del worker
 
 
 def _idle_worker() -> _Worker:
@@ -127,12 +141,49 @@ def _idle_worker() -> _Worker:
         return _Worker()
 
 
-class _Crew:
-    """Threads that share the blocks of one call. The first error ends them all, and is raised when they have ended.
+class Background:
+    """A task on another thread, to be started once; it raises no errors.
 
     KeyboardInterrupt can reach the caller's thread at any instruction. Therefore only plain locks, whose ``with``
-    cannot be cut in two, and no Condition, Event or Future, which would stay locked and hang the next call.
+    cannot be cut in two, queues in C and `_thread`; no Condition, and nothing that has one (Event, Future, Queue,
+    Thread.start): it would stay locked and hang the next call. An interrupted `start` may have started the task or
+    not, and `wait` is right for both.
     """
+
+    def __init__(self, task: Callable[[], None]) -> None:
+        self.task, self.process, self.thread = task, os.getpid(), 0
+        self.started = False
+        self.begins: dict[str, bool] = {}  # what the first to ask has set, thread or caller
+        self.running = threading.Lock()
+        self.running.acquire()
+
+    def start(self) -> None:
+        """Run the task on a thread that has nothing to do, or on a new one."""
+        _idle_worker().run(self._run)
+        self.started = True
+
+    def _run(self) -> None:
+        if self.begins.setdefault("begins", True):
+            self.thread = threading.get_ident()
+            try:
+                self.task()
+            finally:
+                self.running.release()
+
+    def wait(self) -> None:
+        """Return when the task has ended. One whose start was interrupted before it began never will.
+
+        At once in the task itself, whose thread may be the one that collects garbage, and in a fork, which has no such
+        thread.
+        """
+        ends = self.started or self.begins.setdefault("begins", False)
+        if ends and self.process == os.getpid() and self.thread != threading.get_ident():
+            with self.running:
+                pass
+
+
+class _Crew:
+    """Threads that share the blocks of one call. The first error ends them all, and is raised when they have ended."""
 
     def __init__(self, n_blocks: int) -> None:
         self.indices = iter(range(n_blocks))
@@ -140,22 +191,25 @@ class _Crew:
 
     def run(self, block: Callable[[int], None], n_threads: int) -> None:
         """Call ``block(index)`` for every index on `n_threads` threads, the caller's among them."""
-        others: list[threading.Lock] = []
+        others = [Background(partial(self._work, block)) for _ in range(n_threads - 1)]
         try:
-            for _ in range(n_threads - 1):
-                running = threading.Lock()
-                running.acquire()
-                _idle_worker().tasks.put(partial(self._work, block, running))
-                others.append(running)
-            self._work(block, None)
+            for other in others:
+                other.start()
+            self._work(block)
         except BaseException as error:  # no thread to be had, or an interrupt
             self.errors.append(error)
-        self._join(others)
+        while True:  # not in a function, whose first instruction could be interrupted
+            try:
+                for other in others:
+                    other.wait()
+                break
+            except BaseException as error:
+                self.errors.append(error)
         if self.errors:
             del self.errors[1:]
             raise self.errors.pop()
 
-    def _work(self, block: Callable[[int], None], running: threading.Lock | None) -> None:
+    def _work(self, block: Callable[[int], None]) -> None:
         try:
             for index in self.indices:
                 if self.errors:
@@ -163,18 +217,6 @@ class _Crew:
                 block(index)
         except BaseException as error:
             self.errors.append(error)
-        if running is not None:
-            running.release()
-
-    def _join(self, others: list[threading.Lock]) -> None:
-        while True:
-            try:
-                for running in others:
-                    with running:
-                        pass
-                return
-            except BaseException as error:
-                self.errors.append(error)
 
 
 def for_each_block(block: Callable[[int, int], None], n_rows: int, rows: int, n_threads: int) -> None:

@@ -7,38 +7,63 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
+from weakref import WeakSet
 
-_lock = threading.Lock()
-_users = 0
-_limited: Any = None
+
+class _User:
+    """Somebody for whom BLAS is limited, as long as it lives."""
+
+
+_lock = threading.RLock()  # the collector may end a forgotten user in a thread that has it
+_users: WeakSet[_User] = WeakSet()
+_numbers_before: list[int] | None = None
 
 
 @lru_cache(maxsize=1)
-def _controller() -> Any:
-    """Scans the process once; the limit itself then takes microseconds. None without threadpoolctl."""
+def _libraries() -> list[Any]:
+    """threadpoolctl's controllers of BLAS: a scan of the process, once; a limit then takes microseconds."""
     try:
         from threadpoolctl import ThreadpoolController
     except ImportError:  # it is slower to fit with all of BLAS's threads, not wrong
-        return None
-    return ThreadpoolController()
+        return []
+    return list(ThreadpoolController().select(user_api="blas").lib_controllers)
 
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
     """Limit NumPy's BLAS to one thread; the first user sets the limit and the last one lifts it.
 
-    The limit is the whole process's: fits that overlap in several threads must not restore each other's.
+    The limit is the whole process's: fits that overlap in several threads must not restore each other's. It is lifted
+    after an interrupt at any moment too: a user is there or not, whatever has come of its steps, and those of `_lift`
+    can be taken again.
     """
-    global _users, _limited
-    with _lock:
-        if _users == 0 and _controller() is not None:
-            _limited = _controller().limit(limits=1, user_api="blas")
-        _users += 1
+    user = _User()
     try:
+        _limit(user)
         yield
     finally:
-        with _lock:
-            _users -= 1
-            if _users == 0 and _limited is not None:
-                _limited.restore_original_limits()
-                _limited = None
+        try:
+            _lift(user)
+        except BaseException:
+            _lift(user)
+            raise
+
+
+def _limit(user: _User) -> None:
+    global _numbers_before
+    with _lock:
+        _users.add(user)
+        if _numbers_before is None:
+            _numbers_before = [library.num_threads for library in _libraries()]
+            for library in _libraries():
+                library.set_num_threads(1)
+
+
+def _lift(user: _User) -> None:
+    global _numbers_before
+    with _lock:
+        _users.discard(user)
+        if not _users and _numbers_before is not None:
+            for library, number in zip(_libraries(), _numbers_before, strict=True):
+                library.set_num_threads(number)
+            _numbers_before = None

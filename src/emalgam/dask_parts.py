@@ -25,10 +25,11 @@ import numpy as np
 from emalgam import arrays, backends
 from emalgam.parts import Part, Parts, Share
 from emalgam.tables import number_columns, pyarrow_module
-from emalgam.validation import check_data, check_finite, check_threads
+from emalgam.validation import check_data, check_finite, check_not_rounded, check_threads
 from emalgam_kernels.blocks import tile_dtype
 
 FAN_IN: Final = 16  # shares that one task of the tree combines
+WIDER: Final = 'make all partitions float64: x.astype("float64")'
 
 Result = TypeVar("Result")
 
@@ -242,6 +243,7 @@ def _share(
             f"the partition of row {first} has {len(x)} rows now and had {n_rows} before; data have to be the same in "
             "every pass: persist them"
         )
+    check_not_rounded(f"the partition of row {first}", x.dtype, dtype, WIDER)
     return task(Part(first, x if tile_dtype(x) == dtype else x.astype(dtype), weight))
 
 
@@ -305,7 +307,19 @@ def array_of(frame: Any) -> Any:
     """A data frame, or a series, as a dask array: float32 if all of it is, else float64; NaN for nulls."""
     types = [frame.dtype] if is_series(frame) else frame.dtypes.tolist()
     single = all(kind == np.float32 for kind in types)
-    return frame.astype(np.float32 if single else np.float64).to_dask_array()
+    return (
+        frame.map_partitions(single_precision, meta=frame._meta) if single else frame.astype(np.float64)
+    ).to_dask_array()
+
+
+def single_precision(partition: Any) -> Any:
+    """A partition of a data frame, or of a series, that says to hold float32 alone.
+
+    ValueError if it does not: Dask takes the types of many files from the first one.
+    """
+    for name, found in dask_module("pandas").DataFrame(partition).dtypes.items():
+        check_not_rounded(f"column {name!r} of a partition", found, np.dtype(np.float32), WIDER)
+    return partition
 
 
 def checked_array(x: Any) -> Any:

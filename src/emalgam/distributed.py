@@ -32,6 +32,7 @@ from emalgam.dask_parts import (
     feature_columns,
     is_array,
     is_frame,
+    single_precision,
     threads_of_a_task,
 )
 from emalgam.draws import philox_seed
@@ -270,6 +271,8 @@ class _Table:
             "problem": np.searchsorted(labels, labels_of(frame[self.groups])[0]),
             "row": first + np.arange(len(frame)),
         }
+        if self.dtype == np.float32:
+            single_precision(frame[list(self.features)])
         kept = {name: frame[column].astype(self.dtype) for name, column in zip(self.names, self.features, strict=True)}
         if self.weight is not None:
             kept["weight"] = frame[self.weight].astype(np.float64)

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from emalgam.tables import numbers_of, open_parquet, pyarrow_module, reading, without_row_index
+from emalgam.tables import number_columns, numbers_of, open_parquet, pyarrow_module, reading
 
 ROWS_AT_ONCE: Final = 2**16
 
@@ -100,9 +100,7 @@ class GroupedTable:
         with reading(self.path):
             self.file = open_parquet(self.path)
             schema = self.file.schema_arrow
-            others = tuple(name for name in without_row_index(schema) if name not in (by, weights))
-            self.features = others if features is None else tuple(features)
-            self._check_names(schema.names)
+            self.features = tuple(number_columns(schema, features, [by, *self._weights]))
             self._check_types()
             if self.n_samples == 0:
                 raise ValueError("holds no rows")
@@ -110,20 +108,15 @@ class GroupedTable:
     @property
     def columns(self) -> list[str]:
         """Everything that is read."""
-        return [self.by, *self.features, *([] if self.weights is None else [self.weights])]
+        return [self.by, *self.features, *self._weights]
 
-    def _check_names(self, names: list[str]) -> None:
-        for name in self.columns:
-            if names.count(name) != 1:
-                found = "no column" if name not in names else "more than one column"
-                raise ValueError(f"there is {found} {name!r}; the columns are {', '.join(names)}")
-            if self.columns.count(name) > 1:
-                raise ValueError(f"column {name!r} is asked for twice; labels, features and weights have to differ")
-        if not self.features:
-            raise ValueError("there are no features: the only columns are those of the labels and weights")
+    @property
+    def _weights(self) -> list[str]:
+        """The column of weights, if there is one."""
+        return [] if self.weights is None else [self.weights]
 
     def _check_types(self) -> None:
-        """Labels of a type that has equality, numbers everywhere else."""
+        """Labels of a type that has equality, weights that are numbers."""
         types, schema = pyarrow_module("pyarrow").types, self.file.schema_arrow
         kind = schema.field(self.by).type
         kind = kind.value_type if types.is_dictionary(kind) else kind
@@ -134,8 +127,7 @@ class GroupedTable:
             )
         none = schema.empty_table()
         self.dtype = numbers_of(none.select(self.features)).dtype
-        if self.weights is not None:
-            numbers_of(none.select([self.weights]))
+        numbers_of(none.select(self._weights))
 
     def __enter__(self) -> GroupedTable:
         return self

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import mmap
 import os
-import queue
-import threading
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial, wraps
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Final, TypeVar, cast
 
 import numpy as np
@@ -23,14 +22,13 @@ import numpy as np
 from emalgam import backends
 from emalgam.arrays import on_dask, to_numbers
 from emalgam.parts import Part, Parts, Share
-from emalgam.tables import number_columns, numbers_of, open_parquet, pyarrow_module, read_table, reading
-from emalgam.validation import check_data, check_integer
-from emalgam_kernels.blocks import tile_dtype
+from emalgam.tables import number_columns, number_dtype, numbers_of, open_parquet, pyarrow_module, read_table, reading
+from emalgam.validation import check_data, check_integer, check_not_rounded
+from emalgam_kernels.blocks import Background, tile_dtype
 
 ELEMENTS_OF_A_CHUNK: Final = 2**22  # numbers that are copied at once
 ELEMENTS_OF_A_VIEW: Final = 2**24  # numbers that are looked at at once where they lie
 CHUNKS_AHEAD: Final = 2
-SECONDS_OF_A_WAIT: Final = 0.1
 
 Chunk = tuple[np.ndarray, np.ndarray | None]
 
@@ -279,18 +277,18 @@ class ParquetStream(Stream):
             )
         self.path, self.weight = path, sample_weight
         try:
-            dataset = pyarrow_module("pyarrow.dataset").dataset(path, format="parquet")
+            nothing_yet = pyarrow_module("pyarrow").schema([])  # without it a file is read
+            dataset = pyarrow_module("pyarrow.dataset").dataset(path, nothing_yet, format="parquet")
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
-        self.files, schema = sorted(dataset.files), dataset.schema
+        self.files = sorted(dataset.files)
         if not self.files:
             raise ValueError(f"{path}: holds no Parquet files")
-        self.columns = number_columns(schema, columns, self._weights, str(path))
-        self.n_features = len(self.columns)
-        arrow = pyarrow_module("pyarrow")
-        self.outline = arrow.schema([schema.field(name) for name in self.columns]).empty_table()
-        single = all(schema.field(name).type == arrow.float32() for name in self.columns)
+        features = self._features(self.files[0], columns)
+        self.columns, self.outline = features.names, features.empty_table()
+        single = all(number_dtype(self._features(file, self.columns)) == np.float32 for file in self.files)
         self.dtype = np.dtype(np.float32 if single else np.float64)
+        self.n_features = len(self.columns)
         self.rows = chunk_rows or max(ELEMENTS_OF_A_CHUNK // self.n_features, 1)
 
     @property
@@ -298,10 +296,17 @@ class ParquetStream(Stream):
         """The column of weights, if there is one."""
         return [] if self.weight is None else [self.weight]
 
-    def chunks(self) -> Iterator[Chunk]:
-        return rejoined(map(self._chunk, self._batches()), self.rows)
+    def _features(self, file: str, columns: Sequence[str] | None) -> Any:
+        """The fields of the features in a file's pyarrow.Schema; ValueError if it has not the columns."""
+        with reading(Path(file)):
+            schema = pyarrow_module("pyarrow.parquet").read_schema(file)
+        names = number_columns(schema, columns, self._weights, file)
+        return pyarrow_module("pyarrow").schema([schema.field(name) for name in names])
 
-    def _batches(self) -> Iterator[Any]:
+    def chunks(self) -> Iterator[Chunk]:
+        return rejoined(self._pieces(), self.rows)
+
+    def _pieces(self) -> Iterator[Chunk]:
         """Of one file after the other: a dataset's own batches are read so far ahead that files lie in memory whole."""
         for file in self.files:
             with reading(Path(file)):
@@ -311,12 +316,14 @@ class ParquetStream(Stream):
                 with reading(Path(file)):
                     for batch in parquet.iter_batches(self.rows, columns=[*self.columns, *self._weights]):
                         if batch.num_rows:
-                            yield batch
+                            yield self._chunk(batch)
 
     def _chunk(self, batch: Any) -> Chunk:
         table = pyarrow_module("pyarrow").Table.from_batches([batch])
         weight = None if self.weight is None else numbers_of(table.select(self._weights))[:, 0]
-        return numbers_of(table.select(self.columns)).astype(self.dtype, copy=False), weight
+        x = numbers_of(table.select(self.columns))
+        check_not_rounded("the table", x.dtype, self.dtype, "the file has changed: open a new stream")
+        return x.astype(self.dtype, copy=False), weight
 
 
 class IterableStream(Stream):
@@ -383,12 +390,10 @@ def checked_chunks(
             weight = to_numbers(weight, f"the weights of chunk {number}")
             if weight.shape != (len(x),):
                 raise ValueError(f"the weights of chunk {number} have shape {weight.shape}; expected ({len(x)},)")
-        if dtype == np.float32 and tile_dtype(x) != np.float32:
-            raise ValueError(
-                f"chunk {number} has dtype {x.dtype} and the first one float32, to which it would be rounded; give all "
-                "chunks one dtype"
-            )
-        yield x if dtype is None else x.astype(dtype, copy=False), weight
+        if dtype is not None:
+            check_not_rounded(f"chunk {number}", x.dtype, dtype, "give all chunks one dtype")
+            x = x.astype(dtype, copy=False)
+        yield x, weight
 
 
 def _names_of(x: Any) -> list[Any] | None:
@@ -446,47 +451,41 @@ def _joined(chunks: list[Chunk]) -> Chunk:
 # ---- reading ahead
 
 
-class _End:
-    """What follows the last chunk: the error that ended them, if one did."""
-
-    def __init__(self, error: BaseException | None = None) -> None:
-        self.error = error
-
-
 def read_ahead(chunks: Iterator[Chunk], depth: int = CHUNKS_AHEAD) -> Generator[Chunk]:
     """The same chunks, made by a thread that is up to `depth` of them ahead; its errors are raised here.
 
-    The thread ends when the iterator is closed, at the latest after the chunk that it is making.
+    The thread ends when the iterator is closed, at the latest after the chunk that it is making, and so it does after
+    an interrupt at any moment.
     """
-    ahead: queue.Queue[Chunk | _End] = queue.Queue(depth)
-    stopped = threading.Event()
-
-    def put(item: Chunk | _End) -> None:
-        while not stopped.is_set():
-            try:
-                ahead.put(item, timeout=SECONDS_OF_A_WAIT)
-                return
-            except queue.Full:
-                continue
+    source = [chunks]
+    del chunks  # only the thread's loop holds a generator that it has begun, and so closes it
+    made: SimpleQueue[Chunk | None] = SimpleQueue()
+    places: SimpleQueue[None] = SimpleQueue()
+    errors: list[BaseException] = []
+    stopped = False
 
     def read() -> None:
-        end = _End()
         try:
-            for chunk in chunks:
-                put(chunk)
-                if stopped.is_set():
+            for chunk in source.pop():
+                places.get()
+                if stopped:
                     break
+                made.put(chunk)
         except BaseException as error:
-            end = _End(error)
-        put(end)
+            errors.append(error)
+        made.put(None)
 
-    reader = threading.Thread(target=read, name="emalgam reader", daemon=True)
-    reader.start()
+    reader = Background(read)
     try:
-        while not isinstance(item := ahead.get(), _End):
-            yield item
-        if item.error is not None:
-            raise item.error
+        for _ in range(depth):
+            places.put(None)
+        reader.start()
+        while (chunk := made.get()) is not None:
+            places.put(None)
+            yield chunk
+        if errors:
+            raise errors.pop()
     finally:
-        stopped.set()
-        reader.join()
+        stopped = True
+        places.put(None)  # the reader may wait for one
+        reader.wait()

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,8 @@ BUFFER_BYTES: Final = 2**20  # of each column's compressed data
 
 __all__ = [
     "check_suffix",
+    "number_columns",
+    "number_dtype",
     "numbers_of",
     "open_parquet",
     "pyarrow_module",
@@ -227,11 +230,17 @@ def numbers_of(table: Any, has_header: bool = True) -> np.ndarray:
         if not is_number_type(field.type):
             name = repr(field.name) if has_header else str(index)
             raise ValueError(f"column {name} holds {_first_not_number(table.column(index))}; expected numbers")
-    wanted = arrow.float32() if all(field.type == arrow.float32() for field in table.schema) else arrow.float64()
-    out = np.empty(table.shape, np.dtype(wanted.to_pandas_dtype()))
+    out = np.empty(table.shape, number_dtype(table.schema))
+    wanted = arrow.from_numpy_dtype(out.dtype)
     for index in range(table.num_columns):
         out[:, index] = table.column(index).cast(wanted, safe=False).to_numpy()
     return out
+
+
+def number_dtype(schema: Any) -> np.dtype:
+    """What the columns of a pyarrow.Schema are read as: float32 if all of them are, else float64."""
+    single = pyarrow_module("pyarrow").float32()
+    return np.dtype(np.float32 if all(field.type == single for field in schema) else np.float64)
 
 
 def is_number_type(kind: Any) -> bool:
@@ -257,15 +266,22 @@ def number_columns(
 ) -> list[str]:
     """The columns of a pyarrow.Schema that are features: those `wanted`, or all but `others` and a row index of pandas.
 
-    ValueError, which begins with `where`, if a column is not there, or does not hold numbers.
+    ValueError, which begins with `where`, if one of these or of the others (weights, labels) is not there, there twice
+    or asked for twice, or if a feature does not hold numbers.
     """
     beginning = "" if where is None else f"{where}: "
     if isinstance(wanted, str):
         raise ValueError(f"{beginning}columns is {wanted!r}; expected a sequence of names: [{wanted!r}]")
-    absent = [name for name in (*(wanted or ()), *others) if name not in schema.names]
-    if absent:
-        raise ValueError(f"{beginning}has no column {absent[0]!r}; there are {', '.join(schema.names)}")
     columns = list(wanted) if wanted is not None else [n for n in without_row_index(schema) if n not in others]
+    there, asked = Counter(schema.names), Counter([*columns, *others])
+    for name, times in asked.items():
+        if there[name] != 1:
+            found = "more than one" if name in there else "no"
+            raise ValueError(f"{beginning}has {found} column {name!r}; there are {', '.join(schema.names)}")
+        if times > 1:
+            raise ValueError(
+                f"{beginning}column {name!r} is asked for twice; features, weights and labels have to differ"
+            )
     for name in columns:
         if not is_number_type(schema.field(name).type):
             raise ValueError(

@@ -290,6 +290,7 @@ def test_no_weight_and_too_few_rows() -> None:
 
 
 X = da.zeros((8, 3), chunks=(4, 3))
+SINGLE = pd.DataFrame(np.eye(8, 2, dtype=np.float32), columns=["a", "b"])
 FRAME = dd.from_pandas(pd.DataFrame({"a": range(8), "name": list("abcdefgh"), "w": 1.0}), npartitions=2)
 
 
@@ -305,6 +306,11 @@ FRAME = dd.from_pandas(pd.DataFrame({"a": range(8), "name": list("abcdefgh"), "w
             {},
             "x has its 4 columns in 2 chunks; expected whole rows: x.rechunk({1: -1})",
         ),
+        (
+            X.rechunk(8).map_blocks(lambda x: x.astype("f8"), dtype="f4"),
+            {},
+            "the partition of row 0 has dtype float64 in data of float32, to which it would be rounded; make all",
+        ),
         (X, {"columns": ["a"]}, "columns was given, which is for data frames"),
         (X, {"sample_weight": np.ones(8)}, "sample_weight is a ndarray; expected a dask array (or series)"),
         (X, {"sample_weight": "w"}, "sample_weight is a str; expected a dask array (or series)"),
@@ -317,6 +323,13 @@ FRAME = dd.from_pandas(pd.DataFrame({"a": range(8), "name": list("abcdefgh"), "w
         (FRAME, {}, "the data frame: column 'name' holds values of type large_string; expected numbers"),
         (FRAME, {"columns": ["y"]}, "the data frame: has no column 'y'; there are a, name, w"),
         (FRAME, {"columns": ["a"], "sample_weight": "v"}, "the data frame: has no column 'v'"),
+        (FRAME, {"columns": ["a", "a"]}, "the data frame: column 'a' is asked for twice"),
+        (FRAME, {"columns": ["a", "w"], "sample_weight": "w"}, "the data frame: column 'w' is asked for twice"),
+        (
+            dd.from_map(SINGLE.astype, ["f4", "f8"], meta=SINGLE),
+            {},
+            "column 'a' of a partition has dtype float64 in data of float32, to which it would be rounded; make all",
+        ),
         (FRAME["a"], {}, "x has shape (1,); expected two dimensions"),
         (X, {"client": 3}, "Unexpected scheduler: 3"),
     ],

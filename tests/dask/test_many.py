@@ -127,6 +127,7 @@ def test_no_problems() -> None:
 
 
 STACK = da.zeros((6, 10, 2), chunks=(3, 10, 2))
+SINGLE = table(some_labels(N=40), "float32")
 FRAME = dd.from_pandas(table(some_labels(N=40)).assign(name="n"), npartitions=2)
 
 
@@ -150,6 +151,14 @@ FRAME = dd.from_pandas(table(some_labels(N=40)).assign(name="n"), npartitions=2)
         (FRAME, {}, "groups is None and sample_weight None; expected the name of a column"),
         (FRAME, {"groups": "label"}, "the data frame: column 'name' holds values of type large_string"),
         (FRAME, {"groups": "sensor"}, "the data frame: has no column 'sensor'"),
+        (FRAME, {"groups": "label", "columns": ["a", "label"]}, "the data frame: column 'label' is asked for twice"),
+        (
+            dd.from_delayed(
+                [dask.delayed(SINGLE), dask.delayed(SINGLE.astype({"a": "f8"}))], meta=SINGLE, verify_meta=False
+            ),
+            {"groups": "label", "columns": ["a"]},
+            "column 'a' of a partition has dtype float64 in data of float32",
+        ),
         (FRAME, {"groups": "label", "columns": ["a"], "max_iter": -1}, "max_iter is -1"),
     ],
 )

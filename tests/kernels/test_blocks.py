@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 
 import emalgam_kernels
 from emalgam_kernels import blocks
-from emalgam_kernels.blocks import for_each_block, rows_per_block, sum_over_blocks, workspace
+from emalgam_kernels.blocks import Background, for_each_block, rows_per_block, sum_over_blocks, workspace
 from tests.conftest import ALGORITHMS, COVARIANCE_TYPES, CPU_BACKENDS, need
 from tests.kernels.problems import Problem, problem, random_mixture
 from tests.processes import output_of
@@ -201,6 +203,59 @@ for moment in range(1000):
 print(interrupted)
 """
     assert output_of(program) == "1000"
+
+
+INTERRUPTED_CALLS = """
+from emalgam_kernels.blocks import for_each_block
+from tests.interrupts import assert_threads_are_idle, interrupt_at_random
+
+def calls():
+    for _ in range(10):
+        for_each_block(lambda start, stop: None, 8, 1, 3)
+
+interrupt_at_random(calls, 1000)
+assert_threads_are_idle()
+print("done")
+"""
+
+
+def test_interrupts_at_any_moment_lose_no_thread() -> None:
+    """A thread that was taken, and given no task, would wait for one for ever."""
+    assert output_of(INTERRUPTED_CALLS, folder=Path(__file__).parents[2]) == "done"
+
+
+# ---- tasks in the background
+
+
+def test_a_task_whose_start_was_interrupted_never_begins() -> None:
+    called: list[int] = []
+    task = Background(lambda: called.append(0))
+    task.wait()
+    task.wait()  # an interrupt may have made the first one uncertain
+    task._run()  # its thread gets to it late
+    assert called == []
+
+
+def test_a_task_does_not_wait_for_itself() -> None:
+    """Its thread may be the one that collects what holds it."""
+    waited: list[bool] = []
+
+    def run() -> None:
+        task.wait()
+        waited.append(True)
+
+    task = Background(run)
+    task.start()
+    task.wait()
+    assert waited == [True]
+
+
+def test_a_thread_ends_with_its_worker() -> None:
+    worker, ended = blocks._Worker(), threading.Event()
+    orders = weakref.ref(worker.orders, lambda _: ended.set())
+    del worker
+    assert ended.wait(SECONDS), "the thread still waits for orders"
+    assert orders() is None
 
 
 # ---- threads
