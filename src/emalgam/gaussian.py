@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -14,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from emalgam import arrays, backends
+from emalgam.blas import one_blas_thread
 from emalgam.draws import philox_seed, sampler_of
 from emalgam.mixture import Mixture
 from emalgam.namespace import invert_triangular
@@ -37,7 +39,7 @@ from emalgam_kernels.philox import NORMALS
 
 COVARIANCE_TYPES: Final = ("full", "diag", "spherical")
 ELEMENTS_AT_ONCE: Final = 2**19  # checked as they are copied, 4 MB: smaller parts cost more hand-overs than they save
-ELEMENTS_OF_A_TILE: Final = 2**15  # of noise that is coloured in the second cache, 256 KB
+ELEMENTS_OF_A_TILE: Final = 2**15  # 256 KB, in the second cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +162,9 @@ class Gaussian:
         centred = self._points("x", x) - self.mean
         P = self.precision_cholesky
         if self.covariance_type == "full":
-            y = centred @ P if P.ndim == 2 else (centred[..., None, :] @ P)[..., 0, :]
+            # BLAS's own threads are slower on tall, narrow products; to limit them takes as long as a small product.
+            with one_blas_thread() if centred.size > ELEMENTS_OF_A_TILE else nullcontext():
+                y = centred @ P if P.ndim == 2 else (centred[..., None, :] @ P)[..., 0, :]
         else:
             y = centred * (P if self.covariance_type == "diag" else P[..., None])
         with np.errstate(over="ignore"):
