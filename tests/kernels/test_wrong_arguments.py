@@ -582,3 +582,15 @@ def test_what_components_share_may_have_any_stride() -> None:
 def test_arrays_of_other_names_for_the_same_dtype() -> None:
     """Two dtypes that are equal need not be one object."""
     expect("out", np.empty(2, np.longlong), (2,), (np.dtype(np.int64),))
+
+
+@pytest.mark.parametrize("kernel", FILES["mixture"])
+@pytest.mark.parametrize(("fault", "change"), [("x", lambda x: x[:, 1:]), ("out", lambda out: out[..., 1:])])
+def test_means_and_factors_are_checked_too(backend: str, kernel: str, fault: str, change: Callable[[Any], Any]) -> None:
+    """`Direct`, for which statistics have the features of Σ and of the mean."""
+    arguments = {**RIGHT[kernel](), "parameters": direct()}
+    if kernel == "em_statistics":
+        arguments["out"] = np.empty((K, direct().n_statistics))
+    getattr(load(backend), kernel)(**arguments)
+    with pytest.raises(ValueError, match=f"{fault} has shape .*; expected"):
+        getattr(load(backend), kernel)(**{**arguments, fault: change(arguments[fault])})

@@ -238,17 +238,19 @@ cdef bint _fit_at_a_glance(object x, object parameters, object weight, object lo
     False decides nothing: the contract knows more, and finds the words. None is what a kernel has not.
     """
     if not (cnp.PyArray_Check(x) and cnp.PyArray_NDIM(x) == 2 and cnp.PyArray_ISBEHAVED_RO(x)
-            and cnp.PyArray_TYPE(x) in (cnp.NPY_DOUBLE, cnp.NPY_FLOAT) and type(parameters) is Packed):
+            and cnp.PyArray_TYPE(x) in (cnp.NPY_DOUBLE, cnp.NPY_FLOAT)
+            and (type(parameters) is Packed or type(parameters) is Direct)):
         return False
-    cdef object shift = parameters.shift, natural = parameters.natural, arithmetic = parameters.arithmetic
-    cdef Py_ssize_t N = cnp.PyArray_DIM(x, 0), D = cnp.PyArray_DIM(x, 1), K, F
+    cdef object shift = parameters.shift, arithmetic = parameters.arithmetic
+    cdef object rows = parameters.natural if type(parameters) is Packed else parameters.means  # one of each component
+    cdef Py_ssize_t N = cnp.PyArray_DIM(x, 0), D = cnp.PyArray_DIM(x, 1), K
     if not (_is_float64(shift, 1, D, D, False) and (arithmetic == "float64" or arithmetic == "float32")):
         return False
-    K, F = cnp.PyArray_DIM(natural, 0), cnp.PyArray_DIM(natural, 1)
+    K = cnp.PyArray_DIM(rows, 0)
     return ((weight is None or _is_float64(weight, 1, N, N, False))
             and (log_prob is None or _is_float64(log_prob, 1, N, N, True))
             and (responsibilities is None or _is_float64(responsibilities, 2, N, K, True))
-            and (statistics is None or _is_float64(statistics, 2, K, F, True)))
+            and (statistics is None or _is_float64(statistics, 2, K, parameters.n_statistics, True)))
 
 
 def log_prob(x: np.ndarray, parameters: Packed | Direct, out: np.ndarray, n_threads: int = 1) -> None:
