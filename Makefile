@@ -55,7 +55,7 @@ test-dask: $(VENV)/dask  ## the tests that need Dask, on clusters of this machin
 	$(BIN)/python -m pytest -q tests/dask src/emalgam/distributed.py src/emalgam/dask_parts.py
 
 OF_CUDA := EMALGAM_REQUIRED_BACKENDS=numba_cuda EMALGAM_TESTED_BACKENDS=numba_cuda $(BIN)/python -m pytest -q tests/cuda \
-	$(addprefix tests/kernels/test_,contract.py mixture.py kl.py philox.py sampling.py batch.py)
+	$(addprefix tests/kernels/test_,contract.py wrong_arguments.py mixture.py kl.py philox.py sampling.py batch.py)
 
 test-cuda: $(VENV)/cuda  ## the CUDA kernels in Numba's simulator: the contract, the oracles, and their own tests
 	NUMBA_ENABLE_CUDASIM=1 $(OF_CUDA) kernels/emalgam_kernels/numba_cuda

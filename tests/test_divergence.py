@@ -643,6 +643,13 @@ def test_unlike_mixtures_of_a_stack(backend: str, estimator: str) -> None:
     assert_as_alone(lambda p, q, **a: kl_monte_carlo(p, q, 50, **how, **a), unlike(), unlike()[::-1])
 
 
+def test_jensen_shannon_is_the_same_on_every_backend(backend: str) -> None:
+    """The mixture in the middle of two of other types is read as it was meant, where packed densities would not do."""
+    how = {"random_state": 3, "all_pairs": True}
+    found, expected = (jensen_shannon(unlike(), unlike(), 40, **how, backend=b).value for b in (backend, "reference"))
+    np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
+
+
 def test_sums_of_two_directions_of_a_stack() -> None:
     assert_as_alone(lambda p, q, **a: jensen_shannon(p, q, 40, random_state=3, **a), unlike(), unlike()[::-1])
     assert_as_alone(

@@ -124,6 +124,15 @@ class Settings:
     seed: int = 0
 
 
+def covariance_shape(covariance_type: str, B: int, K: int, D: int) -> tuple[int, ...]:
+    """Of the covariances of B mixtures.
+
+    >>> covariance_shape("tied", 7, 3, 2)
+    (7, 2, 2)
+    """
+    return {"full": (B, K, D, D), "tied": (B, D, D), "diag": (B, K, D), "spherical": (B, K)}[covariance_type]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Mixtures:
     """B mixtures of up to K components, in the units of the data; NaN where there is no component.
@@ -152,13 +161,12 @@ class Mixtures:
         (7, 2, 2)
         """
         B, K, D = n_problems, n_components, n_features
-        shape = {"full": (B, K, D, D), "tied": (B, D, D), "diag": (B, K, D), "spherical": (B, K)}[covariance_type]
         return cls(
             covariance_type,
             np.zeros(B, np.int64),
             np.full((B, K), np.nan),
             np.full((B, K, D), np.nan),
-            np.full(shape, np.nan),
+            np.full(covariance_shape(covariance_type, B, K, D), np.nan),
         )
 
 

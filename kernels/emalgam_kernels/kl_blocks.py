@@ -73,12 +73,6 @@ def shift_of(p: Gaussians, q: Gaussians) -> np.ndarray:
     return np.ascontiguousarray(total / max(len(p) + len(q), 1), dtype=p.means.dtype)
 
 
-def require_factors(p: Gaussians, q: Gaussians) -> None:
-    """ValueError if the Gaussians came without P."""
-    if p.precisions_cholesky is None or q.precisions_cholesky is None:
-        raise ValueError("precisions_cholesky is None; kl_all_pairs needs them: compute them with precision_factors")
-
-
 def guard(dtype: np.dtype) -> float:
     """A divergence below this multiple of B is computed again."""
     return float(ROUNDING * np.finfo(dtype).eps / RELATIVE_ERROR[dtype.name])

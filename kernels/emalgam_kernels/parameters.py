@@ -6,6 +6,9 @@ packed inner product would cancel. Letters: N samples, D features, K components,
 
 A stack of B mixtures of one form and one K is such a value too: every array has one more axis, of length B, in front,
 whatever its stride (`numpy.broadcast_to`: one mixture serves all). `take` gives some of them, or one.
+
+What is built has arrays of the shapes, dtypes and layouts that are said here: ValueError (TypeError for what is no
+array) otherwise. Their numbers are not looked at.
 """
 
 from __future__ import annotations
@@ -16,9 +19,12 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from emalgam_kernels.alias import AliasTable, alias_table
+from emalgam_kernels.arrays import FLOAT64, FLOATS, Kinds, expect, expect_axes, expect_option
 
 FEATURE_MAPS: Final = ("full", "diag", "spherical")
+DIRECT_FEATURE_MAPS: Final = ("full", "diag")
 ARITHMETICS: Final = ("float32", "float64")
+EVERY_ARITHMETIC: Final = (*ARITHMETICS, "tf32")  # of a GPU's matrix products
 
 
 def statistic_count(feature_map: str, n_features: int) -> int:
@@ -53,8 +59,9 @@ class Packed:
         Applied after the frame: ``z W``.
     natural : (K, F) float64, C-contiguous
         η: off-diagonal entries doubled, log w_k and every constant in the last column.
-    arithmetic : {"float32", "float64"}
-        The type that a tile is computed in. Statistics are float64 whatever it is.
+    arithmetic : {"float32", "float64", "tf32"}
+        The type that a tile is computed in. Statistics are float64 whatever it is. "tf32", float32 whose products may
+        round operands to ten bits, is for numba_cuda alone.
     """
 
     feature_map: str
@@ -63,6 +70,15 @@ class Packed:
     whitening: np.ndarray | None
     natural: np.ndarray
     arithmetic: str = "float64"
+
+    def __post_init__(self) -> None:
+        expect_option("feature_map", self.feature_map, FEATURE_MAPS)
+        stack, D, kinds = _expect_frame(self)
+        K = _components("natural", self.natural, stack)
+        natural = (*stack, K, statistic_count(self.feature_map, D))
+        expect("natural", self.natural, natural, FLOAT64, kinds, free=len(stack))
+        if self.whitening is not None:
+            expect("whitening", self.whitening, (*stack, D, D), FLOAT64, kinds, free=len(stack))
 
     @property
     def n_components(self) -> int:
@@ -106,6 +122,15 @@ class Direct:
     log_constants: np.ndarray
     arithmetic: str = "float64"
 
+    def __post_init__(self) -> None:
+        expect_option("feature_map", self.feature_map, DIRECT_FEATURE_MAPS)
+        stack, D, kinds = _expect_frame(self)
+        K, free = _components("means", self.means, stack), len(stack)
+        factors = (*stack, K, D, D) if self.feature_map == "full" else (*stack, K, D)
+        expect("means", self.means, (*stack, K, D), FLOAT64, kinds, free=free)
+        expect("precisions_cholesky", self.precisions_cholesky, factors, FLOAT64, kinds, free=free + 1)
+        expect("log_constants", self.log_constants, (*stack, K), FLOAT64, kinds, free=free)
+
     @property
     def n_components(self) -> int:
         return int(self.means.shape[-2])
@@ -142,6 +167,19 @@ class Gaussians:
     means: np.ndarray
     covariances: np.ndarray
     precisions_cholesky: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        expect_option("covariance_type", self.covariance_type, DIRECT_FEATURE_MAPS)
+        M, D = expect_axes("means", self.means, "M, D")
+        expect("means", self.means, (M, max(D, 1)), FLOATS, free=1)
+        kinds, dtype = _kinds(self.means), self.means.dtype
+        shape = (M, D, D) if self.covariance_type == "full" else (M, D)
+        for name in ("covariances", "precisions_cholesky"):
+            matrices = getattr(self, name)
+            if matrices is not None or name == "covariances":
+                expect(name, matrices, shape, FLOATS, kinds, free=1)
+                if matrices.dtype != dtype:
+                    raise ValueError(f"{name} is {matrices.dtype}; expected {dtype}, as the means are")
 
     def __len__(self) -> int:
         return int(self.means.shape[0])
@@ -181,6 +219,13 @@ class Sampler:
     table: AliasTable = field(init=False)
 
     def __post_init__(self) -> None:
+        axes = "B, K, D" if getattr(self.means, "ndim", 2) > 2 else "K, D"
+        *stack, K, D = shape = expect_axes("means", self.means, axes, np.ndarray)
+        free = len(stack)
+        expect("means", self.means, (*stack, max(K, 1), max(D, 1)), FLOAT64, np.ndarray, free=free)
+        factors = shape if getattr(self.factors, "ndim", 0) == len(shape) else (*shape, D)
+        expect("factors", self.factors, factors, FLOAT64, np.ndarray, free=free + 1)
+        expect("weights", self.weights, shape[:-1], FLOAT64, np.ndarray)
         object.__setattr__(self, "table", alias_table(self.weights))
 
     @property
@@ -195,6 +240,27 @@ class Sampler:
     def diagonal(self) -> bool:
         """Whether the factors are diagonal."""
         return self.factors.ndim == self.means.ndim
+
+
+def _expect_frame(parameters: Parameters) -> tuple[tuple[int, ...], int, Kinds | None]:
+    """The shape of a stack, () if it is none, D, and what the other arrays have to be instances of."""
+    expect_option("arithmetic", parameters.arithmetic, EVERY_ARITHMETIC)
+    shift, kinds = parameters.shift, _kinds(parameters.shift)
+    shape = expect_axes("shift", shift, "B, D" if getattr(shift, "ndim", 1) > 1 else "D", kinds)
+    stack, D = shape[:-1], shape[-1]
+    expect("shift", shift, (*stack, max(D, 1)), FLOAT64, kinds, free=len(stack))
+    expect("scale", parameters.scale, shape, FLOAT64, kinds, free=len(stack))
+    return stack, D, kinds
+
+
+def _components(name: str, array: Any, stack: tuple[int, ...]) -> int:
+    """K of an array (K, ...), or (B, K, ...) for a stack; at least 1, as there is no mixture of none."""
+    return max(expect_axes(name, array, "B, K, ..." if stack else "K, ...")[-2], 1)
+
+
+def _kinds(first: Any) -> Kinds | None:
+    """NumPy's arrays if the first is one: all are, or none."""
+    return np.ndarray if isinstance(first, np.ndarray) else None
 
 
 Value = TypeVar("Value", Packed, Direct, Parameters, Sampler)

@@ -354,8 +354,8 @@ def average(p: Members, q: Members) -> Members:
     """½ (p + q) of each pair."""
     one, other = p.mixtures, q.mixtures
     kind = common_kind(one, other)
-    covariances, factors = (
-        np.concatenate([shaped(each, getattr(each, name), kind) for each in (one, other)], axis=1)
+    covariances, factors = (  # kernels read matrices in C order; np.concatenate takes the order of its parts
+        np.ascontiguousarray(np.concatenate([shaped(each, getattr(each, name), kind) for each in (one, other)], axis=1))
         for name in ("covariances", "precisions_cholesky")
     )
     weights, means = (

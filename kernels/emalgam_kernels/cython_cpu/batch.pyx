@@ -12,6 +12,7 @@ import numpy as np
 cimport numpy as cnp
 from libc.stdint cimport uint32_t, uint64_t
 
+from emalgam_kernels import contract
 from emalgam_kernels.batch import (
     COVARIANCE_TYPES, CRITERIA, EQUAL, LIFTS, MOST_CANCELLATION, NO_MASS, RELATIVE_FLOOR, ROUND_SHIFT, ROUNDING,
     Mixtures, Outcomes, Problems, Settings, passes_of_a_fit, problems_per_block
@@ -76,7 +77,7 @@ cdef class _Blocks:
 
     def __init__(self, problems, mixtures):
         cdef Batch *g = &self.batch
-        cdef cnp.ndarray x = problems.x, order, weight
+        cdef cnp.ndarray x = problems.x, order
         cdef bytes level = mixture.simd_level().encode()
         self.functions = batch_functions(level)
         self.arrays = [problems, mixtures]
@@ -85,17 +86,19 @@ cdef class _Blocks:
         if problems.order is not None:
             order = problems.order
             g.samples.order, g.samples.order_stride = order.data, order.strides[0]
-        if problems.sample_weight is not None:
-            weight = problems.sample_weight
-            g.samples.weight, g.samples.weight_stride = weight.data, weight.strides[0]
-        g.offsets, g.numbers = _column(problems.offsets), _column(problems.numbers)
+        g.offsets = _column(problems.offsets)
         g.covariance = COVARIANCE_TYPES.index(mixtures.covariance_type)
         g.n_components, g.weights = _column(mixtures.n_components), _column(mixtures.weights)
         g.means, g.covariances = _column(mixtures.means), _column(mixtures.covariances)
 
-    cdef how_to_fit(self, settings, outcomes):
+    cdef how_to_fit(self, problems, settings, outcomes):
         cdef Batch *g = &self.batch
+        cdef cnp.ndarray weight
         self.arrays += [settings, outcomes]
+        g.numbers = _column(problems.numbers)
+        if problems.sample_weight is not None:
+            weight = problems.sample_weight
+            g.samples.weight, g.samples.weight_stride = weight.data, weight.strides[0]
         g.fewest, g.most = _column(settings.fewest), _column(settings.most)
         g.criterion = CRITERIA.index(settings.criterion)
         g.n_init, g.max_iter, g.tol, g.added = settings.n_init, settings.max_iter, settings.tol, settings.added
@@ -111,7 +114,6 @@ cdef class _Blocks:
 
     cdef where_to_predict(self, log_prob, labels):
         self.arrays += [log_prob, labels]
-        self.batch.samples.weight = NULL
         self.batch.log_prob, self.batch.labels = _column(log_prob), _column(labels)
 
     def fit(self, Py_ssize_t start, Py_ssize_t stop):
@@ -129,8 +131,9 @@ def fit_many(
     problems: Problems, settings: Settings, mixtures: Mixtures, outcomes: Outcomes, n_threads: int = 1
 ) -> None:
     """A fit of each problem; see `emalgam_kernels.reference.batch.fit_many`."""
+    contract.fit_many(problems, settings, mixtures, outcomes)
     cdef _Blocks blocks = _Blocks(problems, mixtures)
-    blocks.how_to_fit(settings, outcomes)
+    blocks.how_to_fit(problems, settings, outcomes)
     at_once = problems_per_block(problems, settings.most, passes_of_a_fit(settings))
     for_each_block(blocks.fit, len(problems), at_once, n_threads)
 
@@ -139,6 +142,7 @@ def predict_many(
     problems: Problems, mixtures: Mixtures, log_prob: np.ndarray, labels: np.ndarray, n_threads: int = 1
 ) -> None:
     """log p and labels; see `emalgam_kernels.reference.batch.predict_many`."""
+    contract.predict_many(problems, mixtures, log_prob, labels)
     cdef _Blocks blocks = _Blocks(problems, mixtures)
     blocks.where_to_predict(log_prob, labels)
     for_each_block(blocks.predict, len(problems), problems_per_block(problems, mixtures.n_components), n_threads)

@@ -10,11 +10,12 @@ import numpy as np
 
 cimport numpy as cnp
 
+from emalgam_kernels import contract
 from emalgam_kernels.blocks import for_each_block, workspace
 from emalgam_kernels.cython_cpu import mixture
 from emalgam_kernels.kl_blocks import (
     ASYMMETRY, FARTHEST, PLAIN, ROWS_OF_A_BLOCK, for_each_tile, guard, matrices_per_block, pairs_per_block,
-    require_factors, shift_of
+    shift_of
 )
 from emalgam_kernels.parameters import Gaussians
 
@@ -127,11 +128,13 @@ cdef class _Factors:
 
 def precision_factors(covariances: np.ndarray, out: np.ndarray, n_threads: int = 1) -> int:
     """P_m; see `emalgam_kernels.reference.kl.precision_factors`."""
+    contract.precision_factors(covariances, out)
     return _first_failure(_Factors(covariances, out), covariances, n_threads)
 
 
 def check_covariances(covariances: np.ndarray, n_threads: int = 1) -> int:
     """The first that is none; see `emalgam_kernels.reference.kl.check_covariances`."""
+    contract.check_covariances(covariances)
     return _first_failure(_Factors(covariances, None), covariances, n_threads)
 
 
@@ -142,10 +145,11 @@ cdef _first_failure(_Factors factors, cnp.ndarray covariances, n_threads):
 
 def kl_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1) -> None:
     """KL(p_m ‖ q_m); see `emalgam_kernels.reference.kl.kl_pairs`."""
+    contract.kl_pairs(p, q, out)
     for_each_block(_Blocks(p, q, out).pairs, len(out), pairs_per_block(p), n_threads)
 
 
 def kl_all_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1) -> None:
     """KL(p_i ‖ q_j); see `emalgam_kernels.reference.kl.kl_all_pairs`."""
-    require_factors(p, q)
+    contract.kl_all_pairs(p, q, out)
     for_each_tile(_Blocks(p, q, out, shift_of(p, q)).all_pairs, len(p), len(q), n_threads)

@@ -12,6 +12,7 @@ import numpy as np
 cimport numpy as cnp
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
+from emalgam_kernels import contract
 from emalgam_kernels.alias import stratum_ends
 from emalgam_kernels.blocks import for_each_block, workspace
 from emalgam_kernels.cython_cpu.mixture cimport StackedDensity
@@ -60,6 +61,7 @@ cdef const Draw_functions *_functions(cnp.ndarray out) except NULL:
 
 def philox_words(seed: int, stream: int, block: int, first: int, out: np.ndarray) -> None:
     """The words of Philox4x32-10; see `emalgam_kernels.reference.sampling.philox_words`."""
+    contract.philox_words(seed, stream, block, first, out)
     cdef cnp.ndarray words = out
     cdef bytes level = simd_level().encode()
     cdef const Draw_functions *functions = draw_functions(level, 0)
@@ -72,6 +74,7 @@ def philox_words(seed: int, stream: int, block: int, first: int, out: np.ndarray
 
 def uniforms(seed: int, stream: int, first: int, out: np.ndarray) -> None:
     """Uniforms in (0, 1); see `emalgam_kernels.reference.sampling.uniforms`."""
+    contract.uniforms(seed, stream, first, out)
     cdef cnp.ndarray u = out
     cdef const Draw_functions *functions = _functions(u)
     cdef uint64_t key = seed, row = first
@@ -82,6 +85,7 @@ def uniforms(seed: int, stream: int, first: int, out: np.ndarray) -> None:
 
 def normals(seed: int, stream: int, first: int, out: np.ndarray, n_threads: int = 1) -> None:
     """Standard normals; see `emalgam_kernels.reference.sampling.normals`."""
+    contract.normals(seed, stream, first, out)
     block = _Normals(seed, stream, first, out)
     for_each_block(block.rows, len(out), rows_per_block(out.shape[1]), n_threads)
 
@@ -181,6 +185,7 @@ def sample_mixture(
     n_threads: int = 1,
 ) -> None:
     """Samples of a mixture; see `emalgam_kernels.reference.sampling.sample_mixture`."""
+    contract.sample_mixture(sampler, seed, first, out, labels, draw)
     block = _Samples(sampler, seed, first, out, draw).rows_of(out, labels)
     for_each_block(block, len(out), rows_per_block(out.shape[1]), n_threads)
 
@@ -247,6 +252,7 @@ def kl_monte_carlo(
     control: tuple[Packed, Packed] | None = None,
 ) -> None:
     """Sums of log p − log q over samples; see `emalgam_kernels.reference.sampling.kl_monte_carlo`."""
+    contract.kl_monte_carlo(sampler, p, q, seed, first, n, out, draw, control)
     densities = p, q, *(control or ())
     pairs = _Pairs(sampler, densities, seed, first, p.arithmetic, draw)
     sum_log_ratios(pairs.log_densities, len(densities), sampler.n_features, n, out, n_threads)

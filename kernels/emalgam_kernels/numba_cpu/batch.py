@@ -17,7 +17,7 @@ from typing import Any, Final
 import numba
 import numpy as np
 
-from emalgam_kernels import batch, philox, polynomials, scalars
+from emalgam_kernels import batch, contract, philox, polynomials, scalars
 from emalgam_kernels.batch import Mixtures, Outcomes, Problems, Settings, parameter_count
 from emalgam_kernels.blocks import CACHE_LINE, FLOP_PER_EXPONENTIAL, carve, cuts, for_each_block, tile_dtype
 from emalgam_kernels.numba_cpu import (
@@ -303,6 +303,7 @@ def fit_many(
     problems: Problems, settings: Settings, mixtures: Mixtures, outcomes: Outcomes, n_threads: int = 1
 ) -> None:
     """EM of many problems; see `emalgam_kernels.reference.batch.fit_many`."""
+    contract.fit_many(problems, settings, mixtures, outcomes)
     rules = _rules(settings, problems.n_features)
     given = [problems.numbers, settings.fewest, settings.most]
     results = [outcomes.log_likelihood, outcomes.entropy, outcomes.n_iter, outcomes.converged, outcomes.status]
@@ -315,6 +316,7 @@ def predict_many(
     problems: Problems, mixtures: Mixtures, log_prob: np.ndarray, labels: np.ndarray, n_threads: int = 1
 ) -> None:
     """log p and labels; see `emalgam_kernels.reference.batch.predict_many`."""
+    contract.predict_many(problems, mixtures, log_prob, labels)
     none = np.empty(0, np.int64)
     rules = _rules(Settings(mixtures.covariance_type, none, none), problems.n_features)
     flop = _flop(problems, mixtures.covariance_type, mixtures.n_components)

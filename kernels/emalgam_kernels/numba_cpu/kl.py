@@ -13,7 +13,7 @@ from typing import Any, Final
 import numba
 import numpy as np
 
-from emalgam_kernels import kl_blocks, polynomials
+from emalgam_kernels import contract, kl_blocks, polynomials
 from emalgam_kernels.blocks import carve, for_each_block
 from emalgam_kernels.kl_blocks import (
     ROWS_OF_A_BLOCK,
@@ -21,7 +21,6 @@ from emalgam_kernels.kl_blocks import (
     guard,
     matrices_per_block,
     pairs_per_block,
-    require_factors,
     shift_of,
 )
 from emalgam_kernels.numba_cpu import kl_tiles, tiles
@@ -218,11 +217,13 @@ def _work(D: int, full: bool, dtype: np.dtype) -> tuple[PairWork, Tiles]:
 
 def precision_factors(covariances: np.ndarray, out: np.ndarray, n_threads: int = 1) -> int:
     """P_m; see `emalgam_kernels.reference.kl.precision_factors`."""
+    contract.precision_factors(covariances, out)
     return _first_failure(covariances, out, n_threads)
 
 
 def check_covariances(covariances: np.ndarray, n_threads: int = 1) -> int:
     """The first that is none; see `emalgam_kernels.reference.kl.check_covariances`."""
+    contract.check_covariances(covariances)
     return _first_failure(covariances, np.empty((0, *covariances.shape[1:]), covariances.dtype), n_threads)
 
 
@@ -243,6 +244,7 @@ def _first_failure(covariances: np.ndarray, out: np.ndarray, n_threads: int) -> 
 
 def kl_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1) -> None:
     """KL(p_m ‖ q_m); see `emalgam_kernels.reference.kl.kl_pairs`."""
+    contract.kl_pairs(p, q, out)
     shape = p.n_features, p.covariance_type == "full", p.means.dtype
     arrays, full = _arrays(p, q), shape[1]
     function = _block("kl_pairs", p.means.dtype, full, (0, 0), _pair_work(*shape))
@@ -255,7 +257,7 @@ def kl_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1) ->
 
 def kl_all_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1) -> None:
     """KL(p_i ‖ q_j); see `emalgam_kernels.reference.kl.kl_all_pairs`."""
-    require_factors(p, q)
+    contract.kl_all_pairs(p, q, out)
     shape = p.n_features, p.covariance_type == "full", p.means.dtype
     arrays, full = _arrays(p, q), shape[1]
     frame = shift_of(p, q), p.means.dtype.type(guard(p.means.dtype))

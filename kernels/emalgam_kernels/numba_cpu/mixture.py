@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import numba
 import numpy as np
 
-from emalgam_kernels import polynomials
+from emalgam_kernels import contract, polynomials
 from emalgam_kernels.blocks import (
     CACHE_LINE,
     for_each_block,
@@ -278,6 +278,7 @@ class Blocks:
 
 def log_prob(x: np.ndarray, parameters: Packed | Direct, out: np.ndarray, n_threads: int = 1) -> None:
     """log p(x_n); see `emalgam_kernels.reference.mixture.log_prob`."""
+    contract.log_prob(x, parameters, out)
     blocks = Blocks(x, parameters)
 
     def block(start: int, stop: int) -> None:
@@ -295,6 +296,7 @@ def responsibilities(
     log_prob: np.ndarray | None = None,
 ) -> None:
     """r_nk; see `emalgam_kernels.reference.mixture.responsibilities`."""
+    contract.responsibilities(x, parameters, out, log_prob)
     blocks = Blocks(x, parameters)
 
     def block(start: int, stop: int) -> None:
@@ -317,6 +319,7 @@ def em_statistics(
     n_threads: int = 1,
 ) -> float:
     """S and Σ ω log p; see `emalgam_kernels.reference.mixture.em_statistics`."""
+    contract.em_statistics(x, sample_weight, parameters, out)
     blocks = Blocks(x, parameters, hard)
     K, F = out.shape
 

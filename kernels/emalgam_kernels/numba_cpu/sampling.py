@@ -14,8 +14,8 @@ from typing import Any, Final, NamedTuple
 import numba
 import numpy as np
 
+from emalgam_kernels import contract, polynomials, scalars
 from emalgam_kernels import philox as constants
-from emalgam_kernels import polynomials, scalars
 from emalgam_kernels.alias import stratum_ends
 from emalgam_kernels.blocks import CACHE_LINE, for_each_block, workspace
 from emalgam_kernels.monte_carlo import one_by_one, sum_log_ratios
@@ -231,17 +231,20 @@ def _tiles(n_features: int, dtype: np.dtype) -> Tiles:
 
 def philox_words(seed: int, stream: int, block: int, first: int, out: np.ndarray) -> None:
     """The words of Philox4x32-10; see `emalgam_kernels.reference.sampling.philox_words`."""
+    contract.philox_words(seed, stream, block, first, out)
     _function("word", out.dtype)(np.uint64(seed), np.uint64(stream), np.uint64(block), np.uint64(first), out)
 
 
 def uniforms(seed: int, stream: int, first: int, out: np.ndarray) -> None:
     """Uniforms in (0, 1); see `emalgam_kernels.reference.sampling.uniforms`."""
+    contract.uniforms(seed, stream, first, out)
     u = _tiles(UNIFORMS_AT_ONCE, out.dtype).noise
     _function("uniform", out.dtype)(np.uint64(seed), np.uint64(stream), np.uint64(first), u, out)
 
 
 def normals(seed: int, stream: int, first: int, out: np.ndarray, n_threads: int = 1) -> None:
     """Standard normals; see `emalgam_kernels.reference.sampling.normals`."""
+    contract.normals(seed, stream, first, out)
     function, D = _function("normal", out.dtype), out.shape[1]
     key, words, step = np.uint64(seed), np.uint64(stream), column_step(out.dtype.name)
 
@@ -261,6 +264,7 @@ def sample_mixture(
     n_threads: int = 1,
 ) -> None:
     """Samples of a mixture; see `emalgam_kernels.reference.sampling.sample_mixture`."""
+    contract.sample_mixture(sampler, seed, first, out, labels, draw)
     shared, function = _draws(sampler, seed, out.dtype, draw), _function("sample", out.dtype)
 
     def block(start: int, stop: int) -> None:
@@ -283,6 +287,7 @@ def kl_monte_carlo(
     control: tuple[Packed, Packed] | None = None,
 ) -> None:
     """Sums of log p − log q over samples; see `emalgam_kernels.reference.sampling.kl_monte_carlo`."""
+    contract.kl_monte_carlo(sampler, p, q, seed, first, n, out, draw, control)
     dtype, D, densities = np.dtype(p.arithmetic), sampler.n_features, (p, q, *(control or ()))
     function, like = _function("sample", dtype), np.empty((0, D), dtype)
 

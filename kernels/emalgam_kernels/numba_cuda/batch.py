@@ -21,6 +21,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from emalgam_kernels import contract
 from emalgam_kernels.batch import Mixtures, Outcomes, Problems, Settings
 from emalgam_kernels.numba_cuda import batch_kernels, staging
 from emalgam_kernels.numba_cuda.batch_kernels import BLOCKS, THREADS, fit_kernel, predict_kernel
@@ -35,6 +36,7 @@ from emalgam_kernels.numba_cuda.batch_memory import (
     integers_of,
 )
 from emalgam_kernels.numba_cuda.device import (
+    ARRAYS,
     SHARED_BYTES,
     SIMULATED,
     Kernel,
@@ -44,6 +46,7 @@ from emalgam_kernels.numba_cuda.device import (
     most_shared_bytes,
     multiprocessors,
     on,
+    require_on_device,
     span,
     view,
 )
@@ -69,6 +72,8 @@ def fit_many(
     `problems.x`, and the arrays of `mixtures` and `outcomes`, are NumPy arrays or tensors on the device. `n_threads`
     copy NumPy arrays to and from pinned memory.
     """
+    contract.fit_many(problems, settings, mixtures, outcomes, kinds=ARRAYS)
+    require_on_device(problems.x)
     places: list[Any] = [mixtures.weights, mixtures.means, mixtures.covariances]
     places += [outcomes.log_likelihood, outcomes.entropy]
     places += [mixtures.n_components, outcomes.n_iter, outcomes.converged, outcomes.status]
@@ -101,6 +106,8 @@ def predict_many(
     problems: Problems, mixtures: Mixtures, log_prob: np.ndarray, labels: np.ndarray, n_threads: int = 1
 ) -> None:
     """log p and labels; see `emalgam_kernels.reference.batch.predict_many`, and `fit_many` for where arrays may be."""
+    contract.predict_many(problems, mixtures, log_prob, labels, kinds=ARRAYS)
+    require_on_device(problems.x, log_prob, labels)
     given: list[Any] = [mixtures.weights, mixtures.means, mixtures.covariances]
     results: list[Any] = [log_prob, labels]
     with _at(problems.x) as device, explained("many predictions"):

@@ -35,6 +35,7 @@ SHARED_BYTES: Final = 48 * 1024
 ASSUMED_SHARED_BYTES: Final = 163 * 1024
 ASSUMED_CACHE_BYTES: Final = 40 * 2**20  # L2 of an A100 too
 
+ARRAYS: Final = (np.ndarray, torch.Tensor)  # what kernels take
 REALS: Final = {"float32": torch.float32, "float64": torch.float64}
 NUMBA_REALS: Final[dict[str, Any]] = {"float32": numba.types.float32, "float64": numba.types.float64}
 
@@ -408,6 +409,22 @@ def most_shared_bytes(device: torch.device) -> int:
 def is_tensor(x: Any) -> bool:
     """Whether `x` lies on the device already (in the simulator, any tensor does)."""
     return isinstance(x, torch.Tensor) and x.device.type == DEVICE_TYPE
+
+
+def require_on_device(*arrays: Any) -> None:
+    """TypeError unless those that are tensors lie on one device, and a device that kernels can read."""
+    places = {array.device for array in arrays if isinstance(array, torch.Tensor)}
+    if len(places) > 1 or any(place.type != DEVICE_TYPE for place in places):
+        found = " and ".join(sorted(map(str, places)))
+        raise TypeError(f"tensors are on {found}; expected one {DEVICE_TYPE} device, or NumPy arrays")
+
+
+def require_one_place(*arrays: Any) -> None:
+    """TypeError unless all (but None) are NumPy arrays, or all tensors on one device."""
+    kinds = {isinstance(array, torch.Tensor) for array in arrays if array is not None}
+    if len(kinds) > 1:
+        raise TypeError("some arrays are NumPy's and some tensors; expected all of them in one place")
+    require_on_device(*arrays)
 
 
 def default_device() -> torch.device:

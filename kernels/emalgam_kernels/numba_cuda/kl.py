@@ -17,9 +17,19 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from emalgam_kernels.kl_blocks import require_factors, shift_of
+from emalgam_kernels import contract
+from emalgam_kernels.kl_blocks import shift_of
 from emalgam_kernels.numba_cuda import device, staging
-from emalgam_kernels.numba_cuda.device import REALS, SHARED_BYTES, is_tensor, on, upload, view
+from emalgam_kernels.numba_cuda.device import (
+    ARRAYS,
+    REALS,
+    SHARED_BYTES,
+    is_tensor,
+    on,
+    require_on_device,
+    upload,
+    view,
+)
 from emalgam_kernels.numba_cuda.kl_kernels import (
     ABSENT,
     THREADS,
@@ -53,6 +63,8 @@ def precision_factors(covariances: np.ndarray, out: np.ndarray, n_threads: int =
     `covariances` and `out` are NumPy arrays, or both tensors on the device. `n_threads` copy NumPy arrays into pinned
     memory.
     """
+    contract.precision_factors(covariances, out, kinds=ARRAYS)
+    require_on_device(covariances, out)
     here = is_tensor(out)
     with _at(covariances) as place, device.explained("the precision factors"):
         first = torch.full((), NONE, device=place)
@@ -74,6 +86,8 @@ def check_covariances(covariances: np.ndarray, n_threads: int = 1) -> int:
 
     `covariances` are a NumPy array or a tensor on the device. `n_threads` copy NumPy arrays into pinned memory.
     """
+    contract.check_covariances(covariances, kinds=ARRAYS)
+    require_on_device(covariances)
     with _at(covariances) as place, device.explained("the check of covariances"):
         first, rows = torch.full((), NONE, device=place), _rows_at_once((covariances,))
         for start, piece in zip(count(0, rows), pieces_of_memory(covariances, rows, place, n_threads)):
@@ -87,6 +101,8 @@ def kl_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1) ->
 
     Everything is NumPy arrays, or everything tensors on the device. `n_threads` copy NumPy arrays into pinned memory.
     """
+    contract.kl_pairs(p, q, out, kinds=ARRAYS)
+    require_on_device(p.means, q.means, out)
     with _at(p.means) as place, device.explained("the divergences"):
         rows = _rows_at_once((*_arrays(p), *_arrays(q)))
         target = staging.target(out, rows, place, n_threads)
@@ -103,7 +119,8 @@ def kl_all_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1
 
     In tiles of the result. A q in main memory that is longer than a tile crosses the bus again for each row of tiles.
     """
-    require_factors(p, q)
+    contract.kl_all_pairs(p, q, out, kinds=ARRAYS)
+    require_on_device(p.means, q.means, out)
     if 0 in out.shape:
         return
     with _at(p.means) as place, device.explained("all pairs"):

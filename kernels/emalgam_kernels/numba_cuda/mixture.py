@@ -14,9 +14,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from emalgam_kernels import contract
 from emalgam_kernels.blocks import tile_dtype
 from emalgam_kernels.numba_cuda import crossover, direct, fused, products
 from emalgam_kernels.numba_cuda.device import (
+    ARRAYS,
     REALS,
     default_device,
     explained,
@@ -24,6 +26,8 @@ from emalgam_kernels.numba_cuda.device import (
     is_tensor,
     most_shared_bytes,
     on,
+    require_on_device,
+    require_one_place,
     upload,
 )
 from emalgam_kernels.numba_cuda.problem import DirectProblem, Frame, PackedProblem, Results, Sums
@@ -39,6 +43,8 @@ def log_prob(x: np.ndarray, parameters: Packed | Direct, out: np.ndarray, n_thre
 
     `x` and `out` are NumPy arrays, or both tensors on the device. `n_threads` copy NumPy arrays into pinned memory.
     """
+    contract.log_prob(x, parameters, out, kinds=ARRAYS)
+    require_one_place(x, out)
     Pass(x, parameters).run(None, log_prob=out, n_threads=n_threads)
 
 
@@ -50,6 +56,8 @@ def responsibilities(
     log_prob: np.ndarray | None = None,
 ) -> None:
     """r_nk; see `emalgam_kernels.reference.mixture.responsibilities` and `log_prob`."""
+    contract.responsibilities(x, parameters, out, log_prob, kinds=ARRAYS)
+    require_one_place(x, out, log_prob)
     Pass(x, parameters).run(None, log_prob=log_prob, responsibilities=out, n_threads=n_threads)
 
 
@@ -65,6 +73,9 @@ def em_statistics(
 
     With `out` on the device the sum is a float64 tensor () there, and nothing waits for the device.
     """
+    contract.em_statistics(x, sample_weight, parameters, out, kinds=ARRAYS)
+    require_one_place(x, sample_weight)
+    require_on_device(x, out)
     whole = Pass(x, parameters, hard)
     shape = parameters.n_components, parameters.n_statistics
     with explained("the statistics"):

@@ -13,9 +13,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 
+from emalgam_kernels import contract
 from emalgam_kernels.monte_carlo import SUMS, SUMS_WITH_CONTROL
 from emalgam_kernels.numba_cuda import draws, mixture, pairs, products
 from emalgam_kernels.numba_cuda.device import (
+    ARRAYS,
     REALS,
     SIMULATED,
     Kernel,
@@ -24,6 +26,8 @@ from emalgam_kernels.numba_cuda.device import (
     is_tensor,
     multiprocessors,
     on,
+    require_on_device,
+    require_one_place,
     span,
     upload,
     view,
@@ -55,6 +59,8 @@ def kernels() -> list[Kernel]:
 
 def philox_words(seed: int, stream: int, block: int, first: int, out: np.ndarray) -> None:
     """The words of Philox4x32-10; see `emalgam_kernels.reference.sampling.philox_words`."""
+    contract.philox_words(seed, stream, block, first, out, kinds=ARRAYS)
+    require_on_device(out)
 
     def into(start: int, words: torch.Tensor) -> None:
         arguments = seed, stream, block, start, len(words), *words.stride()
@@ -66,6 +72,8 @@ def philox_words(seed: int, stream: int, block: int, first: int, out: np.ndarray
 
 def uniforms(seed: int, stream: int, first: int, out: np.ndarray) -> None:
     """Uniforms in (0, 1); see `emalgam_kernels.reference.sampling.uniforms`."""
+    contract.uniforms(seed, stream, first, out, kinds=ARRAYS)
+    require_on_device(out)
     kernel = draws.uniform_kernel(_name(_dtype(out)))
 
     def into(start: int, u: torch.Tensor) -> None:
@@ -76,6 +84,8 @@ def uniforms(seed: int, stream: int, first: int, out: np.ndarray) -> None:
 
 def normals(seed: int, stream: int, first: int, out: np.ndarray, n_threads: int = 1) -> None:
     """Standard normals, which are samples of N(0, I); see `emalgam_kernels.reference.sampling.normals`."""
+    contract.normals(seed, stream, first, out, kinds=ARRAYS)
+    require_on_device(out)
     D = out.shape[1]
     standard = Sampler(np.zeros((1, D)), np.ones((1, D)), np.ones(1))
     _draw(lambda device: Draws(standard, seed, "plain", _dtype(out), device, stream).into, first, (out,), n_threads)
@@ -91,6 +101,8 @@ def sample_mixture(
     n_threads: int = 1,
 ) -> None:
     """Samples of a mixture; see `emalgam_kernels.reference.sampling.sample_mixture`."""
+    contract.sample_mixture(sampler, seed, first, out, labels, draw, kinds=ARRAYS)
+    require_one_place(out, labels)
     _draw(lambda device: Draws(sampler, seed, draw, _dtype(out), device).into, first, (out, labels), n_threads)
 
 
@@ -110,6 +122,8 @@ def kl_monte_carlo(
 
     `out` may be a tensor on the device: then nothing waits for the sums. `n_threads` has nothing to do here.
     """
+    contract.kl_monte_carlo(sampler, p, q, seed, first, n, out, draw, control, kinds=ARRAYS)
+    require_on_device(out)
     place: Any = out
     device = place.device if is_tensor(out) else default_device()
     densities = (p, q) if control is None else (p, q, *control)

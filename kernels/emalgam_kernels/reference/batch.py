@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from emalgam_kernels import contract
 from emalgam_kernels.batch import (
     EQUAL,
     LIFTS,
@@ -65,6 +66,7 @@ def fit_many(
     ----------
     Dempster, Laird, Rubin (1977); Arthur, Vassilvitskii (2007), section 2.2; Bishop (2006), section 9.2.
     """
+    contract.fit_many(problems, settings, mixtures, outcomes)
 
     def block(start: int, stop: int) -> None:
         for b in range(start, stop):
@@ -102,6 +104,7 @@ def predict_many(
     n_threads : int
         Threads to use; the result has the same bits for every number.
     """
+    contract.predict_many(problems, mixtures, log_prob, labels)
 
     def block(start: int, stop: int) -> None:
         for b in range(start, stop):

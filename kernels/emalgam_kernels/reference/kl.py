@@ -1,14 +1,14 @@
 """Divergences of Gaussians in plain NumPy: the specification of these kernels.
 
-Kernels do not validate; the layer above does. Each stack's means and matrices are C-contiguous, whatever the stride
-from one to the next; p and q have the same covariance type, dtype and D.
+Each stack's means and matrices are C-contiguous, whatever the stride from one to the next; p and q have the same
+covariance type, dtype and D. What is checked, and what is not: see `emalgam_kernels.reference.mixture`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from emalgam_kernels import polynomials
+from emalgam_kernels import contract, polynomials
 from emalgam_kernels.blocks import for_each_block
 from emalgam_kernels.kl_blocks import (
     ASYMMETRY,
@@ -18,7 +18,6 @@ from emalgam_kernels.kl_blocks import (
     guard,
     matrices_per_block,
     pairs_per_block,
-    require_factors,
     shift_of,
 )
 from emalgam_kernels.parameters import Gaussians
@@ -47,6 +46,7 @@ def precision_factors(covariances: np.ndarray, out: np.ndarray, n_threads: int =
     leave; P = L⁻ᵀ diag(1 / √pivots). Backends may use plain arithmetic where it leaves enough digits: see PLAIN in
     `emalgam_kernels.kl_blocks`.
     """
+    contract.precision_factors(covariances, out)
     failed: list[int] = []
 
     def block(start: int, stop: int) -> None:
@@ -70,6 +70,7 @@ def check_covariances(covariances: np.ndarray, n_threads: int = 1) -> int:
     n_threads : int
         Threads to use.
     """
+    contract.check_covariances(covariances)
     failed: list[int] = []
 
     def block(start: int, stop: int) -> None:
@@ -120,6 +121,7 @@ def kl_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1) ->
     ----------
     Kullback (1959), Information Theory and Statistics, chapter 9.
     """
+    contract.kl_pairs(p, q, out)
 
     def block(start: int, stop: int) -> None:
         for first in range(start, stop, PAIRS_AT_ONCE):
@@ -151,7 +153,7 @@ def kl_all_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1
     ----------
     Nielsen and Nock (2010), Entropies and cross-entropies of exponential families.
     """
-    require_factors(p, q)
+    contract.kl_all_pairs(p, q, out)
     shift, limit = shift_of(p, q), guard(p.means.dtype)
 
     def block(row: int, last_row: int, column: int, last_column: int) -> None:

@@ -1,7 +1,12 @@
 """The E-step and its statistics in plain NumPy: the specification of these kernels.
 
 Each follows the same steps over a block of rows: the frame, the logits L (two ways: packed and direct), the
-log-sum-exp over components, and the statistics. Kernels do not validate; the layer above does.
+log-sum-exp over components, and the statistics.
+
+Every kernel of every backend first looks whether its arguments are arrays of the shapes, dtypes and layouts that are
+said here, writeable where it writes, and fit each other: TypeError for what is no array, ValueError for the rest, with
+nothing read or written (`emalgam_kernels.contract`). Numbers are not looked at, be they NaN, infinite or negative where
+that makes no sense: the layer above does. Only those by which memory is found are (offsets, numbers of rows, counts).
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from emalgam_kernels import contract
 from emalgam_kernels.blocks import for_each_block, native_slices, rows_per_block, sum_over_blocks
 from emalgam_kernels.parameters import Direct, Packed
 
@@ -30,6 +36,8 @@ def log_prob(x: np.ndarray, parameters: Packed | Direct, out: np.ndarray, n_thre
     n_threads : int
         Threads to use; the result has the same bits for every number.
     """
+
+    contract.log_prob(x, parameters, out)
 
     def block(start: int, stop: int) -> None:
         for first, last, rows in _slices(x, start, stop):
@@ -56,6 +64,8 @@ def responsibilities(
     log_prob : (N,) float64, optional
         Receives log p(x_n), which comes for nothing.
     """
+
+    contract.responsibilities(x, parameters, out, log_prob)
 
     def block(start: int, stop: int) -> None:
         for first, last, rows in _slices(x, start, stop):
@@ -99,6 +109,8 @@ def em_statistics(
     ----------
     Dempster, Laird, Rubin (1977), eq. 2.2-2.3; Bishop (2006), eq. 9.23-9.27.
     """
+
+    contract.em_statistics(x, sample_weight, parameters, out)
 
     def block(start: int, stop: int, partial: np.ndarray) -> float:
         total = 0.0

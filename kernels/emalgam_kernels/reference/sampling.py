@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from emalgam_kernels import contract
 from emalgam_kernels.alias import stratum_ends
 from emalgam_kernels.blocks import for_each_block
 from emalgam_kernels.monte_carlo import one_by_one, sum_log_ratios
@@ -51,6 +52,7 @@ def philox_words(seed: int, stream: int, block: int, first: int, out: np.ndarray
     >>> [f"{word:08x}" for word in words[0]]
     ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
     """
+    contract.philox_words(seed, stream, block, first, out)
     rows = np.uint64(first) + np.arange(len(out), dtype=np.uint64)
     out[...] = np.stack(_words(seed, stream, block, rows), axis=1)
 
@@ -70,6 +72,7 @@ def uniforms(seed: int, stream: int, first: int, out: np.ndarray) -> None:
     >>> bool((0 < out).all() and (out < 1).all())
     True
     """
+    contract.uniforms(seed, stream, first, out)
     rows = np.uint64(first) + np.arange(len(out), dtype=np.uint64)
     out[...] = _uniforms(seed, stream, 0, rows, str(out.dtype))[0]
 
@@ -94,6 +97,7 @@ def normals(seed: int, stream: int, first: int, out: np.ndarray, n_threads: int 
     ----------
     Box, Muller (1958), Annals of Mathematical Statistics 29, 610-611.
     """
+    contract.normals(seed, stream, first, out)
 
     def block(start: int, stop: int) -> None:
         rows = np.uint64(first) + np.arange(start, stop, dtype=np.uint64)
@@ -131,6 +135,7 @@ def sample_mixture(
     n_threads : int
         Threads to use; the result has the same bits for every number.
     """
+    contract.sample_mixture(sampler, seed, first, out, labels, draw)
     ends = ends_of_strata(sampler, seed) if draw == "stratified" else None
 
     def block(start: int, stop: int) -> None:
@@ -184,6 +189,7 @@ def kl_monte_carlo(
     ----------
     Hershey, Olsen (2007), section 2 (Monte Carlo sampling); Glasserman (2003), section 4.1 (control variates).
     """
+    contract.kl_monte_carlo(sampler, p, q, seed, first, n, out, draw, control)
 
     def sample(pair: int, start: int, x: np.ndarray, labels: np.ndarray) -> None:
         sample_mixture(take(sampler, pair), seed, first + start, x, labels, draw)
