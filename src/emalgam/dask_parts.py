@@ -73,11 +73,11 @@ class Partitions:
         flatten = dask_module("dask.core").flatten
         if all(map(is_array, collections)):
             optimized = dask_module("dask").optimize(*collections)  # together: what two of them need is made once
+            made = [(dict(each.__dask_graph__()), flatten(each.__dask_keys__())) for each in optimized]
         else:
-            optimized = tuple(each.optimize() for each in collections)
-        graph = {key: task for each in optimized for key, task in each.__dask_graph__().items()}
-        keys = list(zip(*(flatten(each.__dask_keys__()) for each in optimized), strict=True))
-        return cls(collections, graph, keys, get)
+            made = list(map(graph_of_frame, collections))
+        graph = {key: task for each, _ in made for key, task in each.items()}
+        return cls(collections, graph, list(zip(*(keys for _, keys in made), strict=True)), get)
 
     def map(
         self, function: Callable[..., Result], common: Any, arguments: Sequence[tuple[Any, ...]] | None = None
@@ -163,6 +163,24 @@ class Partitions:
                 waiting.extend(new)
             found.append(seen)
         return found
+
+
+def graph_of_frame(frame: Any) -> tuple[dict[Any, Any], list[Any]]:
+    """How a data frame, or a series, is made, and the keys of its partitions.
+
+    These are the steps of its `optimize` but the one that tunes: that joins small partitions as they are read, as many
+    as the columns suggest, so that two selections of one frame were cut differently, and neither as `npartitions` says.
+    Only the columns that are asked for are read.
+    """
+    spec = dask_module("dask._task_spec")
+    expression = frame.expr.simplify().lower_completely().simplify().fuse()
+    # `from_delayed(..., verify_meta=False)` gives aliases the key of what they stand for, and what optimizes arrays
+    # goes by a task's own key.
+    graph = {
+        key: spec.Alias(key, task.target) if isinstance(task, spec.Alias) else task
+        for key, task in expression.__dask_graph__().items()
+    }
+    return graph, expression.__dask_keys__()
 
 
 def _combined(combine: Callable[[Share, Share], Share], *shares: Share) -> Share:
@@ -252,8 +270,13 @@ def rows_and_weights(x: Any, sample_weight: Any, columns: Sequence[Any] | None =
     if is_frame(x):
         by_name = isinstance(sample_weight, str)
         features = feature_columns(x, columns, [sample_weight] if by_name else [])
-        rows, outline = array_of(x[features]), x[features]._meta
-        sample_weight = x[sample_weight] if by_name else sample_weight
+        outline = x[features]._meta
+        if by_name:
+            rows, sample_weight = arrays_of(
+                x[list(dict.fromkeys([*features, sample_weight]))], [features, sample_weight]
+            )
+        else:
+            rows = array_of(x[features])
     elif columns is not None:
         raise ValueError("columns was given, which is for data frames; leave it out")
     else:
@@ -303,23 +326,59 @@ def feature_columns(frame: Any, columns: Sequence[Any] | None, others: Sequence[
     return [names[name] for name in number_columns(schema, wanted, list(map(str, others)), "the data frame")]
 
 
+def dtype_of(frame: Any) -> np.dtype:
+    """Of a data frame, or a series, as an array: float32 if all of it is, else float64."""
+    types = [frame.dtype] if frame.ndim == 1 else frame.dtypes.tolist()
+    return np.dtype(np.float32 if all(kind == np.float32 for kind in types) else np.float64)
+
+
 def array_of(frame: Any) -> Any:
-    """A data frame, or a series, as a dask array: float32 if all of it is, else float64; NaN for nulls."""
-    types = [frame.dtype] if is_series(frame) else frame.dtypes.tolist()
-    single = all(kind == np.float32 for kind in types)
-    return (
-        frame.map_partitions(single_precision, meta=frame._meta) if single else frame.astype(np.float64)
-    ).to_dask_array()
+    """A data frame, or a series, as a dask array with its partitions; NaN for nulls."""
+    return arrays_of(frame, [None])[0]
 
 
-def single_precision(partition: Any) -> Any:
-    """A partition of a data frame, or of a series, that says to hold float32 alone.
+def arrays_of(frame: Any, selections: Sequence[Any]) -> list[Any]:
+    """Dask arrays of columns of a data frame, cut alike as each partition is made once for all of them.
 
-    ValueError if it does not: Dask takes the types of many files from the first one.
+    A selection is a list of columns, one column, or None for the whole; NaN stands for nulls.
+    """
+    spec, graphs = dask_module("dask._task_spec"), dask_module("dask.highlevelgraph")
+    graph, keys = graph_of_frame(frame)
+    made, arrays_made = f"emalgam-partitions-{dask_module('dask.base').tokenize(frame)}", []
+    for selection in selections:
+        values = _values(selection, dtype_of(_selected(frame._meta, selection)), frame._meta)
+        name = f"emalgam-values-{dask_module('dask.base').tokenize(frame, selection)}"
+        places = [(name, number, *[0] * (values.ndim - 1)) for number in range(len(keys))]
+        tasks = {
+            place: spec.Task(place, _values, selection, values.dtype, spec.TaskRef(key))
+            for place, key in zip(places, keys, strict=True)
+        }
+        whole = graphs.HighLevelGraph({made: graph, name: tasks}, {made: set(), name: {made}})
+        chunks = ((math.nan,) * len(keys), *((width,) for width in values.shape[1:]))
+        arrays_made.append(dask_module("dask.array").Array(whole, name, chunks, meta=values))
+    return arrays_made
+
+
+def _values(selection: Any, dtype: np.dtype, partition: Any) -> np.ndarray:
+    """What is selected of a partition, as an array."""
+    chosen = _selected(partition, selection)
+    if dtype == np.float32:
+        single_precision(chosen)
+    values: np.ndarray = chosen.astype(dtype).to_numpy()
+    return values
+
+
+def _selected(partition: Any, selection: Any) -> Any:
+    return partition if selection is None else partition[selection]
+
+
+def single_precision(partition: Any) -> None:
+    """ValueError if a partition of a data frame, or of a series, that says to hold float32 alone does not.
+
+    Dask takes the types of many files from the first one.
     """
     for name, found in dask_module("pandas").DataFrame(partition).dtypes.items():
         check_not_rounded(f"column {name!r} of a partition", found, np.dtype(np.float32), WIDER)
-    return partition
 
 
 def checked_array(x: Any) -> Any:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
+from uuid import uuid4
 
 import numpy as np
 
@@ -27,9 +28,10 @@ from emalgam.batch import ManyFits
 from emalgam.dask_parts import (
     DaskParts,
     Partitions,
-    array_of,
     dask_module,
+    dtype_of,
     feature_columns,
+    graph_of_frame,
     is_array,
     is_frame,
     single_precision,
@@ -257,7 +259,12 @@ class _Table:
                 "weights: there are none)"
             )
         features = feature_columns(frame, columns, [groups] if weight is None else [groups, weight])
-        return cls(groups, tuple(features), weight, array_of(frame[features]).dtype)
+        return cls(groups, tuple(features), weight, dtype_of(frame[features]))
+
+    @property
+    def columns(self) -> list[Any]:
+        """All that is read."""
+        return list(dict.fromkeys([self.groups, *self.features, *([] if self.weight is None else [self.weight])]))
 
     @property
     def names(self) -> list[str]:
@@ -333,15 +340,18 @@ def _merged(a: Labels, b: Labels) -> Labels:
 
 def _whole_groups(frame: Any, table: _Table, labels: np.ndarray, lengths: Sequence[int]) -> Any:
     """The rows, numbered, in partitions that hold the whole of every group in them."""
-    dask = dask_module("dask")
-    node = dask.delayed(labels)
+    delayed, high_level = dask_module("dask.delayed"), dask_module("dask.highlevelgraph").HighLevelGraph
+    graph, keys = graph_of_frame(frame[table.columns])
+    layer, node = f"emalgam-rows-{uuid4().hex}", delayed.delayed(labels)
+    made = high_level.from_collections(layer, graph)
     firsts = np.cumsum([0, *lengths[:-1]]).tolist()
     parts = [
-        dask.delayed(table.numbered)(part, first, node) for part, first in zip(frame.to_delayed(), firsts, strict=True)
+        delayed.delayed(table.numbered)(delayed.Delayed(key, made, layer=layer), first, node)
+        for key, first in zip(keys, firsts, strict=True)
     ]
     meta = table.numbered(frame._meta, 0, labels)
     numbered = dask_module("dask.dataframe").from_delayed(parts, meta=meta, verify_meta=False)
-    return numbered.shuffle(on="problem", npartitions=frame.npartitions)
+    return numbered.shuffle(on="problem", npartitions=len(keys))
 
 
 def _fit_whole_groups(shared: tuple[_Table, Any, dict[str, Any]], frame: Any) -> ManyFits | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import dask
+import dask.dataframe as dd
+import pandas as pd
 import pytest
 from distributed import Client, LocalCluster
 
@@ -15,6 +18,21 @@ def threads() -> Iterator[None]:
     """Dask without a cluster."""
     with dask.config.set(scheduler="threads"):
         yield
+
+
+@pytest.fixture
+def small_files(tmp_path: Path) -> Iterator[Callable[[pd.DataFrame], Any]]:
+    """A frame in ten files, of which Dask's optimizer reads more at once the fewer columns it is asked for."""
+
+    def written(frame: pd.DataFrame) -> Any:
+        wide = frame.assign(**{f"other{number}": 0.0 for number in range(4)})
+        for number in range(10):
+            some = wide.iloc[len(wide) * number // 10 : len(wide) * (number + 1) // 10]
+            some.to_parquet(tmp_path / f"{number}.parquet")
+        return dd.read_parquet(str(tmp_path))
+
+    with dask.config.set({"dataframe.parquet.minimum-partition-size": 1}):
+        yield written
 
 
 def _clients(processes: bool) -> Iterator[Any]:

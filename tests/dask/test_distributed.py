@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import dask
 import dask.array as da
 import dask.dataframe as dd
 import numpy as np
@@ -162,6 +163,54 @@ def test_what_is_persisted_is_made_once_and_the_rest_in_every_pass() -> None:
     made.clear()
     assert_same_bits(emalgam.fit(x.persist(), 4, random_state=0), result)
     assert len(made) == 3
+
+
+@pytest.mark.parametrize("weight", [None, "weight", pd.Series])
+def test_small_files_are_the_partitions_they_show(small_files: Callable[..., Any], weight: Any) -> None:
+    table = pd.DataFrame(rows(), columns=NAMES).assign(weight=weights())
+    given, alike = small_files(table), dd.from_pandas(table, npartitions=10)
+    assert given[NAMES[0]].optimize().npartitions < given.npartitions == 10
+    if weight is pd.Series:
+        found = distributed.fit(given[NAMES], 3, sample_weight=given["weight"], random_state=0)
+    else:
+        found = distributed.fit(given, 3, columns=NAMES, sample_weight=weight, random_state=0)
+    of_weight = None if weight is None else "weight"
+    assert_same_bits(found, distributed.fit(alike, 3, columns=NAMES, sample_weight=of_weight, random_state=0))
+    answer = found.mixture.predict(given[NAMES])
+    assert answer.numblocks == (10,)
+    np.testing.assert_array_equal(answer, found.mixture.predict(rows()))
+
+
+def test_only_the_columns_that_are_asked_for_are_read() -> None:
+    table, asked = pd.DataFrame(rows(), columns=NAMES).assign(weight=weights()), set()
+
+    def read(number: int, columns: list[str] | None = None) -> pd.DataFrame:
+        asked.update(table.columns if columns is None else columns)
+        return table.iloc[500 * number : 500 * (number + 1)][list(table.columns if columns is None else columns)]
+
+    with dask.config.set({"dataframe.convert-string": False}):  # which would ask for all
+        frame = dd.from_map(read, range(3), meta=table.iloc[:0])
+    distributed.fit(frame, 2, columns=["a", "c"], sample_weight="weight", random_state=0)
+    assert asked == {"a", "c", "weight"}
+
+
+def test_weights_in_a_column_stay_with_their_rows() -> None:
+    """Whatever is computed from the data, such as where to cut them, is the same for both."""
+    table = pd.DataFrame(rows(), columns=NAMES).assign(weight=weights())
+    frame = dd.from_pandas(table, npartitions=4).drop_duplicates(subset=["a"]).set_index("b", drop=False)
+    found = distributed.fit(frame, 3, columns=NAMES, sample_weight="weight", random_state=0)
+    table = table.sort_values("b")
+    assert_close(found, emalgam.fit(table[NAMES], 3, sample_weight=table["weight"].to_numpy(), random_state=0))
+
+
+@pytest.mark.parametrize("verify_meta", [True, False])
+def test_frames_of_delayed_parts(verify_meta: bool) -> None:
+    frame = dd.from_pandas(pd.DataFrame(rows(), columns=NAMES).assign(weight=weights()), npartitions=4)
+    given = dd.from_delayed(frame.to_delayed(), meta=frame._meta, verify_meta=verify_meta)
+    how: dict[str, Any] = {"sample_weight": "weight", "random_state": 0}
+    found = distributed.fit(given, 3, **how)
+    assert_same_bits(found, distributed.fit(frame, 3, **how))
+    np.testing.assert_array_equal(found.mixture.predict(given[NAMES]), found.mixture.predict(rows()))
 
 
 def test_a_task_has_one_thread_unless_told_otherwise() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import dask
@@ -72,6 +73,12 @@ def test_groups(n_components: Any) -> None:
     assert_same(found, in_memory(frame, n_components))
     np.testing.assert_array_equal(found.groups, np.arange(20))
     np.testing.assert_array_equal(found.score_samples(frame[["a", "b"]], groups=frame["label"]).shape, (800,))
+
+
+def test_groups_in_small_files(small_files: Callable[..., Any]) -> None:
+    frame = table(some_labels())
+    how = {"groups": "label", "columns": ["a", "b"], "sample_weight": "weight"}
+    assert_same(distributed.fit_many(small_files(frame), 2, **how, **HOW), in_memory(frame, 2))
 
 
 @pytest.mark.parametrize("partitions", [1, 7])
