@@ -85,10 +85,12 @@ def test_weights_and_rows_far_out() -> None:
     assert mixed.lower_bound == pytest.approx(strict.lower_bound, abs=1e-8)
 
 
-def test_where_the_guard_refuses_float32_nothing_changes() -> None:
+@pytest.mark.parametrize("algorithm", ["auto", "packed"])
+def test_where_the_guard_refuses_float32_nothing_changes(algorithm: str) -> None:
+    """ "packed" as well: float32 passes would lose what float64 ones, which it does ask for, still see."""
     x, centres = blobs(600)
     x, centres = x * 1e-3 + centres[np.arange(600) % 4] * 100, centres * 100
-    how = {"random_state": 0, "tol": 1e-9, "max_iter": 500, "init_params": "k-means++"}
+    how = {"random_state": 0, "tol": 1e-9, "max_iter": 500, "init_params": "k-means++", "algorithm": algorithm}
     strict, mixed = (emalgam.fit(x, 4, precision=each, **how) for each in ("strict", "mixed"))
     assert strict.error_bound * 2**29 > TOLERANCE["float32"]  # what it would be in float32
     assert mixed.float32_iterations == 0
@@ -121,6 +123,41 @@ def test_interrupted_before_and_after_the_last_float32_pass(after: int, tmp_path
     again = emalgam.fit(x, 5, checkpoint=Checkpoint(path, seconds=0, resume=True), **how)
     assert_same_bits(again, whole)
     assert again.float32_iterations == whole.float32_iterations
+
+
+def test_a_fit_that_goes_on_never_ends_in_float32(tmp_path: Path) -> None:
+    """Interrupted in float32, and asked for no more iterations than it has had: one more, in float64."""
+    x, path = overlapping(600)[0], tmp_path / "state"
+    how = {"precision": "mixed", "tol": 0.0, "random_state": 3, "init_params": "random_from_data"}
+    with pytest.raises(Interrupt):
+        emalgam.fit(x, 5, max_iter=50, callback=interrupt(0, 8), checkpoint=Checkpoint(path, seconds=0), **how)
+    result = quiet_fit(x, 5, max_iter=7, checkpoint=Checkpoint(path, seconds=0, resume=True), **how)
+    assert (result.n_iter, result.float32_iterations, result.arithmetic) == (8, 7, "float64")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_restarts_that_go_on_say_what_ran(seed: int, tmp_path: Path) -> None:
+    x, path = overlapping(600)[0], tmp_path / "state"
+    how = {"precision": "mixed", "tol": 0.0, "max_iter": 5, "n_init": 2, "random_state": seed}
+    whole = quiet_fit(x, 5, **how)
+    with pytest.raises(Interrupt):
+        emalgam.fit(x, 5, callback=interrupt(1, 3), checkpoint=Checkpoint(path, seconds=0), **how)
+    again = quiet_fit(x, 5, checkpoint=Checkpoint(path, seconds=0, resume=True), **how)
+    assert_same_bits(again, whole)
+    assert (again.arithmetic, again.float32_iterations) == ("float64", 4)
+
+
+def test_reseeding() -> None:
+    """A pass that started a component again says nothing of convergence, nor of float32's noise."""
+    passes = schedule()
+    how = passes.before(terms(100.0))
+    assert not passes.after(how, 0.0, reseeded=True)
+    assert not passes.settled
+    x = np.concatenate([overlapping(600)[0], np.zeros((80, 3))])
+    how_to = {"on_degenerate": "reseed", "reg_covar": 0.0, "random_state": 0, "tol": 1e-6, "max_iter": 2000}
+    strict, mixed = (emalgam.fit(x, 4, precision=each, **how_to) for each in ("strict", "mixed"))
+    assert mixed.float32_iterations > 0
+    assert mixed.lower_bound == pytest.approx(strict.lower_bound, abs=1e-3)
 
 
 def test_streams_and_restarts() -> None:

@@ -187,7 +187,7 @@ def test_parameters_from_elsewhere_count_as_much_as_the_first_batch() -> None:
         assert found.means_[0, 0] == pytest.approx(3**-0.6 * x[:rows].mean())
 
 
-@pytest.mark.parametrize("unit", [1e-300, 1e-12, 1e200])
+@pytest.mark.parametrize("unit", [1e-300, 1e-12, 1e200, 1e305, 8e307])
 def test_only_ratios_of_weights_matter(unit: float) -> None:
     x = blobs(9000)[0]
     weight = np.random.default_rng(0).uniform(0.5, 2, 9000)
@@ -197,6 +197,29 @@ def test_only_ratios_of_weights_matter(unit: float) -> None:
         estimator.partial_fit(x[3000:8000], sample_weight=omega[3000:8000])
         found.append(estimator.partial_fit(x[8000:], sample_weight=omega[8000:]).mixture_)
     assert_close(found[1], found[0], rtol=1e-9)
+
+
+def test_batches_whose_weights_are_powers_apart() -> None:
+    """One of nearly all the weight, or of nearly none, whichever comes first."""
+    light, heavy = (64.0, 2.0**-900), (64.0, 2.0**900)  # Σ ω times a power of two, and that power
+    memory = Memory(0.6, 2.0, light[0], light[0], light[1])
+    assert memory.gamma(*heavy) == pytest.approx(0.0, abs=1e-300)
+    assert memory.after(*heavy) == memory
+    memory = Memory(0.6, 2.0, heavy[0], heavy[0], heavy[1])
+    assert memory.gamma(*light) == 1.0
+    assert memory.after(*light) == Memory(0.6, 2.0, *light[:1], *light)
+
+
+def test_parameters_that_were_set_count_as_much_as_the_first_batch() -> None:
+    x = blobs(3000)[0]
+    estimator = emalgam.GaussianMixture(2, random_state=0).fit(x)
+    estimator.means_ = estimator.means_ + 1.0
+    other = emalgam.GaussianMixture(2)
+    for name in ("weights_", "means_", "precisions_cholesky_"):
+        setattr(other, name, getattr(estimator, name).copy())
+    for each in (estimator, other):
+        each.partial_fit(x[:10])
+    assert_close(estimator.mixture_, other.mixture_, rtol=1e-12)
 
 
 # ---- the guard

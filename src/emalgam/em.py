@@ -64,8 +64,6 @@ class Fit:
         What ran last.
     error_bound : float
         Bound on the absolute error of a log-density near the components, in nats.
-    total_weight : float
-        Σ ω of the data, N without weights.
     stopped : bool
         Whether the callback ended it.
     float32_iterations : int
@@ -82,7 +80,6 @@ class Fit:
     algorithm: str
     arithmetic: str
     error_bound: float
-    total_weight: float
     stopped: bool = False
     float32_iterations: int = 0
 
@@ -205,8 +202,7 @@ def fit(
         Called after every iteration; the fit ends, without further restarts, when it returns something true.
     precision : {"strict", "mixed", "tf32"}
         "strict" computes in the data's own precision, or higher where that would cancel; "mixed" in float32 first and
-        in float64 last, of float32 data too, see `emalgam.guard.Schedule`: a long fit of float64 data takes a good half
-        of the time.
+        in float64 last, of float32 data too, see `emalgam.guard.Schedule`: a long fit of float64 data is faster.
         "tf32" lets the matrix products of a GPU round float32 operands to ten bits; `Fit.error_bound` says what that
         costs.
     checkpoint : emalgam.checkpoint.Checkpoint, optional
@@ -371,7 +367,6 @@ def _fit_of(best: Best, data: Data, covariance: Covariance) -> Fit:
         algorithm=best.algorithm,
         arithmetic=best.arithmetic,
         error_bound=best.error_bound,
-        total_weight=data.total_weight / data.moderation,
         float32_iterations=best.float32_iterations,
     )
 
@@ -415,17 +410,20 @@ class _Restart:
             components = start.mixture.components(self.data.frame) if start is not None else self.first(given)
         converged = stopped = False
         cancellation = Cancellation.of(self.covariance, components)
-        how = self.schedule.before(cancellation, last=self.settings.max_iter == 0)
+        first = len(trace) + 1
+        # One more where a checkpoint ends with a pass in float32.
+        last = max(self.settings.max_iter, first) if self.schedule.noise else self.settings.max_iter
+        how = self.schedule.before(cancellation, last=first > last)
         components = components.beside(self.frame.shift)
-        for iteration in range(len(trace) + 1, self.settings.max_iter + 1):
-            how = self.schedule.before(cancellation, last=iteration == self.settings.max_iter)
+        for iteration in range(first, last + 1):
+            how = self.schedule.before(cancellation, last=iteration == last)
             parameters = parameters_of(self.covariance, components, self.frame, how)
             statistics, bound = self.data.statistics(parameters)
             moments = self.covariance.moments(statistics, components, how.algorithm)
             components, bound, cancellation = self.maximize(moments, components, bound, how, iteration)
             change, lower_bound = bound - lower_bound, bound
             trace.append(bound)
-            converged = self.schedule.after(how, change) and not self.m_step.reseeded
+            converged = self.schedule.after(how, change, self.m_step.reseeded)
             stopped = self.report(Iteration(self.number, iteration, bound, change, converged))
             if converged or stopped:
                 break
@@ -442,7 +440,6 @@ class _Restart:
             algorithm=how.algorithm,
             arithmetic=how.arithmetic,
             error_bound=how.error_bound,
-            total_weight=self.data.total_weight / self.data.moderation,
             stopped=stopped,
             float32_iterations=self.schedule.float32_iterations,
         )

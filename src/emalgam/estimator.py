@@ -20,6 +20,7 @@ from emalgam import arrays, backends
 from emalgam.covariance import COVARIANCES
 from emalgam.em import Fit, Iteration, Settings, Start, fit_observations, not_converged
 from emalgam.mixture import LogLikelihood, Mixture, check_numbers
+from emalgam.observations import moderate
 from emalgam.parts import Parts, observe
 from emalgam.stepwise import Running, check_precision_of_steps
 from emalgam.stream import as_stream, for_many_passes
@@ -63,7 +64,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
     n_threads : int or None, default=None
         None means all processors; results do not depend on it.
     precision : {"strict", "mixed", "tf32"}, default="strict"
-        "mixed" computes in float32 first and in float64 last, which takes half the time for float64 data; "tf32" lets
+        "mixed" computes in float32 first and in float64 last, which makes long fits of float64 data faster; "tf32" lets
         the matrix products of a GPU round float32 operands to ten bits. See `emalgam.fit`, and `error_bound_`.
 
     Attributes
@@ -198,7 +199,9 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
             result = fit_observations(data, settings, self._start((settings.n_components, data.n_features)))
             if result.short_of_convergence:
                 warnings.warn(not_converged(result, settings), ConvergenceWarning, stacklevel=2)
-            return self._adopt(result.mixture, data.dtype, result)
+            self._adopt(result.mixture, data.dtype, result)
+            self._seen = {"weight": data.total_weight, "moderation": data.moderation}
+            return self
 
     def _start(self, shape: tuple[int, int]) -> Start | None:
         """Where a warm start begins; ValueError if the last fit was of another shape (K, D) or type."""
@@ -220,7 +223,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         with them. A batch counts by its weight beside that of all data before it, those of `fit` among them
         (`emalgam.stepwise.Memory`): one whose weights are all zero changes nothing. Parameters that were never fitted
         count as much as the first batch. `lower_bound_` is the batch's mean log p before the step, in nats, and
-        `n_iter_` counts the steps, which compute in float64.
+        `n_iter_` counts the steps after the first call, which compute in float64.
 
         `reg_covar`, `on_degenerate`, `algorithm`, `backend` and `n_threads` may change between calls.
 
@@ -276,8 +279,9 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
             return Running.begin(x, weight, settings, self.backend, n_threads)
         backend, running = backends.resolve(self.backend), getattr(self, "_running", None)
         if running is None:
-            total = float(len(x) if weight is None else weight.sum())
-            running = Running.of(mixture, weight=getattr(self, "_total_weight", total))
+            moderated, factor = moderate(weight)
+            batch = {"weight": float(len(x) if weight is None else moderated.sum()), "moderation": factor}
+            running = Running.of(mixture, **getattr(self, "_seen", batch))
         running, bound = running.step(x, weight, settings, backend, n_threads)
         return running, running.result([bound], backend)
 
@@ -295,7 +299,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
 
     def _adopt(self, mixture: Mixture, dtype: np.dtype, result: Fit | None = None) -> Self:
         """Take over a mixture, and what a fit says of it."""
-        self.__dict__.pop("_running", None)  # the state of partial_fit, which belongs to another mixture
+        for name in ("_running", "_seen"):  # the state of partial_fit, which belongs to another mixture
+            self.__dict__.pop(name, None)
         self.mixture_ = mixture
         with np.errstate(over="ignore"):
             self.weights_ = mixture.weights.astype(dtype)
@@ -312,7 +317,6 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
             self.effective_components_ = result.effective_components
             self.backend_, self.algorithm_, self.arithmetic_ = result.backend, result.algorithm, result.arithmetic
             self.error_bound_, self.float32_iterations_ = result.error_bound, result.float32_iterations
-            self._total_weight = result.total_weight
         return self
 
     @contextmanager

@@ -158,20 +158,25 @@ class Schedule:
         """The guard, before each pass; `last` if no other can follow."""
         dtype = self.dtype
         if self.precision == "mixed":
-            dtype = np.dtype(np.float64 if self.settled or last else np.float32)
+            # "packed" too: what it asks for is the data's own precision, not the rounding of other passes.
+            accurate = packed_bound("float32", cancellation.packed) <= TOLERANCE["float32"]
+            dtype = np.dtype(np.float32 if accurate and not (self.settled or last) else np.float64)
         if self.largest >= LARGEST_FLOAT32:
             dtype = np.dtype(np.float64)
         return choose_evaluation(self.algorithm, dtype, cancellation, self.precision)
 
-    def after(self, how: Evaluation, change: float) -> bool:
-        """Whether EM has converged, after a pass that changed the log-likelihood by `change`."""
+    def after(self, how: Evaluation, change: float, reseeded: bool = False) -> bool:
+        """Whether EM has converged, after a pass that changed the log-likelihood by `change`.
+
+        One whose M-step `reseeded` a component says nothing: the next will be far from it.
+        """
         in_float32 = how.arithmetic != "float64"
         self.float32_iterations += in_float32
         if self.precision != "mixed":
-            return abs(change) < self.tol
+            return abs(change) < self.tol and not reseeded
         noise_before, self.noise = self.noise, NOISE_OF_A_CHANGE * how.error_bound if in_float32 else 0.0
-        self.settled |= in_float32 and abs(change) < max(self.tol, self.noise)
-        return not in_float32 and abs(change) + noise_before < self.tol
+        self.settled |= in_float32 and not reseeded and abs(change) < max(self.tol, self.noise)
+        return not in_float32 and not reseeded and abs(change) + noise_before < self.tol
 
     def memory(self) -> dict[str, Any]:
         """What a checkpoint has to keep."""

@@ -258,12 +258,11 @@ class Mixture(MixtureAlgebra):
 
     def aic(self, x: Any, **how: Any) -> float:
         """Akaike's criterion of x, −2 Σ log p + 2 · parameters, in nats; keywords as in `log_prob`."""
-        return -2.0 * LogLikelihood.of(self, x, **how).total + 2.0 * self.n_parameters
+        return LogLikelihood.of(self, x, **how).aic(self.n_parameters)
 
     def bic(self, x: Any, **how: Any) -> float:
         """Schwarz's criterion of x, −2 Σ log p + parameters · log N, in nats; keywords as in `log_prob`."""
-        found = LogLikelihood.of(self, x, **how)
-        return -2.0 * found.total + self.n_parameters * found.log_weight
+        return LogLikelihood.of(self, x, **how).bic(self.n_parameters)
 
     def _prepared(self, algorithm: str, dtype: np.dtype) -> Preparation:
         """What queries of a type need. The last one is kept: it takes longer than the evaluation of a few rows."""
@@ -375,12 +374,6 @@ class Mixture(MixtureAlgebra):
         return Mixture(weights / weights.sum(), means, covariances, self.covariance_type)
 
 
-def log_likelihood(mixture: Mixture, x: Any, sample_weight: Any = None, **how: Any) -> tuple[float, float]:
-    """Σ ω log p of x, in nats, and Σ ω; see `LogLikelihood.of`."""
-    found = LogLikelihood.of(mixture, x, sample_weight, **how)
-    return found.total, found.weight
-
-
 @dataclass(frozen=True)
 class LogLikelihood:
     """Σ ω log p, in nats, and Σ ω of rows, both times a power of two.
@@ -445,10 +438,14 @@ class LogLikelihood:
         """Σ ω; infinite if float64 cannot hold it."""
         return self.moderated_weight / self.moderation
 
-    @property
-    def log_weight(self) -> float:
-        """log Σ ω."""
-        return math.log(self.moderated_weight) - math.log(self.moderation)
+    def aic(self, n_parameters: int) -> float:
+        """Akaike's criterion of a mixture with so many parameters."""
+        return 2.0 * n_parameters - 2.0 * self.total
+
+    def bic(self, n_parameters: int) -> float:
+        """Schwarz's criterion."""
+        log_weight = math.log(self.moderated_weight) - math.log(self.moderation)
+        return n_parameters * log_weight - 2.0 * self.total
 
 
 @dataclass(frozen=True, eq=False)

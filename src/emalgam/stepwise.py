@@ -10,6 +10,7 @@ slowly enough for the estimate to converge (½ < κ ≤ 1), and fast enough to l
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -57,9 +58,11 @@ class Memory:
     ----------
     kappa, t_0 : float
     weight : float
-        Σ ω of what was seen.
+        Σ ω of what was seen, times `moderation`.
     heaviest : float
-        Σ ω of its heaviest batch.
+        That of its heaviest batch.
+    moderation : float
+        A power of two that keeps both within float64, as in `observations.moderation`.
 
     References
     ----------
@@ -71,18 +74,23 @@ class Memory:
     t_0: float
     weight: float
     heaviest: float
+    moderation: float = 1.0
 
-    def gamma(self, weight: float) -> float:
-        """γ of a batch of that weight."""
+    def gamma(self, weight: float, moderation: float = 1.0) -> float:
+        """γ of a batch of that weight, times a `moderation` of its own."""
         # γ_t of one like the heaviest
         gamma = (self.weight / self.heaviest + self.t_0) ** -self.kappa
-        share = weight / self.heaviest
-        # One of b such batches beside the (1 − γ) / γ that were seen: γ_b = b / (b + (1 − γ) / γ)
-        return gamma * share / (gamma * share + (1 - gamma))
+        # 1 / b, for a batch that weighs as much as b of the heaviest
+        lightness = min((self.heaviest / weight) * (moderation / self.moderation), sys.float_info.max)
+        # b of them beside the (1 − γ) / γ that were seen: γ_b = b / (b + (1 − γ) / γ)
+        return gamma / (gamma + (1 - gamma) * lightness)
 
-    def after(self, weight: float) -> Memory:
+    def after(self, weight: float, moderation: float = 1.0) -> Memory:
         """The memory when a batch of that weight has been seen too."""
-        return replace(self, weight=self.weight + weight, heaviest=max(self.heaviest, weight))
+        unit = min(self.moderation, moderation)
+        before, new = unit / self.moderation, weight * (unit / moderation)
+        heaviest = max(self.heaviest * before, new)
+        return replace(self, weight=self.weight * before + new, heaviest=heaviest, moderation=unit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,34 +159,28 @@ class Running:
         data = Observations.of(x, weight, settings.covariance, backend, n_threads)
         fitted = fit_observations(data, settings)
         components = fitted.mixture.components(data.frame)
-        first = cls._implied(components, settings.covariance, data.frame, fitted.total_weight, kappa, t_0)
+        memory = Memory(kappa, t_0, data.total_weight, data.total_weight, data.moderation)
+        first = cls._implied(components, settings.covariance, data.frame, memory)
         how = _evaluation(settings.algorithm, components, settings.covariance)
         statistics, _ = first._expect(data.x, data.weight, how, data.backend, n_threads)
         origin = replace(first.origin, variance=data.variance)
         return replace(first, origin=origin, statistics=statistics / data.total_weight, how=how), fitted
 
     @classmethod
-    def of(
-        cls,
-        mixture: Mixture,
-        kappa: float = KAPPA,
-        t_0: float = T_0,
-        weight: float = 1.0,
-        least_variance: float = 0.0,
-    ) -> Running:
-        """The state that goes on from a mixture of data of some `weight`: ŝ is what the statistics are in its mean.
+    def of(cls, mixture: Mixture, weight: float = 1.0, moderation: float = 1.0, least_variance: float = 0.0) -> Running:
+        """The state that goes on from a mixture of data of some `weight` (see `Memory`).
 
+        ŝ is what the statistics are in the mean over the mixture.
         A feature that varies less under the mixture than `least_variance` counts as if it varied that much.
         """
         frame = mixture.own_frame()
-        state = cls._implied(mixture.components(frame), mixture.covariance, frame, weight, kappa, t_0)
+        memory = Memory(KAPPA, T_0, weight, weight, moderation)
+        state = cls._implied(mixture.components(frame), mixture.covariance, frame, memory)
         variance = np.maximum(state.origin.variance, least_variance * frame.scale**2)
         return replace(state, origin=replace(state.origin, variance=variance))
 
     @classmethod
-    def _implied(
-        cls, components: Components, covariance: Covariance, frame: Frame, weight: float, kappa: float, t_0: float
-    ) -> Running:
+    def _implied(cls, components: Components, covariance: Covariance, frame: Frame, memory: Memory) -> Running:
         """What a mixture says of the data that it was fitted to."""
         K = len(components.means)
         total = _total_covariance(components, covariance)
@@ -187,7 +189,7 @@ class Running:
             origin=_Origin(frame, np.diag(total).copy(), total),
             statistics=_implied_statistics(components, covariance),
             components=components,
-            memory=Memory(kappa, t_0, weight, weight),
+            memory=memory,
             steps=0,
             how=_evaluation("auto", components, covariance),
             reseeds_left=RESEEDS_PER_COMPONENT * K,
@@ -220,7 +222,6 @@ class Running:
             algorithm=self.how.algorithm,
             arithmetic=self.how.arithmetic,
             error_bound=self.how.error_bound,
-            total_weight=self.memory.weight,
             stopped=True,
         )
 
@@ -251,10 +252,10 @@ class Running:
         statistics, bound = self._expect(x, weight, how, backend, n_threads)
         if not np.isfinite(bound):
             raise NumericalError(f"the log-likelihood of batch {self.steps + 1} is {bound}")
-        gamma = self.memory.gamma(total / factor) if gamma is None else gamma
+        gamma = self.memory.gamma(total, factor) if gamma is None else gamma
         running = (1 - gamma) * self.statistics + gamma * statistics / total
         origin = replace(self.origin, x=x, weight=weight)
-        moved = replace(self, statistics=running, memory=self.memory.after(total / factor), steps=self.steps + 1)
+        moved = replace(self, statistics=running, memory=self.memory.after(total, factor), steps=self.steps + 1)
         return replace(moved._maximize(origin, settings), how=how), bound / total
 
     def _expect(

@@ -80,8 +80,8 @@ def fit(
     precision: Annotated[
         Literal["strict", "mixed", "tf32"],
         typer.Option(
-            help="mixed: float32 first and float64 last, in half the time if EM takes long; tf32: a GPU's products may "
-            "round float32 operands to ten bits."
+            help="mixed: float32 first and float64 last, faster where EM takes long; tf32: a GPU's products may round "
+            "float32 operands to ten bits."
         ),
     ] = "strict",
     on_degenerate: Annotated[
@@ -96,7 +96,7 @@ def fit(
 ) -> None:
     """Fit a mixture to the rows of DATA by expectation-maximization."""
     from emalgam import em
-    from emalgam.mixture import log_likelihood
+    from emalgam.mixture import LogLikelihood
 
     floor = parse_reg_covar(reg_covar)
     check_writable(output, data, weights, checkpoint)
@@ -133,7 +133,7 @@ def fit(
             report = _fit_report(fitted, watched, seconds, precision)
             if sample_weight is None and weight_column is None:  # the criteria count rows and have no place for weights
                 how = {"backend": backend, "algorithm": algorithm, "n_threads": threads}
-                report |= criteria(fitted.mixture, *log_likelihood(fitted.mixture, x, **how))
+                report |= criteria(fitted.mixture, LogLikelihood.of(fitted.mixture, x, **how))
             print_report(report | {"output": output}, as_json)
 
 

@@ -34,20 +34,20 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Log-likelihood of DATA under MODEL, in nats, and its AIC and BIC."""
-    from emalgam.mixture import log_likelihood
+    from emalgam.mixture import LogLikelihood
     from emalgam.model_file import load_model
 
     check_table(each, data, model)
     mixture, (x, _) = load_model(model), open_here(data)
     how: dict[str, Any] = {"backend": backend, "algorithm": algorithm, "n_threads": threads}
     if each is None:
-        total, n_samples = log_likelihood(mixture, x, **how)
+        found = LogLikelihood.of(mixture, x, **how)
     else:
         log_prob = mixture.log_prob(x, **how)
         write_table(each, log_prob, name="log_prob")
-        total, n_samples = float(log_prob.sum()), len(log_prob)
-    sizes = {"n_samples": int(n_samples), "n_components": mixture.n_components, "n_parameters": mixture.n_parameters}
-    print_report(sizes | criteria(mixture, total, n_samples) | {"each": each}, as_json)
+        found = LogLikelihood(float(log_prob.sum()), float(len(log_prob)))
+    sizes = {"n_samples": int(found.weight), "n_components": mixture.n_components, "n_parameters": mixture.n_parameters}
+    print_report(sizes | criteria(mixture, found) | {"each": each}, as_json)
 
 
 def predict(

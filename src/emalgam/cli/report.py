@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from emalgam.mixture import Mixture
+    from emalgam.mixture import LogLikelihood, Mixture
 
 
 def print_report(report: Mapping[str, Any], as_json: bool) -> None:
@@ -47,11 +47,11 @@ def _text(value: Any) -> str:
     return f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
-def criteria(mixture: Mixture, total: float, n_samples: float) -> dict[str, float]:
+def criteria(mixture: Mixture, found: LogLikelihood) -> dict[str, float]:
     """Log-likelihood, AIC and BIC, in nats."""
     return {
-        "mean_log_likelihood": total / n_samples,
-        "log_likelihood": total,
-        "aic": 2.0 * mixture.n_parameters - 2.0 * total,
-        "bic": math.log(n_samples) * mixture.n_parameters - 2.0 * total,
+        "mean_log_likelihood": found.mean,
+        "log_likelihood": found.total,
+        "aic": found.aic(mixture.n_parameters),
+        "bic": found.bic(mixture.n_parameters),
     }
