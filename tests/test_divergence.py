@@ -251,6 +251,22 @@ def test_float32_of_all_pairs_far_apart(backend: str) -> None:
     assert (np.abs(found - exact) <= allowed).all(), np.abs(found - exact).max()
 
 
+def test_float32_of_all_pairs_with_one_far_away(backend: str) -> None:
+    """It does not cost the others their digits."""
+    means = np.append(np.linspace(0, 1, 99), 1e9)[:, None]
+    line = Gaussian(means, 1.0, "spherical")
+    found = kl_all_pairs(line, line, arithmetic="float32", backend=backend)[:-1, :-1]
+    np.testing.assert_allclose(found, kl_all_pairs(line, line)[:-1, :-1], rtol=0, atol=1e-6)
+    none = Gaussian(np.zeros((0, 2)), np.zeros((0, 2, 2)))
+    assert kl_all_pairs(none, none, arithmetic="float32", backend=backend).shape == (0, 0)
+
+
+def test_symmetric_kl_of_what_is_no_array() -> None:
+    g, h = Gaussian(0.0, 1.0), Gaussian(1.0, 1.0)
+    np.testing.assert_array_equal(symmetric_kl(g, h, lambda a, b: [kl(a, b)]), [1.0])
+    assert type(symmetric_kl(g, h, kl)) is float
+
+
 def test_what_a_stack_shares_is_not_written_out() -> None:
     """In float32 neither: 4000 matrices of 32 features would be 16 MB, as many means 0.5 MB."""
     rng, D = np.random.default_rng(0), 32

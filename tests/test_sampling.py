@@ -87,6 +87,10 @@ def test_log_prob_and_entropy(D: int, covariance_type: str) -> None:
         assert stats.multivariate_normal(gaussian.mean, np.diag(variances)).entropy() > given.entropy()
 
 
+def test_an_empty_stack_has_samples_of_none() -> None:
+    assert Gaussian(np.zeros((0, 2)), np.zeros((0, 2, 2))).sample(3, 0).shape == (3, 0, 2)
+
+
 def test_stacks_broadcast() -> None:
     """One covariance for many means; x with leading axes meets the stack; every member is as it would be alone."""
     means = np.arange(6.0).reshape(3, 2)

@@ -427,6 +427,45 @@ def test_a_fork_has_no_reader_to_wait_for() -> None:
     assert output_of(FORKED) == "0"
 
 
+FORKED_IN_A_FIT = """
+import os, signal, threading
+import numpy as np
+from emalgam import blas
+np.ones((2, 2)) @ np.ones((2, 2))
+def numbers():
+    return [library.num_threads for library in blas._libraries()]
+before, inside, leave = numbers(), threading.Event(), threading.Event()
+def fit():
+    with blas.one_blas_thread(), blas._lock:
+        inside.set()
+        leave.wait()
+threading.Thread(target=fit).start()
+inside.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    found = numbers()
+    with blas.one_blas_thread():
+        limited = numbers()
+    os._exit(not (found == numbers() == before and set(limited) <= {1}))
+leave.set()
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_fork_during_a_fit_has_blas_as_it_was() -> None:
+    assert output_of(FORKED_IN_A_FIT) == "0"
+
+
+@pytest.mark.parametrize("first", ["float32", "float64"])
+def test_a_file_without_a_column_is_found_when_the_folder_is_opened(first: str, tmp_path: Path) -> None:
+    frame = pd.DataFrame(rows()[:20], columns=["a", "b", "c"])
+    frame.astype(first).to_parquet(tmp_path / "1.parquet")
+    frame[["a", "b"]].to_parquet(tmp_path / "2.parquet")
+    with pytest.raises(ValueError, match=r"2\.parquet: has no column 'c'"):
+        emalgam.open_stream(tmp_path)
+
+
 def test_rejoined() -> None:
     sizes = [3, 1, 7, 2]
     given = [(np.full((n, 1), float(k)), np.ones(n) if k == 2 else None) for k, n in enumerate(sizes)]
@@ -505,7 +544,7 @@ def test_no_weight_and_too_few_rows() -> None:
         (
             [np.zeros((2, 3), np.float32), np.full((2, 3), 1e300)],
             {},
-            "chunk 1 has dtype float64 in data of float32, to which it would be rounded; give all chunks one dtype",
+            "chunk 1 has dtype float64 in data of float32, and may be rounded to it; give all chunks one dtype",
         ),
         (itertools.repeat(iter([rows()])).__next__, {}, "the function gives the same iterator again"),
         ([(np.zeros((2, 3)), np.ones(3))], {}, "the weights of chunk 0 have shape (3,); expected (2,)"),

@@ -206,8 +206,8 @@ def withdraw_out_of_range(mixtures: Mixtures, outcomes: Outcomes, total_weight: 
     """Take back mixtures with a variance that float64 cannot hold, or not to all its digits: `Status.OUT_OF_RANGE`.
 
     Kernels fit in a frame where any scale is fine; what leaves the frame may overflow, or underflow. No covariance is
-    larger than the larger of its two variances, so these are all there is to look at. So do Σ ω, (B,), and what is
-    summed with weights.
+    larger than the larger of its two variances, so these are all there is to look at. Σ ω, (B,), and sums with
+    weights may overflow too.
     """
     variances = mixtures.covariances
     if mixtures.covariance_type in ("full", "tied"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,19 @@ class _User:
 _lock = threading.RLock()  # the collector may end a forgotten user in a thread that has it
 _users: WeakSet[_User] = WeakSet()
 _numbers_before: list[int] | None = None
+
+
+def _forget_users() -> None:
+    """In a fork, which has none of the threads that limited BLAS, nor the one that may have held the lock."""
+    global _lock, _users, _numbers_before
+    _lock, _users, numbers, _numbers_before = threading.RLock(), WeakSet(), _numbers_before, None
+    if numbers is not None:
+        for library, number in zip(_libraries(), numbers, strict=True):
+            library.set_num_threads(number)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_users)
 
 
 @lru_cache(maxsize=1)

@@ -123,9 +123,9 @@ def _repeated(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def centre_of(p: Gaussian, q: Gaussian) -> np.ndarray:
-    """The mean of all means, (D,)."""
-    means = [each.mean.reshape(-1, each.n_features) for each in (p, q)]
-    return np.asarray(sum(each.sum(axis=0) for each in means) / max(sum(map(len, means)), 1))
+    """The median of all means, (D,): one that lies far away does not move it."""
+    means = np.concatenate([each.mean.reshape(-1, each.n_features) for each in (p, q)])
+    return np.median(means, axis=0) if len(means) else np.zeros(p.n_features)
 
 
 def pairs_of(

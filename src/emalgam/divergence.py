@@ -139,8 +139,8 @@ def kl_all_pairs(
     -------
     (*p.batch_shape, *q.batch_shape) float64
         As accurate as `kl`, but mostly one matrix product. Less so in float32: a relative error of 5e-4, and as means
-        are rounded relative to the mean of all of them, for two that lie m standard deviations (of q) from it an error
-        of about 1e-7 m √KL.
+        are rounded relative to the median of all of them, an error of about 1e-7 m √KL for two that lie m standard
+        deviations (of q) from it.
 
     Examples
     --------
@@ -619,11 +619,11 @@ def symmetric_kl(p: Any, q: Any, divergence: Callable[..., Any] | None = None, *
     axes = len(as_stacks("q", q).shape) if divergence is kl_all_pairs or arguments.get("all_pairs") else 0
 
     def total(one: Any, other: Any) -> Any:
-        return one + (np.moveaxis(other, range(axes), range(-axes, 0)) if axes else other)
+        return np.add(one, np.moveaxis(other, range(axes), range(-axes, 0)) if axes else other)
 
     if isinstance(forth, Bounds | Estimate):
         return type(forth)(*map(total, forth, back))
-    return total(forth, back)
+    return plain(total(forth, back))
 
 
 def _all_gaussian(value: Any) -> bool:

@@ -22,7 +22,7 @@ from emalgam.em import Fit, Iteration, Settings, Start, fit_observations, not_co
 from emalgam.mixture import LogLikelihood, Mixture, check_numbers
 from emalgam.observations import moderate
 from emalgam.parts import Parts, observe
-from emalgam.stepwise import Running, check_precision_of_steps
+from emalgam.stepwise import Memory, Running, check_precision_of_steps
 from emalgam.stream import as_stream, for_many_passes
 from emalgam.validation import check_choice, check_data, check_finite, check_integer, check_threads, check_weight
 
@@ -200,7 +200,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
             if result.short_of_convergence:
                 warnings.warn(not_converged(result, settings), ConvergenceWarning, stacklevel=2)
             self._adopt(result.mixture, data.dtype, result)
-            self._seen = {"weight": data.total_weight, "moderation": data.moderation}
+            self._seen = Memory.of(data.total_weight, data.moderation)
             return self
 
     def _start(self, shape: tuple[int, int]) -> Start | None:
@@ -222,8 +222,9 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         The first call fits its batch; later ones, and those after `fit`, move running statistics and the parameters
         with them. A batch counts by its weight beside that of all data before it, those of `fit` among them
         (`emalgam.stepwise.Memory`): one whose weights are all zero changes nothing. Parameters that were never fitted
-        count as much as the first batch. `lower_bound_` is the batch's mean log p before the step, in nats, and
-        `n_iter_` counts the steps after the first call, which compute in float64.
+        count as much as the first batch; those set in place of fitted ones, as much as these. `lower_bound_` is the
+        batch's mean log p before the step, in nats, and `n_iter_` counts the steps after the first call, which compute
+        in float64.
 
         `reg_covar`, `on_degenerate`, `algorithm`, `backend` and `n_threads` may change between calls.
 
@@ -268,7 +269,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
                 return self
             running, result = self._step(mixture, data, weight, settings, threads)
         self._adopt(result.mixture, arrays.tile_dtype(data) if mixture is None else self.means_.dtype, result)
-        self._running = running
+        self._running, self._seen = running, running.memory
         return self
 
     def _step(
@@ -280,8 +281,8 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
         backend, running = backends.resolve(self.backend), getattr(self, "_running", None)
         if running is None:
             moderated, factor = moderate(weight)
-            batch = {"weight": float(len(x) if weight is None else moderated.sum()), "moderation": factor}
-            running = Running.of(mixture, **getattr(self, "_seen", batch))
+            batch = Memory.of(float(len(x) if weight is None else moderated.sum()), factor)
+            running = Running.of(mixture, getattr(self, "_seen", batch))
         running, bound = running.step(x, weight, settings, backend, n_threads)
         return running, running.result([bound], backend)
 
@@ -299,8 +300,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):  # type: ignore[misc]  # sci
 
     def _adopt(self, mixture: Mixture, dtype: np.dtype, result: Fit | None = None) -> Self:
         """Take over a mixture, and what a fit says of it."""
-        for name in ("_running", "_seen"):  # the state of partial_fit, which belongs to another mixture
-            self.__dict__.pop(name, None)
+        self.__dict__.pop("_running", None)  # the state of partial_fit, which belongs to another mixture
         self.mixture_ = mixture
         with np.errstate(over="ignore"):
             self.weights_ = mixture.weights.astype(dtype)

@@ -246,7 +246,7 @@ class Gaussian:
             return self.mean + noise * (deviation if self.covariance_type == "diag" else deviation[..., None])
         n, M, D = len(noise), math.prod(self.batch_shape), self.n_features
         x, mean, lower = noise.reshape(n, M, D), self.mean.reshape(M, D), self._lower().reshape(M, D, D)
-        members = min(max(ELEMENTS_OF_A_TILE // D, 1), M)
+        members = max(min(ELEMENTS_OF_A_TILE // D, M), 1)
         rows, across = max(ELEMENTS_OF_A_TILE // (D * members), 1), -(-M // members)
 
         def block(index: int, _: int) -> None:

@@ -76,6 +76,11 @@ class Memory:
     heaviest: float
     moderation: float = 1.0
 
+    @classmethod
+    def of(cls, weight: float, moderation: float = 1.0, kappa: float = KAPPA, t_0: float = T_0) -> Memory:
+        """That of one batch."""
+        return cls(kappa, t_0, weight, weight, moderation)
+
     def gamma(self, weight: float, moderation: float = 1.0) -> float:
         """γ of a batch of that weight, times a `moderation` of its own."""
         # γ_t of one like the heaviest
@@ -159,7 +164,7 @@ class Running:
         data = Observations.of(x, weight, settings.covariance, backend, n_threads)
         fitted = fit_observations(data, settings)
         components = fitted.mixture.components(data.frame)
-        memory = Memory(kappa, t_0, data.total_weight, data.total_weight, data.moderation)
+        memory = Memory.of(data.total_weight, data.moderation, kappa, t_0)
         first = cls._implied(components, settings.covariance, data.frame, memory)
         how = _evaluation(settings.algorithm, components, settings.covariance)
         statistics, _ = first._expect(data.x, data.weight, how, data.backend, n_threads)
@@ -167,14 +172,12 @@ class Running:
         return replace(first, origin=origin, statistics=statistics / data.total_weight, how=how), fitted
 
     @classmethod
-    def of(cls, mixture: Mixture, weight: float = 1.0, moderation: float = 1.0, least_variance: float = 0.0) -> Running:
-        """The state that goes on from a mixture of data of some `weight` (see `Memory`).
+    def of(cls, mixture: Mixture, memory: Memory, least_variance: float = 0.0) -> Running:
+        """The state that goes on from a mixture of data that were seen: ŝ is what the statistics are in its mean.
 
-        ŝ is what the statistics are in the mean over the mixture.
         A feature that varies less under the mixture than `least_variance` counts as if it varied that much.
         """
         frame = mixture.own_frame()
-        memory = Memory(KAPPA, T_0, weight, weight, moderation)
         state = cls._implied(mixture.components(frame), mixture.covariance, frame, memory)
         variance = np.maximum(state.origin.variance, least_variance * frame.scale**2)
         return replace(state, origin=replace(state.origin, variance=variance))

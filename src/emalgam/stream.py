@@ -286,8 +286,8 @@ class ParquetStream(Stream):
             raise ValueError(f"{path}: holds no Parquet files")
         features = self._features(self.files[0], columns)
         self.columns, self.outline = features.names, features.empty_table()
-        single = all(number_dtype(self._features(file, self.columns)) == np.float32 for file in self.files)
-        self.dtype = np.dtype(np.float32 if single else np.float64)
+        dtypes = [number_dtype(self._features(file, self.columns)) for file in self.files]
+        self.dtype = np.result_type(*dtypes)
         self.n_features = len(self.columns)
         self.rows = chunk_rows or max(ELEMENTS_OF_A_CHUNK // self.n_features, 1)
 

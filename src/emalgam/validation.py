@@ -61,9 +61,9 @@ def check_finite(x: Any, name: str = "x", first: int = 0) -> None:
 
 
 def check_not_rounded(name: str, found: Any, dtype: np.dtype, remedy: str) -> None:
-    """ValueError if data are read as float32, and a part of them has numbers of another type, with more digits."""
+    """ValueError if data are read as float32, and a part of them has numbers of another type."""
     if dtype == np.float32 and found not in (np.dtype("<f4"), np.dtype(">f4")):
-        raise ValueError(f"{name} has dtype {found} in data of float32, to which it would be rounded; {remedy}")
+        raise ValueError(f"{name} has dtype {found} in data of float32, and may be rounded to it; {remedy}")
 
 
 def _all_finite(rows: Any) -> bool:

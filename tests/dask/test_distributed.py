@@ -358,7 +358,7 @@ FRAME = dd.from_pandas(pd.DataFrame({"a": range(8), "name": list("abcdefgh"), "w
         (
             X.rechunk(8).map_blocks(lambda x: x.astype("f8"), dtype="f4"),
             {},
-            "the partition of row 0 has dtype float64 in data of float32, to which it would be rounded; make all",
+            "the partition of row 0 has dtype float64 in data of float32, and may be rounded to it; make all",
         ),
         (X, {"columns": ["a"]}, "columns was given, which is for data frames"),
         (X, {"sample_weight": np.ones(8)}, "sample_weight is a ndarray; expected a dask array (or series)"),
@@ -377,7 +377,7 @@ FRAME = dd.from_pandas(pd.DataFrame({"a": range(8), "name": list("abcdefgh"), "w
         (
             dd.from_map(SINGLE.astype, ["f4", "f8"], meta=SINGLE),
             {},
-            "column 'a' of a partition has dtype float64 in data of float32, to which it would be rounded; make all",
+            "column 'a' of a partition has dtype float64 in data of float32, and may be rounded to it; make all",
         ),
         (FRAME["a"], {}, "x has shape (1,); expected two dimensions"),
         (X, {"client": 3}, "Unexpected scheduler: 3"),

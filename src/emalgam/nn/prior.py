@@ -20,7 +20,7 @@ from emalgam.mixture import Mixture, check_numbers
 from emalgam.namespace import to_host
 from emalgam.nn.operators import mixture_log_prob, mixture_responsibilities
 from emalgam.nn.tensors import as_rows, at_least_float32, check_beside, check_generator, check_tensor
-from emalgam.stepwise import Running
+from emalgam.stepwise import Memory, Running
 from emalgam.validation import check_choice, check_data, check_finite, check_integer, check_weight
 
 COVARIANCE_TYPES: Final = ("diag", "full")
@@ -295,7 +295,7 @@ class GaussianMixturePrior(nn.Module):
         if weights is not None:
             weights = at_least_float32(check_tensor("weights", weights).detach()).reshape(-1)
         omega = check_weight(weights, len(rows))
-        running = Running.of(self.to_fit(), least_variance=LEAST_VARIANCE)
+        running = Running.of(self.to_fit(), Memory.of(1.0), least_variance=LEAST_VARIANCE)
         moved, log_prob = running.step(
             rows, omega, settings, backends.resolve("auto", rows), torch.get_num_threads(), float(step)
         )
