@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from emalgam_kernels.arrays import (
+from emalgam_kernels.checks import (
     BOOL,
     FLOAT64,
     FLOATS,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from emalgam_kernels import FILES, HOMES, Direct, Gaussians, Packed, Sampler, load
-from emalgam_kernels.arrays import expect
+from emalgam_kernels.checks import expect
 from emalgam_kernels.batch import COVARIANCE_TYPES, Mixtures, Outcomes, Problems, Settings, Status
 from emalgam_kernels.parameters import take
 from tests.conftest import TESTED_BACKENDS
