@@ -11,6 +11,7 @@ from __future__ import annotations
 import _thread
 import math
 import os
+import sys
 import threading
 import time
 import weakref
@@ -142,7 +143,7 @@ def _idle_worker() -> _Worker:
 
 
 class Background:
-    """A task on another thread, to be started once; it raises no errors.
+    """A task on another thread, to be started once, which must not raise.
 
     KeyboardInterrupt can reach the caller's thread at any instruction. Therefore only plain locks, whose ``with``
     cannot be cut in two, queues in C and `_thread`; no Condition, and nothing that has one (Event, Future, Queue,
@@ -170,12 +171,15 @@ class Background:
             finally:
                 self.running.release()
 
-    def wait(self) -> None:
+    def wait(self, at_exit: Callable[[], bool] = sys.is_finalizing) -> None:
         """Return when the task has ended. One whose start was interrupted before it began never will.
 
-        At once in the task itself, whose thread may be the one that collects garbage, and in a fork, which has no such
-        thread.
+        At once in the task itself, whose thread may be the one that collects garbage, in a fork, which has no such
+        thread, and when the interpreter ends (`at_exit`, bound here as modules are empty by then): what still holds
+        a task is collected then, and no other thread runs any more.
         """
+        if at_exit():
+            return
         ends = self.started or self.begins.setdefault("begins", False)
         if ends and self.process == os.getpid() and self.thread != threading.get_ident():
             with self.running:

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from emalgam_kernels.arrays import (
+from emalgam_kernels.batch import COVARIANCE_TYPES, CRITERIA, Mixtures, Outcomes, Problems, Settings, covariance_shape
+from emalgam_kernels.checks import (
     BOOL,
     FLOAT64,
     FLOATS,
@@ -29,7 +30,6 @@ from emalgam_kernels.arrays import (
     expect_samples,
     not_an_array,
 )
-from emalgam_kernels.batch import COVARIANCE_TYPES, CRITERIA, Mixtures, Outcomes, Problems, Settings, covariance_shape
 from emalgam_kernels.parameters import ARITHMETICS, Direct, Gaussians, Packed, Sampler
 
 DRAWS: Final = ("plain", "antithetic", "stratified")
@@ -241,6 +241,8 @@ def fit_many(
         raise ValueError(f"the settings say {settings.covariance_type}, and the mixtures {mixtures.covariance_type}; "
                          "expected one covariance type")  # fmt: skip
     expect_option("criterion", settings.criterion, CRITERIA)
+    expect_integer("n_init", settings.n_init, 1, 2**31)
+    expect_integer("max_iter", settings.max_iter, 0, 2**63)
     expect_integer("seed", settings.seed, 0, 2**64)
     for name, counts in (("fewest", settings.fewest), ("most", settings.most)):
         expect(name, counts, (B,), INT64, kinds)

@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from emalgam_kernels.alias import AliasTable, alias_table
-from emalgam_kernels.arrays import FLOAT64, FLOATS, Kinds, expect, expect_axes, expect_option
+from emalgam_kernels.checks import FLOAT64, FLOATS, Kinds, expect, expect_axes, expect_option
 
 FEATURE_MAPS: Final = ("full", "diag", "spherical")
 DIRECT_FEATURE_MAPS: Final = ("full", "diag")

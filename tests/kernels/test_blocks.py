@@ -18,7 +18,7 @@ from emalgam_kernels import blocks
 from emalgam_kernels.blocks import Background, for_each_block, rows_per_block, sum_over_blocks, workspace
 from tests.conftest import ALGORITHMS, COVARIANCE_TYPES, CPU_BACKENDS, need
 from tests.kernels.problems import Problem, problem, random_mixture
-from tests.processes import output_of
+from tests.processes import output_of, python
 
 SECONDS = 60
 every_number_of_threads = pytest.mark.parametrize("n_threads", [1, 2, 3, 7])
@@ -248,6 +248,31 @@ def test_a_task_does_not_wait_for_itself() -> None:
     task.start()
     task.wait()
     assert waited == [True]
+
+
+HELD_TO_THE_END = """
+import os, threading, numpy
+from emalgam_kernels.blocks import Background
+
+class Holder:
+    def __init__(self):
+        gate = threading.Lock()
+        gate.acquire()
+        self.task = Background(gate.acquire)
+        self.task.start()
+
+    def __del__(self, write=os.write):
+        self.task.wait()
+        write(1, b"waited")
+
+numpy.holder = Holder()
+"""
+
+
+def test_the_end_of_the_interpreter_waits_for_no_task() -> None:
+    """A module that lives longer than this package holds one that never ends."""
+    finished = python("-c", HELD_TO_THE_END)
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "waited", "")
 
 
 def test_a_thread_ends_with_its_worker() -> None:

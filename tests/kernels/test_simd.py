@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from types import ModuleType
 
 import numpy as np
 import pytest
 
-from emalgam_kernels import Packed
+from emalgam_kernels import Packed, load
+from emalgam_kernels.batch import Mixtures, Outcomes, Problems, Settings, Status
 from tests.conftest import COVARIANCE_TYPES, Variant, variants
 from tests.kernels import test_mixture
 from tests.kernels.problems import SIZES, problem
@@ -50,6 +52,34 @@ def test_rows_are_loaded_to_the_bits_of_columns(
             cython_cpu.log_prob(x, packed, out)
         expected = ((rows[:, d].astype(np.float64) - shift[d]) * scale[d]).astype(arithmetic)
         np.testing.assert_array_equal(found, np.tile(expected, (3, 1)))
+
+
+@pytest.mark.usefixtures("cython_cpu")
+@pytest.mark.parametrize("simd_level", LEVELS, indirect=True)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("D", [8, 9, 19])
+def test_rows_in_an_order_are_loaded_to_the_bits_of_rows_in_theirs(simd_level: str, D: int, dtype: str) -> None:
+    """Whole vectors of rows, and a rest, of more than one problem; what a row without weight holds is no matter."""
+    rng, sizes = np.random.default_rng(D), [45, 17, 130]
+    N, numbers = sum(sizes), np.arange(len(sizes), dtype=np.uint64)
+    x = (rng.normal(size=(N, D)) + 5 * rng.integers(0, 2, (N, 1))).astype(dtype)
+    weight, order = np.arange(N) % 5 * 0.5, rng.permutation(N)
+    x[weight == 0] = np.nan
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    shuffled = fitted(Problems(x, offsets, order, weight, numbers))
+    in_order = fitted(Problems(x[order], offsets, None, weight[order], numbers))
+    assert set(in_order["status"]) <= {Status.FINE, Status.NOT_CONVERGED}
+    for name, expected in in_order.items():
+        np.testing.assert_array_equal(shuffled[name], expected, err_msg=name)
+
+
+def fitted(problems: Problems) -> dict[str, np.ndarray]:
+    """The mixtures of two components and the outcomes, by their names."""
+    B, counts = len(problems), np.full(len(problems), 2)
+    mixtures, outcomes = Mixtures.empty("diag", B, 2, problems.n_features), Outcomes.empty(B)
+    load("cython_cpu", "batch").fit_many(problems, Settings("diag", counts, counts), mixtures, outcomes)
+    arrays = {"weights": mixtures.weights, "means": mixtures.means, "covariances": mixtures.covariances}
+    return arrays | {field.name: getattr(outcomes, field.name) for field in fields(outcomes)}
 
 
 @lower_levels

@@ -5,16 +5,16 @@ What they ask for is in `emalgam_kernels.contract`, and in `emalgam_kernels.para
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import pytest
 
 from emalgam_kernels import FILES, HOMES, Direct, Gaussians, Packed, Sampler, load
-from emalgam_kernels.arrays import expect
 from emalgam_kernels.batch import COVARIANCE_TYPES, Mixtures, Outcomes, Problems, Settings, Status
+from emalgam_kernels.checks import expect
 from emalgam_kernels.parameters import take
 from tests.conftest import TESTED_BACKENDS
 
@@ -24,6 +24,11 @@ Fault = tuple[type[Exception], str, Callable[[Arguments], Any]]
 
 
 # ---- arguments that are right
+
+
+def untouched(*shape: int, dtype: Any = np.float64) -> np.ndarray:
+    """An array to write to; a kernel that writes seldom writes this."""
+    return np.full(shape, 77, dtype)
 
 
 def packed(n_features: int = D) -> Packed:
@@ -59,7 +64,13 @@ def settings() -> Settings:
 
 
 def mixtures() -> Mixtures:
-    return Mixtures.empty("diag", B, K, D)
+    means, variances = untouched(B, K, D), untouched(B, K, D)
+    return Mixtures("diag", np.zeros(B, np.int64), untouched(B, K), means, variances)
+
+
+def outcomes() -> Outcomes:
+    integers = [untouched(B, dtype=np.int64) for _ in range(2)]
+    return Outcomes(untouched(B), untouched(B), integers[0], np.ones(B, bool), integers[1])
 
 
 def covariances(dtype: str = "float64") -> np.ndarray:
@@ -67,32 +78,32 @@ def covariances(dtype: str = "float64") -> np.ndarray:
 
 
 RIGHT: Final[dict[str, Callable[[], Arguments]]] = {
-    "log_prob": lambda: {"x": np.zeros((N, D)), "parameters": packed(), "out": np.empty(N)},
+    "log_prob": lambda: {"x": np.zeros((N, D)), "parameters": packed(), "out": untouched(N)},
     "responsibilities": lambda: {
         "x": np.zeros((N, D)),
         "parameters": packed(),
-        "out": np.empty((N, K)),
-        "log_prob": np.empty(N),
+        "out": untouched(N, K),
+        "log_prob": untouched(N),
     },
     "em_statistics": lambda: {
         "x": np.zeros((N, D)),
         "sample_weight": np.ones(N),
         "parameters": packed(),
-        "out": np.empty((K, F)),
+        "out": untouched(K, F),
     },
-    "precision_factors": lambda: {"covariances": covariances(), "out": np.empty((B, D, D))},
+    "precision_factors": lambda: {"covariances": covariances(), "out": untouched(B, D, D)},
     "check_covariances": lambda: {"covariances": covariances()},
-    "kl_pairs": lambda: {"p": gaussians(), "q": gaussians(), "out": np.empty(B)},
-    "kl_all_pairs": lambda: {"p": gaussians(), "q": gaussians(N), "out": np.empty((B, N))},
-    "philox_words": lambda: {"seed": 0, "stream": 3, "block": 0, "first": 0, "out": np.empty((N, 4), np.uint32)},
-    "uniforms": lambda: {"seed": 0, "stream": 3, "first": 0, "out": np.empty(N)},
-    "normals": lambda: {"seed": 0, "stream": 3, "first": 0, "out": np.empty((N, D))},
+    "kl_pairs": lambda: {"p": gaussians(), "q": gaussians(), "out": untouched(B)},
+    "kl_all_pairs": lambda: {"p": gaussians(), "q": gaussians(N), "out": untouched(B, N)},
+    "philox_words": lambda: {"seed": 0, "stream": 3, "block": 0, "first": 0, "out": untouched(N, 4, dtype=np.uint32)},
+    "uniforms": lambda: {"seed": 0, "stream": 3, "first": 0, "out": untouched(N)},
+    "normals": lambda: {"seed": 0, "stream": 3, "first": 0, "out": untouched(N, D)},
     "sample_mixture": lambda: {
         "sampler": sampler(),
         "seed": 0,
         "first": 0,
-        "out": np.empty((N, D)),
-        "labels": np.empty(N, np.int64),
+        "out": untouched(N, D),
+        "labels": untouched(N, dtype=np.int64),
     },
     "kl_monte_carlo": lambda: {
         "sampler": stack(sampler()),
@@ -101,20 +112,20 @@ RIGHT: Final[dict[str, Callable[[], Arguments]]] = {
         "seed": 0,
         "first": 0,
         "n": N,
-        "out": np.empty((B, 5)),
+        "out": untouched(B, 5),
         "control": (stack(packed()), stack(packed())),
     },
     "fit_many": lambda: {
         "problems": problems(),
         "settings": settings(),
         "mixtures": mixtures(),
-        "outcomes": Outcomes.empty(B),
+        "outcomes": outcomes(),
     },
     "predict_many": lambda: {
         "problems": problems(),
         "mixtures": mixtures(),
-        "log_prob": np.empty(N),
-        "labels": np.empty(N, np.int64),
+        "log_prob": untouched(N),
+        "labels": untouched(N, dtype=np.int64),
     },
 }
 FILE_OF: Final = {**HOMES, "precision_factors": "kl", "check_covariances": "kl", "philox_words": "sampling"}
@@ -330,7 +341,7 @@ FAULTS: Final[dict[str, dict[str, Fault]]] = {
         "out: of the logs": (
             ValueError,
             r"out has shape \(5,\); expected \(5, 2\)",
-            given("out", lambda _: np.empty(N)),
+            given("out", lambda _: untouched(N)),
         ),
     },
     "em_statistics": {
@@ -376,7 +387,7 @@ FAULTS: Final[dict[str, dict[str, Fault]]] = {
     "normals": {
         **OF_A_STREAM,
         **of_result("out", leaving_out=("one element more",)),
-        "out: no features": (ValueError, r"\(5, 0\); expected \(5, 1\)", given("out", lambda _: np.empty((N, 0)))),
+        "out: no features": (ValueError, r"\(5, 0\); expected \(5, 1\)", given("out", lambda _: untouched(N, 0))),
     },
     "sample_mixture": {
         **OF_DRAWS,
@@ -404,7 +415,7 @@ FAULTS: Final[dict[str, dict[str, Fault]]] = {
             r"control\[1\] has 4 features",
             given("control", lambda pair: (pair[0], stack(packed(4)))),
         ),
-        "control: no room": (ValueError, r"\(4, 2\); expected \(4, 5\)", given("out", lambda _: np.empty((B, 2)))),
+        "control: no room": (ValueError, r"\(4, 2\); expected \(4, 5\)", given("out", lambda _: untouched(B, 2))),
     },
     "fit_many": {
         **OF_PROBLEMS,
@@ -430,6 +441,19 @@ FAULTS: Final[dict[str, dict[str, Fault]]] = {
         "settings: fewest": (ValueError, "fewest has numbers from 0 to 0", part("settings", "fewest", lambda m: m - 1)),
         "settings: criterion": (ValueError, "criterion is 'mdl'", part("settings", "criterion", lambda _: "mdl")),
         "settings: seed": (ValueError, "seed is -1", part("settings", "seed", lambda _: -1)),
+        "settings: no start": (
+            ValueError,
+            "n_init is 0; expected an integer from 1 to",
+            part("settings", "n_init", lambda _: 0),
+        ),
+        "settings: too many starts": (ValueError, "n_init is 2147483648", part("settings", "n_init", lambda _: 2**31)),
+        "settings: half a start": (TypeError, "integer", part("settings", "n_init", lambda _: 2.5)),
+        "settings: max_iter": (
+            ValueError,
+            "max_iter is -5; expected an integer from 0 to",
+            part("settings", "max_iter", lambda _: -5),
+        ),
+        "settings: half an iteration": (TypeError, "integer", part("settings", "max_iter", lambda _: 0.5)),
     },
     "predict_many": {
         **OF_PROBLEMS,
@@ -458,21 +482,41 @@ def test_right_arguments(backend: str, kernel: str) -> None:
     getattr(load(backend, FILE_OF[kernel]), kernel)(**RIGHT[kernel]())
 
 
+def arrays_in(value: Any, name: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    """All arrays of arguments, those in parameters too, with their names."""
+    if isinstance(value, np.ndarray):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield from arrays_in(each, f"{name}.{key}".lstrip("."))
+    elif isinstance(value, tuple):
+        yield from arrays_in(dict(enumerate(value)), name)
+    elif is_dataclass(value):
+        yield from arrays_in({field.name: getattr(value, field.name) for field in fields(value)}, name)
+
+
+@pytest.mark.parametrize("kernel", RIGHT)
+def test_arrays_in_arguments(kernel: str) -> None:
+    """What is compared in `test_wrong_arguments`: whatever a kernel is given."""
+    found = {name.split(".")[0] for name, _ in arrays_in(RIGHT[kernel]())}
+    assert found == {name for name, value in RIGHT[kernel]().items() if not isinstance(value, int)}
+
+
 @pytest.mark.parametrize(("kernel", "fault"), [(kernel, fault) for kernel in FAULTS for fault in FAULTS[kernel]])
 def test_wrong_arguments(backend: str, kernel: str, fault: str) -> None:
     error, message, change = FAULTS[kernel][fault]
     arguments = change(RIGHT[kernel]())
-    before = {name: value.copy() for name, value in arguments.items() if isinstance(value, np.ndarray)}
+    before = [(name, array.copy()) for name, array in arrays_in(arguments)]
     with pytest.raises(error, match=message):
         getattr(load(backend, FILE_OF[kernel]), kernel)(**arguments)
-    for name, value in before.items():
-        np.testing.assert_array_equal(arguments[name], value, err_msg=f"{name} has changed")
+    for (name, array), (_, value) in zip(arrays_in(arguments), before, strict=True):
+        np.testing.assert_array_equal(array, value, err_msg=f"{name} has changed")
 
 
 @pytest.mark.parametrize("form", [packed, direct])
 @pytest.mark.parametrize("arithmetic", ["float32", "float64"])
 def test_arithmetic_of_a_gpu_is_refused_by_others(backend: str, form: Callable[[], Any], arithmetic: str) -> None:
-    kernels, out = load(backend), np.empty(N)
+    kernels, out = load(backend), untouched(N)
     kernels.log_prob(np.zeros((N, D)), replace(form(), arithmetic=arithmetic), out)
     tf32 = replace(form(), arithmetic="tf32")
     if backend == "numba_cuda":
@@ -483,13 +527,28 @@ def test_arithmetic_of_a_gpu_is_refused_by_others(backend: str, form: Callable[[
 
 
 @pytest.mark.skipif("numba_cuda" not in TESTED_BACKENDS, reason="of tensors")
-@pytest.mark.parametrize("kernel", ["log_prob", "responsibilities", "em_statistics", "sample_mixture"])
-def test_arrays_in_two_places(backend: str, kernel: str) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "tensors"),
+    [
+        ("log_prob", ("x",)),
+        ("responsibilities", ("x",)),
+        ("em_statistics", ("x",)),
+        ("sample_mixture", ("out",)),
+        ("precision_factors", ("covariances",)),
+        ("precision_factors", ("out",)),
+        *((kernel, tensors) for kernel in ("kl_pairs", "kl_all_pairs") for tensors in (("q",), ("out",), ("p", "q"))),
+    ],
+)
+def test_arrays_in_two_places(backend: str, kernel: str, tensors: tuple[str, ...]) -> None:
     import torch
 
+    def moved(value: Any) -> Any:
+        if isinstance(value, Gaussians):
+            return replace(value, **{name: moved(array) for name, array in arrays_in(value)})
+        return torch.tensor(value, device="cuda" if torch.cuda.is_available() else "cpu")
+
     arguments = RIGHT[kernel]()
-    mixed = "x" if "x" in arguments else "out"
-    arguments[mixed] = torch.from_numpy(arguments[mixed]).to("cuda" if torch.cuda.is_available() else "cpu")
+    arguments.update({name: moved(arguments[name]) for name in tensors})
     with pytest.raises(TypeError, match="some arrays are NumPy's and some tensors; expected all of them in one place"):
         getattr(load(backend, FILE_OF[kernel]), kernel)(**arguments)
 

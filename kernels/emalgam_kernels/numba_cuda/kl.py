@@ -27,6 +27,7 @@ from emalgam_kernels.numba_cuda.device import (
     is_tensor,
     on,
     require_on_device,
+    require_one_place,
     upload,
     view,
 )
@@ -63,8 +64,8 @@ def precision_factors(covariances: np.ndarray, out: np.ndarray, n_threads: int =
     `covariances` and `out` are NumPy arrays, or both tensors on the device. `n_threads` copy NumPy arrays into pinned
     memory.
     """
+    require_one_place(covariances, out)  # or the contract would speak of their dtypes
     contract.precision_factors(covariances, out, kinds=ARRAYS)
-    require_on_device(covariances, out)
     here = is_tensor(out)
     with _at(covariances) as place, device.explained("the precision factors"):
         first = torch.full((), NONE, device=place)
@@ -101,8 +102,8 @@ def kl_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1) ->
 
     Everything is NumPy arrays, or everything tensors on the device. `n_threads` copy NumPy arrays into pinned memory.
     """
+    _require_one_place(p, q, out)
     contract.kl_pairs(p, q, out, kinds=ARRAYS)
-    require_on_device(p.means, q.means, out)
     with _at(p.means) as place, device.explained("the divergences"):
         rows = _rows_at_once((*_arrays(p), *_arrays(q)))
         target = staging.target(out, rows, place, n_threads)
@@ -119,8 +120,8 @@ def kl_all_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1
 
     In tiles of the result. A q in main memory that is longer than a tile crosses the bus again for each row of tiles.
     """
+    _require_one_place(p, q, out)
     contract.kl_all_pairs(p, q, out, kinds=ARRAYS)
-    require_on_device(p.means, q.means, out)
     if 0 in out.shape:
         return
     with _at(p.means) as place, device.explained("all pairs"):
@@ -136,6 +137,11 @@ def kl_all_pairs(p: Gaussians, q: Gaussians, out: np.ndarray, n_threads: int = 1
                 for first in range(0, height, step):
                     target.put(first, tile[first : first + step])
                 target.finish()
+
+
+def _require_one_place(p: Any, q: Any, out: Any) -> None:
+    """TypeError as of `require_one_place`; before the contract, which would speak of dtypes, and refuses all else."""
+    require_one_place(*(each.means for each in (p, q) if isinstance(each, Gaussians)), out)
 
 
 # ---- stacks on the device
