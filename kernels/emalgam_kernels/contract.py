@@ -134,8 +134,9 @@ def _expect_alike(p: Gaussians, q: Gaussians, kinds: Kinds) -> None:
         if not isinstance(each.means, kinds):
             raise not_an_array(f"{name}.means", each.means, kinds)
     if p.covariance_type != q.covariance_type:
-        raise ValueError(f"the covariances of p are {p.covariance_type} and those of q {q.covariance_type}; "
-                         "expected one type")  # fmt: skip
+        raise ValueError(
+            f"the covariances of p are {p.covariance_type} and those of q {q.covariance_type}; expected one type"
+        )
     if p.means.dtype != q.means.dtype:
         raise ValueError(f"p is {p.means.dtype} and q {q.means.dtype}; expected one dtype")
     if p.n_features != q.n_features:
@@ -238,8 +239,10 @@ def fit_many(
     numbers = UINT64 if isinstance(problems.numbers, np.ndarray) else (*UINT64, *INT64)
     expect("numbers", problems.numbers, (B,), numbers, kinds)
     if settings.covariance_type != mixtures.covariance_type:
-        raise ValueError(f"the settings say {settings.covariance_type}, and the mixtures {mixtures.covariance_type}; "
-                         "expected one covariance type")  # fmt: skip
+        raise ValueError(
+            f"the settings say {settings.covariance_type}, and the mixtures {mixtures.covariance_type}; "
+            "expected one covariance type"
+        )
     expect_option("criterion", settings.criterion, CRITERIA)
     expect_integer("n_init", settings.n_init, 1, 2**31)
     expect_integer("max_iter", settings.max_iter, 0, 2**63)

@@ -450,7 +450,7 @@ class _Restart:
         """The M-step, the lower bound as a number, and what the guard has to know of the components that came out."""
         if not np.isfinite(bound):
             raise NumericalError(f"the log-likelihood became {bound} in iteration {iteration}")
-        last = iteration == self.settings.max_iter
+        last = iteration >= self.settings.max_iter
         components = self.m_step.update(moments, old, how.algorithm, iteration, reseed=not last)
         return components, bound, Cancellation.of(self.covariance, components)
 

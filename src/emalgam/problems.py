@@ -6,6 +6,7 @@ joined and other types converted a slice at a time, arrays of float32 or float64
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -269,7 +270,7 @@ def check_labels(labels: np.ndarray) -> None:
         )
     if kinds:
         try:
-            labels[0] < labels[0]  # noqa: B015
+            operator.lt(labels[0], labels[0])
         except TypeError:
             raise _without_order(kinds[0]) from None
 
